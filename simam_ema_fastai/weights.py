@@ -59,10 +59,10 @@ def _resnet50_from_keras(w:dict[str,np.ndarray]) -> dict[str,Tensor]:
     sd = {}
     def conv_bn(k_conv, k_bn, conv, bn):
         sd[f'{conv}.weight'] = t(f'{k_conv}/kernel').permute(3,2,0,1).contiguous()
-        sd |= {f'{bn}.weight': t(f'{k_bn}/gamma'), f'{bn}.bias': t(f'{k_bn}/beta'),
-               f'{bn}.running_mean': t(f'{k_bn}/moving_mean') - t(f'{k_conv}/bias'),
-               f'{bn}.running_var': t(f'{k_bn}/moving_variance') + (1e-3 - 1e-5),
-               f'{bn}.num_batches_tracked': torch.tensor(0)}
+        sd.update({f'{bn}.weight': t(f'{k_bn}/gamma'), f'{bn}.bias': t(f'{k_bn}/beta'),
+                   f'{bn}.running_mean': t(f'{k_bn}/moving_mean') - t(f'{k_conv}/bias'),
+                   f'{bn}.running_var': t(f'{k_bn}/moving_variance') + (1e-3 - 1e-5),
+                   f'{bn}.num_batches_tracked': torch.tensor(0)})
     conv_bn('conv1', 'bn_conv1', 'conv1', 'bn1')
     std = torch.tensor(imagenet_stats[1])
     sd['conv1.weight'] = (sd['conv1.weight'].flip(1)*(255*std)[None,:,None,None]).contiguous()  # BGR 0–255 to normalised RGB
