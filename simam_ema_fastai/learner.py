@@ -20,6 +20,7 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy, top_k_accuracy
 from fastai.optimizer import SGD, Adam
 from fastai.torch_core import set_seed
+from fastcore.foundation import L
 from torch import nn
 
 from .core import UserError, one_of
@@ -137,14 +138,14 @@ def variant_learner(
     model = create_model(variant, dls.c, arch, w, stages, factor, sites)
     strategy = recipe.strategy or (variants[variant].strategy if isinstance(variant, str) else 'uniform')
     lr = recipe.lr if strategy == 'uniform' else slice(recipe.lr/recipe.backbone_lr_div, recipe.lr)
-    callbacks = [SeedEpochs(recipe.seed)]
+    callbacks = L(SeedEpochs(recipe.seed))
     if strategy == 'discriminative+freeze' and recipe.freeze_epochs and gate_modules(model):
         if recipe.freeze_epochs >= recipe.epochs:
             warnings.warn(f'the gates stay frozen for {recipe.freeze_epochs} epochs and the training lasts {recipe.epochs}: they will never be trained.')
         callbacks.append(FreezeAttention(recipe.freeze_epochs))
     if torch.device(dls.device).type == 'cuda': callbacks += [ChannelsLast(), *_mixed_precision(recipe.precision)]
     learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(label_smoothing=recipe.label_smoothing), opt_func=opt_funcs[recipe.opt], lr=lr, wd=recipe.wd,
-                    splitter=attention_splitter, metrics=[accuracy, partial(top_k_accuracy, k=min(5, dls.c))], cbs=[*callbacks, *(cbs or [])], **kwargs)
+                    splitter=attention_splitter, metrics=[accuracy, partial(top_k_accuracy, k=min(5, dls.c))], cbs=callbacks + L(cbs), **kwargs)
     learn.recipe, learn.strategy = recipe, strategy
     return learn
 
