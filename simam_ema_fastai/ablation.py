@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 import simam_ema_fastai
 from . import models
 from .core import UserError, atomic_path, is_interactive, one_of, read_json, write_json, write_text
-from .data import get_dls
+from .data import datasets, get_dls
 from .efficiency import measure
 from .evaluate import evaluate
 from .inference import export
@@ -176,6 +176,7 @@ def grid(
     "The configs of variants × strategies × seeds, a complete comparison for the first seed first. Raises `UserError` for unknown names."
     for v in variants: one_of(v, models.variants, 'variant')
     one_of(arch, archs, 'architecture')
+    one_of(data['name'], datasets, 'data set')
     for v in variants: placements_of(v, **(overrides or {}))
     named = lambda v: strategies or (recipe.strategy or models.variants[v].strategy,)
     return [Config(v, replace(recipe, seed=seed, strategy=s), data, arch, weights, overrides) for seed in seeds for v in variants for s in named(v)]

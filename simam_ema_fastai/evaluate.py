@@ -6,16 +6,19 @@
 from __future__ import annotations
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np, pandas as pd, torch
+import pandas as pd, torch
 import torch.nn.functional as F
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from fastai.torch_core import tensor
 from torch import Tensor, nn
 
+from .core import UserError
+
 # %% auto #0
-__all__ = ['Evaluation', 'score', 'evaluate']
+__all__ = ['Evaluation', 'score', 'evaluate', 'evaluate_files']
 
 # %% ../nbs/40_evaluate.ipynb #d32044e0
 @dataclass
@@ -49,14 +52,32 @@ def score(
     return Evaluation(metrics, per_class, predictions)
 
 # %% ../nbs/40_evaluate.ipynb #4d1d1be5
+def _logits(learn:Learner, dl:DataLoader) -> tuple[Tensor,Tensor|None]:
+    "Logits and, where `dl` has them, targets: one pass, in order."
+    with learn.no_bar(), learn.no_logging(): logits, targets = learn.get_preds(dl=dl, act=nn.Identity(), reorder=False)
+    return tensor(logits).float(), None if targets is None else tensor(targets)
+
+def _short(files) -> list[str]:
+    "File names below the folder that all of them share."
+    root = os.path.commonpath([os.path.dirname(f) for f in files])
+    return [os.path.relpath(f, root) for f in files]
+
 def evaluate(
     learn:Learner, # Any image classification learner
     dl:DataLoader=None # What to evaluate on; the validation set if None
 ) -> Evaluation:
     "One pass of `learn` over `dl`, every image once and as it comes (no test-time augmentation)."
     dl = learn.dls.valid if dl is None else dl
-    with learn.no_bar(), learn.no_logging():
-        logits, targets = learn.get_preds(dl=dl, act=nn.Identity(), reorder=False)
-    files = [str(f) for f in dl.items]
-    root = os.path.commonpath([os.path.dirname(f) for f in files])
-    return score(tensor(logits).float(), tensor(targets), list(learn.dls.vocab), [os.path.relpath(f, root) for f in files])
+    return score(*_logits(learn, dl), list(learn.dls.vocab), _short(dl.items))
+
+def evaluate_files(
+    learn:Learner, # An exported learner, which has no data of its own
+    files:list[Path], # Pictures
+    labels:list[str] # Their classes, as the learner names them
+) -> Evaluation:
+    "One pass of `learn` over `files`. Raises `UserError` if a label is none of the learner's classes."
+    vocab = list(learn.dls.vocab)
+    unknown = sorted(set(labels) - set(vocab))
+    if unknown: raise UserError(f"the learner does not know the class '{unknown[0]}': it was trained on {', '.join(vocab[:5])}{', …' if vocab[5:] else ''}.")
+    logits,_ = _logits(learn, learn.dls.test_dl(files, num_workers=0))
+    return score(logits, torch.tensor([vocab.index(l) for l in labels]), vocab, _short(files))
