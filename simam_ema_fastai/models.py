@@ -205,6 +205,7 @@ def create_model(
     w = load_weights(weights, arch)
     model = a.build(n_out)
     model.head_name = a.head
+    head_of(model).reset_parameters()  # the same start for every backbone: timm's own grows with the inverse of n_out
     if w is not None and w.stride_on == 'conv1': _stride_on_conv1(model)
     place(model, a.slots(model), placements)
     if w is not None: _load(model, w.state_dict, arch)

@@ -1,0 +1,6 @@
+"Classes and probabilities for pictures: `python scripts/predict.py --help`."
+import sys
+
+from simam_ema_fastai.cli import main
+
+sys.exit(main(['predict', *sys.argv[1:]]))

@@ -1,0 +1,25 @@
+"Write README.md from nbs/index.ipynb, executed now: `python scripts/readme.py`, or with `--check` only compare."
+import sys
+from pathlib import Path
+
+import nbformat
+from nbconvert import MarkdownExporter
+from nbconvert.preprocessors import ExecutePreprocessor
+
+root = Path(__file__).resolve().parent.parent
+
+
+def readme() -> str:
+    "The index notebook as Markdown; code cells that begin with `#| echo: false` show only what they print."
+    nb = nbformat.read(root/'nbs'/'index.ipynb', as_version=4)
+    ExecutePreprocessor(timeout=300).preprocess(nb, {'metadata': {'path': str(root/'nbs')}})
+    for cell in nb.cells:
+        if cell.source.startswith('#| echo: false'): cell.transient = {'remove_source': True}
+    text, _ = MarkdownExporter().from_notebook_node(nb)
+    return '<!-- Made from nbs/index.ipynb by scripts/readme.py: edit there. -->\n\n' + '\n'.join(line.rstrip() for line in text.strip().splitlines()) + '\n'
+
+
+if __name__ == '__main__':
+    file, text = root/'README.md', readme()
+    if '--check' not in sys.argv: file.write_text(text, encoding='utf-8')
+    elif file.read_text(encoding='utf-8') != text: sys.exit('README.md is not what nbs/index.ipynb makes: run python scripts/readme.py')

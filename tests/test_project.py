@@ -1,0 +1,26 @@
+"The project as a whole: README, requirements, names of this machine."
+import subprocess
+import sys
+
+
+def test_readme_is_the_index_notebook(root):
+    r = subprocess.run([sys.executable, root/'scripts'/'readme.py', '--check'], capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr
+
+
+def test_import_is_quiet_and_offline(root):
+    "Importing every module prints nothing and opens no connection."
+    code = ("import socket, pathlib, importlib\n"
+            "def refuse(*a, **k): raise AssertionError('a connection at import')\n"
+            "socket.socket.connect = refuse\n"
+            "import simam_ema_fastai\n"
+            "for f in pathlib.Path(simam_ema_fastai.__file__).parent.glob('*.py'): importlib.import_module(f'simam_ema_fastai.{f.stem}')\n")
+    r = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
+    assert (r.returncode, r.stdout, r.stderr) == (0, '', '')
+
+
+def test_scripts_are_the_commands(root):
+    from simam_ema_fastai.cli import commands
+    for command in set(commands) - {'weights'}:
+        r = subprocess.run([sys.executable, root/'scripts'/f'{command}.py', '--help'], capture_output=True, text=True)
+        assert r.returncode == 0 and r.stdout.startswith(f'usage: simam_ema {command} '), r.stderr
