@@ -4,7 +4,7 @@
 
 # %% ../nbs/00_core.ipynb #235356ed
 from __future__ import annotations
-import contextlib, difflib, hashlib, json, os, shutil, sys, tempfile, urllib.error, urllib.request
+import contextlib, difflib, hashlib, json, os, shutil, sys, urllib.error, urllib.request
 from pathlib import Path
 from collections.abc import Iterable
 
@@ -85,7 +85,10 @@ def cache_dir() -> Path:
 # %% ../nbs/00_core.ipynb #ccc64a77
 def file_hash(path:str|Path, algorithm:str='sha256') -> str:
     "Hexadecimal digest of the file at `path`."
-    with open(path, 'rb') as f: return hashlib.file_digest(f, algorithm).hexdigest() if hasattr(hashlib, 'file_digest') else hashlib.new(algorithm, f.read()).hexdigest()
+    digest = hashlib.new(algorithm)
+    with open(path, 'rb') as f:
+        for chunk in iter(lambda: f.read(1<<20), b''): digest.update(chunk)
+    return digest.hexdigest()
 
 def check_hash(
     path:str|Path, # File to check

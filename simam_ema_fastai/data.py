@@ -4,7 +4,7 @@
 
 # %% ../nbs/22_data.ipynb #a1807807
 from __future__ import annotations
-import hashlib, importlib.util, io, random, zipfile
+import hashlib, importlib.util, io, zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor

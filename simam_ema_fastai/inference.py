@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np, pandas as pd
+import pandas as pd
 from fastai.callback.progress import CSVLogger
 from fastai.data.transforms import get_image_files
 from fastai.learner import Learner, load_learner

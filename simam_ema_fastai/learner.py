@@ -6,7 +6,7 @@
 from __future__ import annotations
 import random, warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 

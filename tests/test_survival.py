@@ -35,9 +35,9 @@ def test_kill_9(simam_ema, digits_args, tmp_path, undisturbed):
     "Killed at random moments of a whole run, from the import to the export, until it gets through."
     reference, seconds = undisturbed
     rng, kills = random.Random(0), 0
-    while kills < 6:
+    while kills < 4:
         p = simam_ema.start('train', *digits_args, '--out', tmp_path)
-        time.sleep(rng.uniform(.3, 1)*seconds)
+        time.sleep(rng.uniform(.1, .6)*seconds)
         if p.poll() is not None: break
         p.kill(); p.communicate(); kills += 1
     status, out, err = simam_ema('train', *digits_args, '--out', tmp_path)
