@@ -25,7 +25,7 @@ from .evaluate import evaluate
 from .inference import export
 from .learner import Recipe, fit_recipe, variant_learner
 from .models import archs, placements_of
-from .weights import Weights, load_weights
+from .weights import Weights, load_weights, stats_of
 
 # %% auto #0
 __all__ = ['Config', 'environment', 'Checkpoint', 'run', 'grid', 'ablate']
@@ -43,6 +43,10 @@ class Config:
 
     @property
     def name(self) -> str: return f'{self.variant}-{self.recipe.strategy}-s{self.recipe.seed}'
+
+    def dls(self) -> DataLoaders:
+        "The data of the run, normalised for its weights."
+        return get_dls(**self.data, bs=self.recipe.bs, stats=stats_of(self.weights, self.arch))
 
     def as_json(self) -> dict:
         return dict(asdict(self), weights=None if self.weights is None else str(self.weights), data={k: str(v) if isinstance(v, Path) else v for k,v in self.data.items()})
@@ -124,7 +128,7 @@ def _plain_numbers(d:dict) -> dict:
 def run(
     config:Config, # What to run
     folder:str|Path, # The run's own folder
-    dls:DataLoaders=None, # Made from `config.data` if None
+    dls:DataLoaders=None, # `config.dls()` if None
     measured:bool=True # Also measure latency, throughput and memory
 ) -> dict: # The metrics
     "Train, evaluate, measure and export one run, going on where an earlier call was interrupted; at once if it is done. Raises `UserError` if the folder holds another config."
@@ -132,14 +136,16 @@ def run(
     if (folder/'config.json').exists():
         differs = config.same_as(read_json(folder/'config.json'))
         if differs: raise UserError(f"{folder} holds a run with {'; '.join(differs)}: repeat that run's settings or choose another folder.")
-    if (folder/'metrics.json').exists(): return read_json(folder/'metrics.json')
-    weights = load_weights(config.weights, config.arch)
-    dls = dls or get_dls(**config.data, bs=config.recipe.bs, **({'stats': weights.stats} if weights else {}))
+    checkpoint = Checkpoint(folder)
+    if (folder/'metrics.json').exists():
+        checkpoint.file.unlink(missing_ok=True)
+        return read_json(folder/'metrics.json')
+    weights, dls = load_weights(config.weights, config.arch), dls or config.dls()
     learn = variant_learner(dls, config.variant, config.arch, weights, config.recipe, **(config.overrides or {}))
     folder.mkdir(parents=True, exist_ok=True)
+    for f in folder.glob('.*.tmp'): f.unlink()  # what a killed process left half written
     write_json(folder/'config.json', config.as_json())
     write_json(folder/'environment.json', environment())
-    checkpoint = Checkpoint(folder)
     done = checkpoint.resume(learn)
     if done: print(f'  going on after epoch {done} of {config.recipe.epochs}')
     with contextlib.ExitStack() as quiet:
@@ -190,16 +196,14 @@ def ablate(
     "Do the runs that are not done yet, one after the other. Raises `UserError` when another process works in the same folder."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    out, dls, first = [], None, configs[0]
+    out, dls = [], None
     with _alone(folder):
         for i,c in enumerate(configs, 1):
             print(f'[{i}/{len(configs)}] {c.name}', end='', flush=True)
             if (folder/c.name/'metrics.json').exists(): print(': done before')
             else:
                 print()
-                if dls is None:
-                    w = load_weights(first.weights, first.arch)
-                    dls = get_dls(**first.data, bs=first.recipe.bs, **({'stats': w.stats} if w else {}))
+                dls = dls or c.dls()
             out.append(run(c, folder/c.name, dls, measured))
             print(f"  Top-1 {out[-1]['top1']:.2f}%, Top-{out[-1]['k']} {out[-1]['top5']:.2f}% of {out[-1]['n']} images")
     return out

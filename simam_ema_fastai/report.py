@@ -68,6 +68,8 @@ def comparison(
     return pd.DataFrame(rows)
 
 # %% ../nbs/60_report.ipynb #3dd5138e
+def _labels(runs) -> pd.Series: return runs.variant + ', ' + runs.strategy
+
 def _colours(names) -> dict: return {n: f'C{i}' for i,n in enumerate(dict.fromkeys(names))}
 
 def plot_curves(
@@ -76,10 +78,11 @@ def plot_curves(
 ) -> Figure:
     "Validation accuracy and loss by epoch, a line per run."
     fig, axes = plt.subplots(1, 2, figsize=(10,3.6), layout='constrained')
-    label = dict(zip(runs.run, runs.variant + ', ' + runs.strategy))
-    colour = _colours(label.values())
-    for name, h in history.groupby('run', sort=False):
-        for ax, y in zip(axes, (100*h.accuracy, h.valid_loss)): ax.plot(h.epoch + 1, y, color=colour[label[name]], marker='o', ms=3, label=label[name])
+    labels = _labels(runs)
+    colour = _colours(labels)
+    for name, label in zip(runs.run, labels):
+        h = history[history.run==name]
+        for ax, y in zip(axes, (100*h.accuracy, h.valid_loss)): ax.plot(h.epoch + 1, y, color=colour[label], marker='o', ms=3, label=label)
     for ax, title in zip(axes, ('Validation Top-1, %', 'Validation loss, nats')): ax.set(title=title, xlabel='epoch'); ax.grid(alpha=.3); ax.xaxis.get_major_locator().set_params(integer=True)
     handles = dict(zip(*reversed(axes[0].get_legend_handles_labels())))
     fig.legend(handles.values(), handles.keys(), loc='outside lower center', ncols=min(4, len(handles)), frameon=False)
@@ -90,17 +93,17 @@ def plot_tradeoff(
 ) -> Figure:
     "Top-1 against the latency of one image, a point per run."
     fig, ax = plt.subplots(figsize=(6,3.8), layout='constrained')
-    label = runs.variant + ', ' + runs.strategy
-    for l,c in _colours(label).items():
-        g = runs[label==l]
-        ax.scatter(g.latency_ms, g.top1, color=c, s=45, label=l)
+    labels = _labels(runs)
+    for label,c in _colours(labels).items():
+        g = runs[labels==label]
+        ax.scatter(g.latency_ms, g.top1, color=c, s=45, label=label)
     ax.set(xlabel=f'latency of one image, ms ({runs.device.iloc[0]}, {runs["size"].iloc[0]:.0f} px, median)', ylabel='Top-1, %')
     ax.margins(.15); ax.grid(alpha=.3); ax.legend(frameon=False, fontsize=8)
     return fig
 
 # %% ../nbs/60_report.ipynb #27604475
 _style = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; background: #fff }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; background: #fff }
 table { border-collapse: collapse; display: block; overflow-x: auto; font-variant-numeric: tabular-nums } th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }
 th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left } img { max-width: 100%; height: auto; background: #fff } code { overflow-wrap: anywhere } .note { color: #555 }
 @media (prefers-color-scheme: dark) { body { color: #e6e6e6; background: #161616 } th, td { border-color: #444 } .note { color: #aaa } }

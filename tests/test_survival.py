@@ -43,6 +43,7 @@ def test_kill_9(simam_ema, digits_args, tmp_path, undisturbed):
     status, out, err = simam_ema('train', *digits_args, '--out', tmp_path)
     assert status == 0 and kills > 0, err
     assert_same(tmp_path/run_name, reference)
+    assert no_leftovers(tmp_path/run_name) and not (tmp_path/run_name/'checkpoint.pth').exists()
 
 
 def wait_for(file, process):
