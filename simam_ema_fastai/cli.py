@@ -200,11 +200,11 @@ _disk_errors = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def _refusal(e:BaseException) -> str|None:
     "One line for an error that is the user's to mend, else None."
     import torch
-    if isinstance(e, UserError): return str(e)
+    if isinstance(e, UserError): return str(e).split('UserError: ')[-1].strip()  # from a worker process it comes wrapped in its traceback
     if isinstance(e, OSError) and e.errno in _disk_errors or 'PytorchStreamWriter failed' in str(e):
         return f'no space left to write{f" {e.filename}" if getattr(e, "filename", None) else ""}: free some, then the same command goes on from the last completed epoch.'
     if isinstance(e, (PermissionError, NotADirectoryError, FileExistsError)) or getattr(e, 'errno', None) == errno.EROFS:
-        return f'cannot write {e.filename}: {e.strerror}. Choose another folder with --out.'
+        return f'cannot write {e.filename}: {e.strerror}. Choose another folder with --out, or for the cache with SIMAM_EMA_HOME.'
     if isinstance(e, torch.OutOfMemoryError): return 'out of GPU memory: use a smaller --bs or --size.'
 
 def main(

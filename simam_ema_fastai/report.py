@@ -16,7 +16,7 @@ from .efficiency import flops_convention
 from .models import variants
 
 # %% auto #0
-__all__ = ['study', 'load_runs', 'load_history', 'comparison', 'plot_curves', 'plot_tradeoff', 'report']
+__all__ = ['study', 'load_runs', 'load_history', 'in_study', 'comparison', 'plot_curves', 'plot_tradeoff', 'report']
 
 # %% ../nbs/60_report.ipynb #c497db6f
 study = pd.DataFrame([
@@ -27,16 +27,22 @@ study = pd.DataFrame([
 ]).set_index('variant')
 
 # %% ../nbs/60_report.ipynb #a87fb467
+def _part(data:dict) -> str:
+    "Which labels and which part of a data set were used, in words."
+    words = dict(labels='labels {}', n_classes='{} classes', n_train='{} training images', n_valid='{} validation images')
+    return ', '.join(text.format(data[k]) for k,text in words.items() if data.get(k) is not None)
+
 def load_runs(
     folder:str|Path # A run folder, as `ablate` writes it
-) -> pd.DataFrame: # A row per finished run: config, metrics and efficiency
+) -> pd.DataFrame: # A row per finished run: config, metrics, efficiency, and the share of the commonest class in percent
     "The finished runs of a folder, one per row. Raises `UserError` if there is none."
     folder, rows = Path(folder), []
     for f in sorted(folder.glob('*/metrics.json')):
         c, metrics = read_json(f.with_name('config.json')), read_json(f)
         efficiency = f.with_name('efficiency.json')
         cost = read_json(efficiency) if efficiency.exists() else {}
-        rows.append(dict(run=f.parent.name, variant=c['variant'], strategy=c['recipe']['strategy'], seed=c['recipe']['seed'], arch=c['arch'], data=c['data']['name'], **metrics, **cost))
+        n = pd.read_csv(f.with_name('per_class.csv')).n
+        rows.append(dict(run=f.parent.name, variant=c['variant'], strategy=c['recipe']['strategy'], seed=c['recipe']['seed'], arch=c['arch'], data=c['data']['name'], part=_part(c['data']), commonest=100*n.max()/n.sum(), **metrics, **cost))
     if not rows: raise UserError(f"no finished run in '{folder}': run `simam_ema ablate` with --out {folder} first.")
     df = pd.DataFrame(rows)
     order = {v: i for i,v in enumerate(variants)}
@@ -47,6 +53,14 @@ def load_history(folder:str|Path) -> pd.DataFrame: # A row per run and epoch
     return pd.concat([pd.read_csv(f.with_name('history.csv')).assign(run=f.parent.name) for f in sorted(Path(folder).glob('*/metrics.json'))], ignore_index=True)
 
 # %% ../nbs/60_report.ipynb #285174c6
+def in_study(
+    runs:pd.DataFrame # From `load_runs`
+) -> pd.Series: # True for runs in the study's setting, strategy included
+    "Which runs can stand beside the study's row of their variant."
+    strategy = runs.variant.map(lambda v: variants[v].strategy if v in study.index else None)
+    return (runs.arch=='resnet50') & (runs.data=='tiny_imagenet') & (runs.part=='') & (runs.epochs==20) & (runs.strategy==strategy)
+
+# %% ../nbs/60_report.ipynb #3dd5138e
 def comparison(
     runs:pd.DataFrame # From `load_runs`
 ) -> pd.DataFrame: # Formatted: a row per variant and strategy, and the study's row below it where the setting is the study's
@@ -61,13 +75,13 @@ def comparison(
         rows.append({'variant': v, 'strategy': s, 'seeds': str(len(g)), 'Top-1 %': accuracy('top1'), f'Top-{g.k.iloc[0]} %': accuracy('top5'),
                      'parameters': cost('parameters', lambda n: f'{n:,.0f}'), 'GFLOPs': cost('gflops', '{:.3f}'.format),
                      'training min': cost('train_seconds', lambda t: f'{t/60:.1f}'), 'latency ms': cost('latency_ms', '{:.2f}'.format)})
-        if v in study.index and s == variants[v].strategy and set(g.arch) == {'resnet50'} and set(g.data) == {'tiny_imagenet'}:
+        if in_study(g).all():
             p = study.loc[v]
             rows.append({'variant': f'{v} (study)', 'strategy': s, 'seeds': '1', 'Top-1 %': p.top1, 'Top-5 %': p.top5, 'parameters': p.parameters, 'GFLOPs': p.gflops,
                          'training min': f'{60*float(p.train_hours):.1f}', 'latency ms': p.latency_ms})
     return pd.DataFrame(rows)
 
-# %% ../nbs/60_report.ipynb #3dd5138e
+# %% ../nbs/60_report.ipynb #27604475
 def _labels(runs) -> pd.Series: return runs.variant + ', ' + runs.strategy
 
 def _colours(names) -> dict: return {n: f'C{i}' for i,n in enumerate(dict.fromkeys(names))}
@@ -101,7 +115,7 @@ def plot_tradeoff(
     ax.margins(.15); ax.grid(alpha=.3); ax.legend(frameon=False, fontsize=8)
     return fig
 
-# %% ../nbs/60_report.ipynb #27604475
+# %% ../nbs/60_report.ipynb #f2351ff1
 _style = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; background: #fff }
 table { border-collapse: collapse; display: block; overflow-x: auto; font-variant-numeric: tabular-nums } th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }
@@ -112,12 +126,12 @@ th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left } img { max-width: 100
 def _notes(runs:pd.DataFrame) -> list[str]:
     "What a reader has to know before believing the table."
     seeds, n, data = runs.groupby(['variant','strategy']).seed.nunique().min(), int(runs.n.iloc[0]), runs.data.iloc[0]
-    notes = [f'Validation on {n:,} images, one pass each, no test-time augmentation, after the last epoch.']
+    notes = [f'Validation on {n:,} images, one pass each, no test-time augmentation, after the last epoch. Always answering the commonest class would score {runs.commonest.iloc[0]:.2f}%.']
     notes += ['One seed: two trainings that differ in nothing but their seed differ too, and the ± (95%, sampling of the validation images) leaves that out. No difference in this table is established.'] if seeds==1 else [f'± is 1.96 standard errors over {seeds} or more seeds.']
     if runs.groupby('variant').strategy.nunique().max()==1 and runs.strategy.nunique() > 1: notes.append('Architecture and training strategy change together between rows, as in the study: a difference can come from either.')
     if 'gflops' in runs: notes.append(f'FLOPs: {flops_convention}, at {runs["size"].iloc[0]:.0f}×{runs["size"].iloc[0]:.0f} pixels.')
     if data=='tiny_imagenet': notes.append('Tiny ImageNet was cut from ImageNet, so pretrained weights have seen its classes: absolute accuracies flatter every variant.')
-    if data=='tiny_imagenet' and set(runs.arch)=={'resnet50'}: notes.append("The study's Hybrid row mixes two models: its parameters and GFLOPs are those of EMA in all stages (hybrid_all), its text, training time and latency those of stages 3 and 4 (hybrid). Its GFLOPs are a count at 224×224; its batch size and learning rates are not published.")
+    if in_study(runs).any(): notes.append("The study's Hybrid row mixes two models: its parameters and GFLOPs are those of EMA in all stages (hybrid_all), its text, training time and latency those of stages 3 and 4 (hybrid). Its GFLOPs are a count at 224×224; its batch size and learning rates are not published.")
     if licence := datasets[data].licence: notes.append(f'Data: {data}, {licence}.')
     return notes
 
@@ -131,11 +145,12 @@ def report(
     runs = load_runs(folder)
     table, notes = comparison(runs), _notes(runs)
     env = read_json(folder/runs.run.iloc[0]/'environment.json')
-    machine = f"{env['gpu'] or env['cpu']}, {env['cores']} cores, torch {env['packages']['torch']}"
+    machine = f"{env['gpu'] or env['cpu']}, {env['cores']} cores; torch {env['packages']['torch']}, fastai {env['packages']['fastai']}, commit {(env['commit'] or 'unknown')[:12]}"
     commands = list(dict.fromkeys(read_json(folder/r/'environment.json')['command'] for r in runs.run))
     figures = {'curves.png': ('Learning curves', plot_curves(runs, load_history(folder)))}
     if 'latency_ms' in runs and runs.latency_ms.notna().all(): figures['latency.png'] = ('Accuracy against latency', plot_tradeoff(runs))
-    title = f'{runs.arch.iloc[0]} on {runs.data.iloc[0]}: {", ".join(dict.fromkeys(runs.variant))}'
+    part = f' ({runs.part.iloc[0]})' if runs.part.iloc[0] else ''
+    title = f'{runs.arch.iloc[0]} on {runs.data.iloc[0]}{part}'
     out.mkdir(parents=True, exist_ok=True)
     write_text(out/'results.csv', runs.to_csv(index=False))
     write_text(out/'report.md', '\n'.join([f'# {title}', '', _markdown(table), '', *[f'- {n}' for n in notes], '', f'Machine: {machine}', '', *[f'    {c}' for c in commands], '', *[f'![{t}]({name})' for name,(t,_) in figures.items()], '']))
