@@ -1,10 +1,12 @@
 "Write README.md from nbs/index.ipynb, executed now: `python scripts/readme.py`, or with `--check` only compare."
+import re
 import sys
 from pathlib import Path
 
 import nbformat
 from nbconvert import MarkdownExporter
 from nbconvert.preprocessors import ExecutePreprocessor
+from traitlets.config import Config
 
 root = Path(__file__).resolve().parent.parent
 
@@ -14,9 +16,10 @@ def readme() -> str:
     nb = nbformat.read(root/'nbs'/'index.ipynb', as_version=4)
     ExecutePreprocessor(timeout=300).preprocess(nb, {'metadata': {'path': str(root/'nbs')}})
     for cell in nb.cells:
-        if cell.source.startswith('#| echo: false'): cell.transient = {'remove_source': True}
-    text, _ = MarkdownExporter().from_notebook_node(nb)
-    return '<!-- Made from nbs/index.ipynb by scripts/readme.py: edit there. -->\n\n' + '\n'.join(line.rstrip() for line in text.strip().splitlines()) + '\n'
+        if cell.source.startswith('#| echo: false'): cell.metadata.tags = ['echo-false']
+    config = Config(TagRemovePreprocessor={'enabled': True, 'remove_input_tags': ['echo-false']})
+    text, _ = MarkdownExporter(config=config).from_notebook_node(nb)
+    return '<!-- Made from nbs/index.ipynb by scripts/readme.py: edit there. -->\n\n' + re.sub(r'\n{3,}', '\n\n', '\n'.join(line.rstrip() for line in text.strip().splitlines())) + '\n'
 
 
 if __name__ == '__main__':

@@ -82,7 +82,9 @@ def comparison(
     return pd.DataFrame(rows)
 
 # %% ../nbs/60_report.ipynb #27604475
-def _labels(runs) -> pd.Series: return runs.variant + ', ' + runs.strategy
+def _labels(runs:pd.DataFrame) -> pd.Series:
+    "What to call a run in a plot: its variant, and its strategy where there are several."
+    return runs.variant if runs.strategy.nunique()==1 else runs.variant + ', ' + runs.strategy
 
 def _colours(names) -> dict: return {n: f'C{i}' for i,n in enumerate(dict.fromkeys(names))}
 
@@ -99,7 +101,7 @@ def plot_curves(
         for ax, y in zip(axes, (100*h.accuracy, h.valid_loss)): ax.plot(h.epoch + 1, y, color=colour[label], marker='o', ms=3, label=label)
     for ax, title in zip(axes, ('Validation Top-1, %', 'Validation loss, nats')): ax.set(title=title, xlabel='epoch'); ax.grid(alpha=.3); ax.xaxis.get_major_locator().set_params(integer=True)
     handles = dict(zip(*reversed(axes[0].get_legend_handles_labels())))
-    fig.legend(handles.values(), handles.keys(), loc='outside lower center', ncols=min(4, len(handles)), frameon=False)
+    fig.legend(handles.values(), handles.keys(), loc='outside lower center', ncols=min(3, len(handles)), frameon=False)
     return fig
 
 def plot_tradeoff(
