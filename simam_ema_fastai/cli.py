@@ -195,13 +195,18 @@ def _overview() -> str:
     lines = [f'  {name:<10} {f.__doc__}' for name,f in commands.items()]
     return '\n'.join([f'simam_ema {__version__}: SimAM and EMA attention in pretrained networks', '', 'usage: simam_ema COMMAND …', '', *lines, '', '`simam_ema COMMAND --help` lists the arguments.'])
 
-_disk_errors = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+def _disk_full(e:BaseException|None) -> bool:
+    "Whether `e`, or what it was raised in the wake of, is a write that found no room; PyTorch's writer says so in words only."
+    if e is None: return False
+    if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): return True
+    if isinstance(e, RuntimeError) and any(t in str(e) for t in ('PytorchStreamWriter failed', 'iostream error', 'unexpected pos')): return True
+    return _disk_full(e.__context__)
 
 def _refusal(e:BaseException) -> str|None:
     "One line for an error that is the user's to mend, else None."
     import torch
     if isinstance(e, UserError): return str(e).split('UserError: ')[-1].strip()  # from a worker process it comes wrapped in its traceback
-    if isinstance(e, OSError) and e.errno in _disk_errors or 'PytorchStreamWriter failed' in str(e):
+    if _disk_full(e):
         return f'no space left to write{f" {e.filename}" if getattr(e, "filename", None) else ""}: free some, then the same command goes on from the last completed epoch.'
     if isinstance(e, (PermissionError, NotADirectoryError, FileExistsError)) or getattr(e, 'errno', None) == errno.EROFS:
         return f'cannot write {e.filename}: {e.strerror}. Choose another folder with --out, or for the cache with SIMAM_EMA_HOME.'
