@@ -44,7 +44,7 @@ class Recipe:
     lr:float = 1e-3 # Peak learning rate; under a discriminative strategy that of gates and head
     backbone_lr_div:float = 10. # The backbone's peak learning rate is `lr` over this (discriminative strategies)
     opt:str = 'adamw' # 'adamw', 'adam' or 'sgd'
-    wd:float = 1e-2 # Weight decay; none on biases and norms
+    wd:float = 1e-2 # Weight decay; none on biases and batch norms (fastai's rule)
     pct_start:float = .25 # Share of one-cycle that warms up
     bs:int = 64 # Images per batch
     label_smoothing:float = 0.
