@@ -4,7 +4,7 @@
 
 # %% ../nbs/50_ablation.ipynb #8b87d3c2
 from __future__ import annotations
-import contextlib, os, platform, subprocess, sys, time
+import contextlib, json, os, platform, subprocess, sys, time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -49,18 +49,13 @@ class Config:
         return get_dls(**self.data, bs=self.recipe.bs, stats=stats_of(self.weights, self.arch))
 
     def as_json(self) -> dict:
-        return dict(asdict(self), weights=None if self.weights is None else str(self.weights), data={k: str(v) if isinstance(v, Path) else v for k,v in self.data.items()})
+        return json.loads(json.dumps(asdict(self), default=str))
 
     def same_as(self, other:dict) -> list[str]:
         "Where `other`, a config read from disk, differs; where the data lie does not matter."
         flat = lambda d: {f'{k}.{j}' if isinstance(v, dict) else k: u for k,v in d.items() for j,u in (v.items() if isinstance(v, dict) else [(k,v)])}
-        mine, theirs = flat(_plain(self.as_json())), flat(other)
+        mine, theirs = flat(self.as_json()), flat(other)
         return [f'{k} {theirs.get(k)} (now {mine.get(k)})' for k in {**mine, **theirs} if k != 'data.path' and mine.get(k) != theirs.get(k)]
-
-def _plain(o):
-    "`o` as it comes back from JSON."
-    if isinstance(o, dict): return {str(k): _plain(v) for k,v in o.items()}
-    return [_plain(v) for v in o] if isinstance(o, (list,tuple)) else o
 
 # %% ../nbs/50_ablation.ipynb #40364468
 def _commit() -> str|None:

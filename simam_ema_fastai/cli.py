@@ -12,7 +12,7 @@ from pathlib import Path
 from fastcore.meta import delegates
 from fastcore.script import anno_parser, store_true
 
-from .core import UserError, one_of, write_text
+from .core import UserError, one_of, read_json, write_text
 
 # %% ../nbs/70_cli.ipynb #79fcf233
 def _list(text:str|None, of:type, what:str) -> list|None:
@@ -104,7 +104,6 @@ def evaluate(
     out:str=None, # Write every prediction to this CSV file
 ):
     "Evaluate an exported learner on the validation images of a data set: one pass each, no test-time augmentation."
-    from simam_ema_fastai.core import read_json
     from simam_ema_fastai.data import load_samples
     from simam_ema_fastai.evaluate import evaluate_files
     from simam_ema_fastai.inference import load
@@ -117,7 +116,7 @@ def evaluate(
         own = {k: own[k] for k in ('name','path','labels','n_classes','n_valid') if k in own}
     given = dict(name=data, path=path, labels=labels, n_valid=n_valid, skip_bad=skip_bad or None)
     samples = load_samples(**{**own, **{k: v for k,v in given.items() if v is not None}})
-    valid = samples.keep(i for i,v in enumerate(samples.is_valid) if v)
+    valid = samples.keep(samples.idxs(True))
     result = evaluate_files(learn, valid.files, valid.labels)
     m = result.metrics
     print(f"{m['n']} images: Top-1 {m['top1']:.2f}%, Top-{m['k']} {m['top5']:.2f}%, loss {m['loss']:.4f}")
@@ -152,9 +151,8 @@ def benchmark(
     import pandas as pd
     from fastai.torch_core import default_device
     from simam_ema_fastai.efficiency import flops_convention, measure
-    from simam_ema_fastai.models import archs, create_model
-    one_of(arch, archs, 'architecture')
-    if size < archs[arch].min_size: raise UserError(f"size {size} is below the minimum of {arch}, {archs[arch].min_size}.")
+    from simam_ema_fastai.models import check_size, create_model
+    check_size(arch, size)
     rows = [dict(variant=v, **measure(create_model(v, n_out, arch).to(default_device()), size, bs, runs)) for v in _list(variants, str, 'variants')]
     df = pd.DataFrame(rows).drop(columns='flops_convention')
     df['latency_ratio'] = df.latency_ms/df.latency_ms.iloc[0]

@@ -4,15 +4,15 @@
 
 # %% ../nbs/00_core.ipynb #235356ed
 from __future__ import annotations
-import contextlib, difflib, hashlib, json, os, shutil, sys, urllib.error, urllib.request
+import contextlib, difflib, hashlib, importlib, json, os, shutil, sys, urllib.error, urllib.request
 from pathlib import Path
 from collections.abc import Iterable
 
 from fastprogress.fastprogress import progress_bar
 
 # %% auto #0
-__all__ = ['UserError', 'one_of', 'atomic_path', 'write_text', 'write_json', 'read_json', 'is_interactive', 'progress',
-           'cache_dir', 'file_hash', 'check_hash', 'download']
+__all__ = ['UserError', 'one_of', 'import_extra', 'atomic_path', 'write_text', 'write_json', 'read_json', 'is_interactive',
+           'progress', 'cache_dir', 'file_hash', 'check_hash', 'download']
 
 # %% ../nbs/00_core.ipynb #5a9921cc
 class UserError(Exception):
@@ -31,7 +31,16 @@ def one_of(
     hint = f" Did you mean '{near[0]}'?" if near else ''
     raise UserError(f"unknown {what} '{name}'.{hint} There are: {', '.join(valid)}.")
 
-# %% ../nbs/00_core.ipynb #14f954a7
+# %% ../nbs/00_core.ipynb #60bdbb5a
+def import_extra(
+    module:str, # Name of an optional requirement
+    extra:str # The extra of this package that installs it
+):
+    "Import an optional requirement; raises `UserError` that says how to install it."
+    try: return importlib.import_module(module)
+    except ImportError: raise UserError(f"{module} is needed for this: pip install 'simam_ema_fastai[{extra}]'.") from None
+
+# %% ../nbs/00_core.ipynb #790c0cb3
 @contextlib.contextmanager
 def atomic_path(
     path:str|Path # Where the file or folder shall stand
@@ -48,7 +57,7 @@ def atomic_path(
         if tmp.is_dir(): shutil.rmtree(tmp)
         else: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/00_core.ipynb #1cfeeb5e
+# %% ../nbs/00_core.ipynb #9d3b27df
 def write_text(path:str|Path, text:str):
     "Write `text` to `path`, whole or not at all."
     with atomic_path(path) as tmp: tmp.write_text(text, encoding='utf-8')
@@ -61,7 +70,7 @@ def read_json(path:str|Path):
     "Read JSON from `path`."
     return json.loads(Path(path).read_text(encoding='utf-8'))
 
-# %% ../nbs/00_core.ipynb #44b94444
+# %% ../nbs/00_core.ipynb #8e830fc4
 def is_interactive() -> bool:
     "Whether somebody is watching: a terminal or a notebook."
     return sys.stderr.isatty() or 'ipykernel' in sys.modules
@@ -77,12 +86,12 @@ def progress(
     bar.comment = comment
     return bar
 
-# %% ../nbs/00_core.ipynb #d9b3c178
+# %% ../nbs/00_core.ipynb #0110b3fa
 def cache_dir() -> Path:
     "Where downloads and conversions are kept: `$SIMAM_EMA_HOME`, or `~/.cache/simam_ema_fastai`."
     return Path(os.environ.get('SIMAM_EMA_HOME') or Path.home()/'.cache'/'simam_ema_fastai')
 
-# %% ../nbs/00_core.ipynb #ccc64a77
+# %% ../nbs/00_core.ipynb #1dd9a2a0
 def file_hash(path:str|Path, algorithm:str='sha256') -> str:
     "Hexadecimal digest of the file at `path`."
     digest = hashlib.new(algorithm)
@@ -99,7 +108,7 @@ def check_hash(
     got = file_hash(path, algorithm)
     if got != want: raise UserError(f"{path} is damaged: its {algorithm} is {got}, it should be {want}. Delete it and fetch it again.")
 
-# %% ../nbs/00_core.ipynb #0110b3fa
+# %% ../nbs/00_core.ipynb #5f045726
 def download(
     url:str, # What to fetch
     dest:str|Path, # Where it shall stand

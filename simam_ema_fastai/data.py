@@ -99,6 +99,10 @@ class Samples:
     is_valid:list[bool]
     classes:list[str]
 
+    def idxs(self, valid:bool) -> list[int]:
+        "Where the validation (or training) samples are."
+        return [i for i,v in enumerate(self.is_valid) if v==valid]
+
     def keep(self, idxs) -> 'Samples':
         idxs = list(idxs)
         return Samples([self.files[i] for i in idxs], [self.labels[i] for i in idxs], [self.is_valid[i] for i in idxs], self.classes)
@@ -268,8 +272,7 @@ def load_samples(
         kept = set(s.classes[:n_classes])
         s = s.keep(i for i,l in enumerate(s.labels) if l in kept)
         s.classes = s.classes[:n_classes]
-    train, valid = ([i for i,v in enumerate(s.is_valid) if v==flag] for flag in (False, True))
-    s = s.keep(_some(train, n_train, s) + _some(valid, n_valid, s))
+    s = s.keep(_some(s.idxs(False), n_train, s) + _some(s.idxs(True), n_valid, s))
     bad = find_bad(s.files)
     if bad and not skip_bad:
         more = f" {len(bad)-1} more pictures cannot be read either." if len(bad) > 1 else ''
@@ -297,7 +300,7 @@ def get_dls(
     s = load_samples(name, path, **samples)
     d = datasets[name]
     size = size or d.size
-    splits = [[i for i,v in enumerate(s.is_valid) if v==flag] for flag in (False, True)]
+    splits = [s.idxs(False), s.idxs(True)]
     if len(splits[0]) < bs: raise UserError(f"batch size {bs} is larger than the {len(splits[0])} training images: use a smaller one.")
     dsets = Datasets(s.files, [[Picture.create], [LabelOf(dict(zip(s.files, s.labels))), Categorize(vocab=s.classes, sort=False)]], splits=splits)
     flip = {'horizontal': [FlipItem()], 'dihedral': [DihedralItem()], 'none': []}[d.flip]

