@@ -4,19 +4,22 @@
 
 # %% ../nbs/42_inference.ipynb #e2976317
 from __future__ import annotations
-import warnings
+import os, shutil, warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
+import pandas as pd, torch
 from fastai.callback.progress import CSVLogger
 from fastai.data.transforms import get_image_files
 from fastai.learner import Learner, load_learner
+from fastai.vision.augment import RandomResizedCrop
+from torch import Tensor, nn
 
-from .core import UserError, atomic_path
+from .core import UserError, atomic_path, one_of
+from .fusion import fuse
 
 # %% auto #0
-__all__ = ['export', 'load', 'predict']
+__all__ = ['export', 'load', 'predict', 'Optimised', 'optimise']
 
 # %% ../nbs/42_inference.ipynb #f8564245
 def export(
@@ -73,3 +76,73 @@ def _pictures(items) -> list:
         if not len(items): raise UserError('nothing to predict: the list is empty.')
         return [Path(o) if isinstance(o, str) else o for o in items]
     return [items]
+
+# %% ../nbs/42_inference.ipynb #36cec6bc
+_dtypes = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+
+class Optimised(nn.Module):
+    "A network for inference alone; takes and gives what the original does, `(N, 3, H, W)` to `(N, n_out)` logits in float32."
+    def __init__(self, run:nn.Module, bs:int, dtype:torch.dtype):
+        super().__init__()
+        self.run, self.bs, self.dtype = run, bs, dtype
+        self.max_delta_p = None # Largest difference of a probability from the original's, on the example batch
+
+    def forward(self, x:Tensor) -> Tensor:
+        x = x.as_subclass(Tensor)  # fastai's own tensor types cannot be compiled
+        with torch.no_grad(): return torch.cat([self._chunk(c) for c in x.split(self.bs)]) if len(x) else x.new_empty(0, self.n_out)
+
+    def _chunk(self, x:Tensor) -> Tensor:
+        missing = self.bs - len(x)
+        padded = torch.cat([x, x[-1:].expand(missing, -1, -1, -1)]) if missing else x
+        out = self.run(padded.to(self.dtype).contiguous(memory_format=torch.channels_last))
+        return out[:len(x)].to(torch.float32, copy=True)  # a CUDA graph writes its next answer into the same memory
+
+    def train(self, mode:bool=True) -> nn.Module: return self  # there is no other mode to be in
+
+    def __reduce__(self): raise UserError('an optimised network is made for this machine and cannot be saved: export the learner before optimising it.')
+
+def _has_compiler(device:torch.device) -> bool:
+    "Whether PyTorch can compile for `device`: on a CPU it calls a C++ compiler."
+    return device.type == 'cuda' or shutil.which(os.environ.get('CXX', 'g++')) is not None
+
+def optimise(
+    model:nn.Module, # A trained image classifier; left as it is
+    example_batch:Tensor, # `(N, 3, H, W)`, normalised as for `model`, on its device; its N is the batch size to be fast at
+    dtype:str='fp32', # 'fp32', 'bf16' or 'fp16': what to compute in
+    compiled:bool=True # Compile (a minute on a CPU); without a C++ compiler it is left out and said
+) -> Optimised: # With `max_delta_p`
+    "The fastest form of `model` for inference on the device of `example_batch`; prints how far its probabilities are from the original's at most."
+    run = fuse(model).to(_dtypes[one_of(dtype, _dtypes, 'dtype')]).to(memory_format=torch.channels_last)
+    if compiled and not _has_compiler(example_batch.device):
+        print('no C++ compiler was found: the network is fused but not compiled. Install g++, or set CXX.')
+        compiled = False
+    if compiled:
+        graphs = {'triton.cudagraphs': True} if example_batch.is_cuda else {}
+        run.compile(dynamic=False, options={'freezing': True, **graphs})
+    fast = Optimised(run, len(example_batch), _dtypes[dtype])
+    with torch.no_grad(): truth = model.eval()(example_batch)
+    fast.n_out = truth.shape[1]
+    for _ in range(3): logits = fast(example_batch)
+    fast.max_delta_p = (logits.softmax(1) - truth.float().softmax(1)).abs().max().item()
+    print(f'optimised for batches of {fast.bs}, {dtype}{"" if compiled else ", not compiled"}: no probability moved by more than {fast.max_delta_p:.1e}')
+    return fast
+
+# %% ../nbs/42_inference.ipynb #a930eee1
+def _side(learn:Learner) -> int:
+    "The side in pixels that the learner's data were cut to."
+    crops = [t for t in learn.dls.train.after_item.fs if isinstance(t, RandomResizedCrop)]
+    if not crops: raise UserError('the learner does not tell its picture size: give some pictures, learner.optimise(pictures).')
+    return crops[0].size[0]
+
+def _optimise_learner(self:Learner,
+    items=None, # Pictures to prepare for and check on, as for `predict`; noise if None
+    bs:int=1, # Batch size to be fast at
+    **kwargs # Passed to `optimise`: dtype, compiled
+) -> Learner: # The learner itself
+    "Put the fastest form of the model into the learner, for inference alone."
+    if items is None: x = torch.randn(bs, 3, _side(self), _side(self), generator=torch.Generator().manual_seed(0)).to(self.dls.device)
+    else: x = self.dls.test_dl(_pictures(items)[:bs], bs=bs, num_workers=0).one_batch()[0]
+    self.model = optimise(self.model, x.as_subclass(Tensor), **kwargs)
+    return self
+
+Learner.optimise = _optimise_learner
