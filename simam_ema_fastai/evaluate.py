@@ -5,7 +5,9 @@
 # %% ../nbs/40_evaluate.ipynb #e913ff82
 from __future__ import annotations
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import log
 from pathlib import Path
 
 import pandas as pd, torch
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from .core import UserError
 
 # %% auto #0
-__all__ = ['Evaluation', 'score', 'evaluate', 'evaluate_files']
+__all__ = ['Evaluation', 'score', 'evaluate', 'evaluate_files', 'ensemble']
 
 # %% ../nbs/40_evaluate.ipynb #d32044e0
 @dataclass
@@ -27,6 +29,7 @@ class Evaluation:
     metrics:dict # n, loss (mean cross-entropy in nats, without label smoothing), top1 and top5 in percent, and k: 5, or the number of classes if there are fewer
     per_class:pd.DataFrame # A row per class: name, n, top1 in percent
     predictions:pd.DataFrame # A row per image: file, true (index), prob_true, then the k best, pred1… (indices) and prob1…
+    log_probs:Tensor = field(repr=False) # `(N, C)` logarithms of the probabilities
 
 # %% ../nbs/40_evaluate.ipynb #39cfff75
 def score(
@@ -49,7 +52,7 @@ def score(
     prob = logp.gather(1, top).exp()
     predictions = pd.DataFrame({'file': files, 'true': targets.tolist(), 'prob_true': prob_true.exp().tolist(),
                                 **{f'pred{i+1}': top[:,i].tolist() for i in range(k)}, **{f'prob{i+1}': prob[:,i].tolist() for i in range(k)}})
-    return Evaluation(metrics, per_class, predictions)
+    return Evaluation(metrics, per_class, predictions, logp.float())
 
 # %% ../nbs/40_evaluate.ipynb #4d1d1be5
 def _logits(learn:Learner, dl:DataLoader) -> tuple[Tensor,Tensor|None]:
@@ -81,3 +84,17 @@ def evaluate_files(
     if unknown: raise UserError(f"the learner does not know the class '{unknown[0]}': it was trained on {', '.join(vocab[:5])}{', …' if vocab[5:] else ''}.")
     logits,_ = _logits(learn, learn.dls.test_dl(files, num_workers=0))
     return score(logits, torch.tensor([vocab.index(l) for l in labels]), vocab, _short(files))
+
+# %% ../nbs/40_evaluate.ipynb #f0631c82
+def ensemble(
+    members:Mapping[str,Evaluation] # By name, two or more
+) -> Evaluation:
+    "The mean of the members' probabilities. Raises `UserError` unless all were evaluated on the same images and classes, in the same order."
+    if len(members) < 2: raise UserError(f"an ensemble of {len(members)}: it takes two members or more.")
+    seen = {name: dict(classes=list(e.per_class['class']), images=list(e.predictions.file), labels=list(e.predictions.true)) for name,e in members.items()}
+    (name, first), *others = seen.items()
+    for other, o in others:
+        for what in first:
+            if o[what] != first[what]: raise UserError(f"{other} was evaluated on other {what} than {name}: the members of an ensemble need the same, in the same order.")
+    mean = torch.stack([e.log_probs.double() for e in members.values()]).logsumexp(0) - log(len(members))
+    return score(mean, torch.tensor(first['labels']), first['classes'], first['images'])

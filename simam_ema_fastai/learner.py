@@ -23,8 +23,9 @@ from fastai.torch_core import set_seed
 from fastcore.foundation import L
 from torch import nn
 
+from .backbones import check_size
 from .core import UserError, one_of
-from .models import Placement, check_size, create_model, gate_modules, head_of, strategies, variants
+from .models import Placement, Variant, create_model, gate_modules, head_of, strategies, variant_of
 from .weights import Weights, load_weights
 
 # %% auto #0
@@ -118,13 +119,15 @@ class FreezeAttention(CountsEpochs):
 # %% ../nbs/30_learner.ipynb #f8d9b8e0
 def variant_learner(
     dls:DataLoaders, # From `get_dls`, or any image classification `DataLoaders`
-    variant:str|Sequence[Placement]='hybrid', # A name in `variants`, or placements of your own
-    arch:str='resnet50', # A name in `archs`
+    variant:str|Variant|Sequence[Placement]='hybrid', # A name in `variants`, a spec such as 'ema@residual34', or placements of your own
+    arch:str=None, # A name in `archs`; None for the variant's own, or 'resnet50'
     weights:None|str|Path|dict|Weights=None, # See `load_weights`
     recipe:Recipe=Recipe(), # How to train; its epochs and batch size are what `fit_recipe` and `get_dls` take
     stages:Sequence[int]=None, # Put every gate into these stages instead
     factor:int=None, # EMA's number of groups instead of 32
+    reduction:int=None, # Of the gates with a bottleneck (SE, CBAM, BAM), instead of 16
     sites:dict[str,str]=None, # Other sites by gate, e.g. dict(simam='residual')
+    act:str=None, # In the place of the backbone's ReLUs: 'relu' or 'mish'; None for the variant's own
     cbs=None, # More callbacks
     **kwargs # Passed to `Learner`
 ) -> Learner:
@@ -132,11 +135,12 @@ def variant_learner(
 
     `learn.fit_one_cycle(n)` takes the recipe's learning rates. Mixed precision and channels_last are on where the data are on a GPU.
     Raises `UserError` for unknown names, weights that do not fit, a size the backbone cannot take and data normalised for other weights."""
-    w = load_weights(weights, arch)
-    _check_data(dls, arch, w)
+    v = variant_of(variant, arch, stages, factor, reduction, sites, act)
+    w = load_weights(weights, v.arch)
+    _check_data(dls, v.arch, w)
     set_seed(recipe.seed)
-    model = create_model(variant, dls.c, arch, w, stages, factor, sites)
-    strategy = recipe.strategy or (variants[variant].strategy if isinstance(variant, str) else 'uniform')
+    model = create_model(v, dls.c, weights=w)
+    strategy = recipe.strategy or v.strategy
     lr = recipe.lr if strategy == 'uniform' else slice(recipe.lr/recipe.backbone_lr_div, recipe.lr)
     callbacks = L(SeedEpochs(recipe.seed))
     if strategy == 'discriminative+freeze' and recipe.freeze_epochs and gate_modules(model):

