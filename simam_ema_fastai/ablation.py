@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 import simam_ema_fastai
 from .backbones import check_size
-from .core import UserError, atomic_path, is_interactive, one_of, read_json, write_json, write_text
+from .core import UserError, atomic_path, import_extra, is_interactive, one_of, read_json, write_json, write_text
 from .data import datasets, get_dls
 from .efficiency import measure
 from .evaluate import evaluate
@@ -29,7 +29,7 @@ from .models import variant_of
 from .weights import Weights, load_weights, stats_of
 
 # %% auto #0
-__all__ = ['grids', 'Config', 'environment', 'Checkpoint', 'run', 'grid', 'ablate', 'Grid']
+__all__ = ['grids', 'Config', 'environment', 'Checkpoint', 'check_logger', 'loggers', 'run', 'grid', 'ablate', 'Grid']
 
 # %% ../nbs/50_ablation.ipynb #91676cc3
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class Config:
     @property
     def dls_args(self) -> dict:
         "What `get_dls` is asked for: the data of the run, normalised for its weights."
-        return dict(self.data, bs=self.recipe.bs, stats=stats_of(self.weights, self.arch))
+        augment = dict(rand_augment=self.recipe.rand_augment) if self.recipe.rand_augment else {}
+        return dict(self.data, bs=self.recipe.bs, stats=stats_of(self.weights, self.arch), **augment)
 
     def dls(self) -> DataLoaders: return get_dls(**self.dls_args)
 
@@ -58,9 +59,9 @@ class Config:
         return json.loads(json.dumps(asdict(self), default=str))
 
     def same_as(self, other:dict) -> list[str]:
-        "Where `other`, a config read from disk, differs; where the data lie does not matter."
+        "Where `other`, a config read from disk, differs; where the data lie does not matter, and a setting that it does not know had its default."
         flat = lambda d: {f'{k}.{j}' if isinstance(v, dict) else k: u for k,v in d.items() for j,u in (v.items() if isinstance(v, dict) else [(k,v)])}
-        mine, theirs = flat(self.as_json()), flat(other)
+        mine, theirs = flat(self.as_json()), flat({**other, 'recipe': {**asdict(Recipe()), **other.get('recipe', {})}})
         return [f'{k} {theirs.get(k)} (now {mine.get(k)})' for k in {**mine, **theirs} if k != 'data.path' and mine.get(k) != theirs.get(k)]
 
 # %% ../nbs/50_ablation.ipynb #40364468
@@ -125,15 +126,45 @@ def _plain_numbers(d:dict) -> dict:
     "`d` with numpy's scalars as Python's, so that it loads without unpickling code."
     return {k: v.item() if isinstance(v, np.generic) else v for k,v in d.items()}
 
-# %% ../nbs/50_ablation.ipynb #7e4d29fb
+# %% ../nbs/50_ablation.ipynb #9b8ccee2
+def check_logger(log:str):
+    "Raise `UserError` if `log` is no logger, or is not installed."
+    import_extra(one_of(log, ('tensorboard','wandb'), 'logger'), 'log')
+
+class _CountSkipped(Callback):
+    "Let a resumed training count its batches from where it was."
+    def __init__(self, start_epoch:int): self.start_epoch = start_epoch
+    def before_fit(self): self.learn.train_iter = self.start_epoch*len(self.dls.train)
+
+def loggers(
+    log:str|None, # 'tensorboard', 'wandb', or None
+    folder:Path, # Of the run; logs go into its folder `log`
+    config:Config,
+    start_epoch:int=0 # Epochs already trained, when resuming
+) -> list[Callback]:
+    "fastai's logging callbacks for a run."
+    if log is None: return []
+    check_logger(log)
+    if log == 'tensorboard':
+        from fastai.callback.tensorboard import TensorBoardCallback
+        return [_CountSkipped(start_epoch), TensorBoardCallback(folder/'log', trace_model=False, log_preds=False)]
+    import wandb
+    from fastai.callback.wandb import WandbCallback
+    (folder/'log').mkdir(parents=True, exist_ok=True)
+    wandb.init(project='simam_ema_fastai', name=config.name, dir=folder/'log', config=config.as_json(), reinit=True)
+    return [_CountSkipped(start_epoch), WandbCallback(log=None, log_preds=False)]
+
+# %% ../nbs/50_ablation.ipynb #61901685
 def run(
     config:Config, # What to run
     folder:str|Path, # The run's own folder
     dls:DataLoaders=None, # `config.dls()` if None
-    measured:bool=True # Also measure latency, throughput and memory
+    measured:bool=True, # Also measure latency, throughput and memory
+    log:str=None # Also log to 'tensorboard' or 'wandb'
 ) -> dict: # The metrics
     "Train, evaluate, measure and export one run, going on where an earlier call was interrupted; at once if it is done. Raises `UserError` if the folder holds another config."
     folder = Path(folder)
+    if log: check_logger(log)
     if (folder/'config.json').exists():
         differs = config.same_as(read_json(folder/'config.json'))
         if differs: raise UserError(f"{folder} holds a run with {'; '.join(differs)}: repeat that run's settings or choose another folder.")
@@ -151,7 +182,7 @@ def run(
     if done: print(f'  going on after epoch {done} of {config.recipe.epochs}')
     with contextlib.ExitStack() as quiet:
         if not is_interactive(): quiet.enter_context(learn.no_bar()); quiet.enter_context(learn.no_logging())
-        if done < config.recipe.epochs: fit_recipe(learn, done, cbs=checkpoint)
+        if done < config.recipe.epochs: fit_recipe(learn, done, cbs=[checkpoint, *loggers(log, folder, config, done)])
     result = evaluate(learn)
     write_text(folder/'predictions.csv', result.predictions.to_csv(index=False))
     write_text(folder/'per_class.csv', result.per_class.to_csv(index=False))
@@ -169,7 +200,7 @@ def _save_weights(learn:Learner, pretrained:Weights|None, config:Config, path:Pa
     replace(base, state_dict={k: v.cpu() for k,v in learn.model.state_dict().items()}, arch=config.arch,
             source=f'{config.name}, trained from {base.source if pretrained else "scratch"}').save(path)
 
-# %% ../nbs/50_ablation.ipynb #61901685
+# %% ../nbs/50_ablation.ipynb #ceee015e
 def grid(
     data:dict, # Arguments of `get_dls`: name, path, size, …
     variants:Sequence[str]=('baseline','simam','ema','hybrid'), # Names in `models.variants`, or specs
@@ -187,26 +218,29 @@ def grid(
     for c in configs: check_size(c.arch, data.get('size') or datasets[data['name']].size)
     return configs
 
-# %% ../nbs/50_ablation.ipynb #a280affc
+# %% ../nbs/50_ablation.ipynb #c548afb0
 def ablate(
     configs:Sequence[Config], # From `grid`; runs that want the same data share them
     folder:str|Path, # Run folder: holds a folder per run
-    measured:bool=True # Also measure latency, throughput and memory
+    measured:bool=True, # Also measure latency, throughput and memory
+    log:str=None # Also log to 'tensorboard' or 'wandb'
 ) -> list[dict]: # The metrics of every run
-    "Do the runs that are not done yet, one after the other. Raises `UserError` when another process works in the same folder."
+    "Do the runs that are not done yet, one after the other. Raises `UserError` when another process works in the same folder, or weights cannot be had."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     out, dls = [], {}
     with _alone(folder):
+        todo = [c for c in configs if not (folder/c.name/'metrics.json').exists()]
+        for needed in dict.fromkeys((c.weights, c.arch) for c in todo): load_weights(*needed)  # better now than after the first run
         for i,c in enumerate(configs, 1):
             print(f'[{i}/{len(configs)}] {c.name}', end='', flush=True)
             shared = None
-            if (folder/c.name/'metrics.json').exists(): print(': done before')
+            if c not in todo: print(': done before')
             else:
                 print()
                 key = repr(c.dls_args)
                 shared = dls[key] = dls.get(key) or c.dls()
-            out.append(run(c, folder/c.name, shared, measured))
+            out.append(run(c, folder/c.name, shared, measured, log))
             print(f"  Top-1 {out[-1]['top1']:.2f}%, Top-{out[-1]['k']} {out[-1]['top5']:.2f}% of {out[-1]['n']} images")
     return out
 
@@ -219,7 +253,7 @@ def _alone(folder:Path):
     try: yield
     finally: lock.release()
 
-# %% ../nbs/50_ablation.ipynb #c548afb0
+# %% ../nbs/50_ablation.ipynb #9566648d
 class Grid(NamedTuple):
     "A comparison by name."
     variants:tuple[str,...] # Names in `models.variants`, or specs

@@ -7,12 +7,13 @@ __all__ = ['commands', 'settings', 'train', 'ablate', 'evaluate', 'predict', 'be
 
 # %% ../nbs/70_cli.ipynb #305edaed
 import errno, sys, warnings
+from dataclasses import replace
 from pathlib import Path
 
 from fastcore.meta import delegates
 from fastcore.script import Param, anno_parser, store_true
 
-from .core import UserError, one_of, read_json, write_text
+from .core import UserError, one_of, read_json, write_json, write_text
 
 # %% ../nbs/70_cli.ipynb #79fcf233
 def _list(text:str|None, of:type, what:str) -> list|None:
@@ -46,20 +47,29 @@ def settings(
     reduction:int=None, # Reduction of SE, CBAM and BAM (16)
     sites:str=None, # Put gates at other sites (spatial, residual, stage), e.g. simam=residual,ema=stage
     act:str=None, # In the place of the backbone's ReLUs: relu, mish; the variant's own if left out
-    epochs:int=20, # Epochs of one-cycle training
-    bs:int=64, # Images per batch
-    lr:float=1e-3, # Peak learning rate; under a discriminative strategy that of gates and head
-    backbone_lr_div:float=10, # The backbone's learning rate is lr over this (discriminative strategies)
-    freeze_epochs:int=3, # Epochs in which gates stay frozen (discriminative+freeze)
-    opt:str='adamw', # Optimiser: adamw, adam, sgd
-    wd:float=1e-2, # Weight decay
-    label_smoothing:float=0., # Label smoothing
-    precision:str='auto', # auto, fp32, bf16, fp16
+    recipe:str='study', # Recipe whose values the options below replace: study, cbam, cbam_smooth, layer4, resnext_sgd, from_scratch
+    epochs:int=None, # Epochs (study: 20)
+    bs:int=None, # Images per batch (study: 64)
+    lr:float=None, # Peak learning rate; under a discriminative strategy that of gates and head (study: 1e-3)
+    backbone_lr_div:float=None, # The backbone's learning rate is lr over this (discriminative strategies; study: 10)
+    freeze_epochs:int=None, # Epochs in which gates stay frozen (discriminative+freeze; study: 3)
+    trainable:str=None, # What is trained: all, layer4 (last stage, gates, head), head (study: all)
+    schedule:str=None, # Learning rate: one_cycle, cosine, step, flat (study: one_cycle)
+    opt:str=None, # Optimiser: adamw, adam, sgd (study: adamw)
+    wd:float=None, # Weight decay (study: 1e-2)
+    label_smoothing:float=None, # Label smoothing (study: 0)
+    mixup:float=None, # α of MixUp, e.g. 0.4 (study: 0, none); with cutmix, each batch gets one of them
+    cutmix:float=None, # α of CutMix, e.g. 1 (study: 0, none)
+    rand_augment:int=None, # Magnitude of RandAugment, 1 to 30 (study: 0, none)
+    precision:str=None, # auto, fp32, bf16, fp16 (study: auto)
+    compile:store_true=False, # Train through torch.compile
 ) -> dict: # Arguments of `ablation.grid`
     "The settings that training commands share, as arguments of `ablation.grid`."
-    from simam_ema_fastai.learner import Recipe
+    from simam_ema_fastai.recipe import recipes
     given = dict(name=data, path=path, labels=labels, size=size, n_train=n_train, n_valid=n_valid, n_classes=n_classes, min_scale=min_scale, skip_bad=skip_bad or None, num_workers=workers)
-    recipe = Recipe(epochs=epochs, bs=bs, lr=lr, backbone_lr_div=backbone_lr_div, freeze_epochs=freeze_epochs, opt=opt, wd=wd, label_smoothing=label_smoothing, precision=precision)
+    changes = dict(epochs=epochs, bs=bs, lr=lr, backbone_lr_div=backbone_lr_div, freeze_epochs=freeze_epochs, trainable=trainable, schedule=schedule, opt=opt, wd=wd,
+                   label_smoothing=label_smoothing, mixup=mixup, cutmix=cutmix, rand_augment=rand_augment, precision=precision, compile=compile or None)
+    recipe = replace(recipes[one_of(recipe, recipes, 'recipe')], **{k: v for k,v in changes.items() if v is not None})
     return dict(data={k: v for k,v in given.items() if v is not None}, arch=arch, weights=None if weights=='none' else weights, recipe=recipe,
                 overrides={k: v for k,v in dict(stages=_list(stages, int, 'stages'), factor=factor, reduction=reduction, sites=_pairs(sites, 'sites'), act=act).items() if v is not None} or None)
 
@@ -68,34 +78,37 @@ def settings(
 def train(
     variant:str='hybrid', # baseline, simam, ema, hybrid, se, cbam, … (`models.variants`), or spelled: ema@residual34+simam@spatial34
     out:str='runs/train', # Run folder
-    seed:int=1, # Of initial weights, order and augmentation
-    strategy:str=None, # uniform, discriminative, discriminative+freeze; the study's for the variant if left out
+    seed:int=None, # Of initial weights, order and augmentation (study: 1)
+    strategy:str=None, # uniform, discriminative, discriminative+freeze; the recipe's, or the study's for the variant, if left out
+    log:str=None, # Also log to tensorboard or wandb
     **kwargs
 ):
     "Fine-tune one variant, evaluate and measure it, and export it for inference. Interrupted, the same command goes on."
-    _ablate([variant], [seed], strategy and [strategy], out, settings(**kwargs))
+    _ablate([variant], None if seed is None else [seed], strategy and [strategy], out, log, settings(**kwargs))
 
 @delegates(settings)
 def ablate(
     variants:str=None, # Which to compare, separated by commas, as for train; baseline,simam,ema,hybrid if left out
     grid:str=None, # A comparison by name instead: factorial, positions, reduction
     out:str='runs/ablation', # Run folder
-    seeds:str='1', # A run each, separated by commas
-    strategies:str=None, # Train every variant with each of these (uniform, discriminative, discriminative+freeze); the study's for the variant if left out
+    seeds:str=None, # A run each, separated by commas; the recipe's (study: 1) if left out
+    strategies:str=None, # Train every variant with each of these (uniform, discriminative, discriminative+freeze); the recipe's, or the study's for the variant, if left out
+    log:str=None, # Also log to tensorboard or wandb
     **kwargs
 ):
     "Compare variants: fine-tune, evaluate and measure each under the same data and recipe, and write the report. Interrupted, the same command goes on."
     from simam_ema_fastai.ablation import Grid, grids
     if grid and variants: raise UserError(f"--grid {grid} says which variants: leave --variants out, or the grid.")
     g = grids[one_of(grid, grids, 'grid')] if grid else Grid(_list(variants or 'baseline,simam,ema,hybrid', str, 'variants'))
-    _ablate(g.variants, _list(seeds, int, 'seeds'), _list(strategies, str, 'strategies') or g.strategies, out, settings(**kwargs))
+    _ablate(g.variants, _list(seeds, int, 'seeds'), _list(strategies, str, 'strategies') or g.strategies, out, log, settings(**kwargs))
 
-def _ablate(variants, seeds, strategies, out, common):
+def _ablate(variants, seeds, strategies, out, log, common):
     from simam_ema_fastai.ablation import ablate, grid
     from simam_ema_fastai.report import comparison, load_runs, report
+    seeds = [common['recipe'].seed] if seeds is None else seeds
     if not variants or not seeds: raise UserError('nothing to do: give at least one variant and one seed.')
     configs = grid(variants=variants, seeds=seeds, strategies=strategies, **common)
-    ablate(configs, out)
+    ablate(configs, out, log=log)
     page = report(out)
     print(f'\n{comparison(load_runs(out)).to_string(index=False)}\n\nreport: {page}\nmodel:  {Path(out)/configs[-1].name/"model.pkl"}')
 
@@ -158,27 +171,27 @@ def predict(
         for r in df.itertuples(): print(f'{r.item}: ' + ', '.join(f"{getattr(r, f'label{i+1}')} {100*getattr(r, f'prob{i+1}'):.1f}%" for i in range(min(k, (len(df.columns) - 3)//2))))
 
 def benchmark(
-    variants:str='baseline,simam,ema,hybrid,hybrid_all', # Which to measure, separated by commas
-    arch:str=None, # Backbone; each variant's own, or resnet50, if left out
-    size:int=224, # Side in pixels
-    n_out:int=200, # Number of classes
-    bs:int=16, # Images per batch for throughput
-    runs:int=50, # Timed runs of one image
-    out:str=None, # Write to this CSV file too
+    variants:str='hybrid', # Which to compare with the baseline, separated by commas
+    tasks:str='forward,training,memory', # What to measure
+    arch:str='resnet50', # Backbone
+    sizes:str='64,224', # Sides in pixels
+    bs:str='1', # Images per batch, separated by commas; trainings and memory take at least 2
+    seconds:float=60., # How long the candidates take turns in each setting
+    eager:store_true=False, # Leave out compiled forms, which take half a minute each to make on a CPU
+    out:str='runs/benchmark', # Folder for the results
 ):
-    "Parameters, GFLOPs, latency, throughput and memory of variants, with random weights, on the GPU if there is one."
-    import pandas as pd
-    from fastai.torch_core import default_device
-    from simam_ema_fastai.efficiency import flops_convention, measure
+    "Time and memory of the gates, in turns with the published modules, compiled forms and timm's. Interrupted, the same command goes on."
+    from simam_ema_fastai.ablation import environment
+    from simam_ema_fastai.benchmark import benchmark, tasks as known
     from simam_ema_fastai.backbones import check_size
-    from simam_ema_fastai.models import create_model, variant_of
-    variants = {v: variant_of(v, arch) for v in _list(variants, str, 'variants')}
-    for v in variants.values(): check_size(v.arch, size)
-    rows = [dict(variant=name, **measure(create_model(v, n_out).to(default_device()), size, bs, runs)) for name,v in variants.items()]
-    df = pd.DataFrame(rows).drop(columns='flops_convention')
-    df['latency_ratio'] = df.latency_ms/df.latency_ms.iloc[0]
-    print(f'GFLOPs: {flops_convention}, {size}×{size}; latency_ratio: to {rows[0]["variant"]}\n{df.to_string(index=False, float_format="{:.3f}".format)}')
-    if out: write_text(out, df.to_csv(index=False)); print(f'table: {out}')
+    from simam_ema_fastai.models import variant_of
+    sides, batches, variants = _list(sizes, int, 'sizes'), _list(bs, int, 'bs'), _list(variants, str, 'variants')
+    for s in sides: check_size(arch, s)
+    for v in variants: variant_of(v, arch)
+    settings = [(one_of(t, [*known, 'memory'], 'task'), s, b if t=='forward' else max(b, 2)) for t in _list(tasks, str, 'tasks') for s in sides for b in batches]
+    write_json(Path(out)/'environment.json', environment())
+    df = benchmark(out, settings, variants, arch, seconds, compiled=not eager)
+    print(f'{df.to_string(index=False, float_format="{:.3f}".format, na_rep="")}\nratio: to the baseline in the same form, low and high: 95% of its median; speedup: over the published modules in eager mode\n{out}/benchmark.csv, benchmark.png')
 
 def report(
     runs:str, # Run folder, as train and ablate write it

@@ -6,61 +6,37 @@
 from __future__ import annotations
 import random, warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
+import numpy as np, torch
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
-from fastai.callback.schedule import Learner  # with fit_one_cycle and lr_find
+from fastai.callback.mixup import MixHandler
+from fastai.callback.schedule import Learner, ParamScheduler, SchedCos, SchedNo, combine_scheds  # Learner with fit_one_cycle and lr_find
 from fastai.data.core import DataLoaders
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy, top_k_accuracy
-from fastai.optimizer import SGD, Adam
 from fastai.torch_core import set_seed
 from fastcore.foundation import L
-from torch import nn
+from torch import nn, Tensor
 
 from .backbones import check_size
-from .core import UserError, one_of
-from .models import Placement, Variant, create_model, gate_modules, head_of, strategies, variant_of
+from .core import UserError
+from .models import Placement, Variant, create_model, gate_modules, head_of, trained_modules, variant_of
+from .recipe import Recipe, recipes
+from .speed import Compile, check_compiler, opt_funcs, without_waiting
 from .weights import Weights, load_weights
 
 # %% auto #0
-__all__ = ['opt_funcs', 'precisions', 'Recipe', 'attention_splitter', 'CountsEpochs', 'SeedEpochs', 'FreezeAttention',
-           'variant_learner', 'fit_recipe']
+__all__ = ['attention_splitter', 'CountsEpochs', 'SeedEpochs', 'FreezeAttention', 'TrainOnly', 'Mix', 'variant_learner',
+           'fit_recipe', 'Recipe', 'recipes']
 
-# %% ../nbs/30_learner.ipynb #1e263363
-opt_funcs = {'adamw': Adam, 'adam': partial(Adam, decouple_wd=False), 'sgd': partial(SGD, mom=.9)}
-precisions = ('auto', 'fp32', 'bf16', 'fp16')
+# %% ../nbs/30_learner.ipynb #041e86fa
+_all_ = ['Recipe', 'recipes']
 
-@dataclass(frozen=True)
-class Recipe:
-    "How a variant is trained."
-    epochs:int = 20 # Study: 20
-    strategy:str|None = None # One of `strategies`; None for the one the study gave the variant
-    freeze_epochs:int = 3 # Epochs at the start in which gates stay as they are (strategy 'discriminative+freeze'). Study: 3
-    lr:float = 1e-3 # Peak learning rate; under a discriminative strategy that of gates and head
-    backbone_lr_div:float = 10. # The backbone's peak learning rate is `lr` over this (discriminative strategies)
-    opt:str = 'adamw' # 'adamw', 'adam' or 'sgd'
-    wd:float = 1e-2 # Weight decay; none on biases and batch norms (fastai's rule)
-    pct_start:float = .25 # Share of one-cycle that warms up
-    bs:int = 64 # Images per batch
-    label_smoothing:float = 0.
-    seed:int = 1 # Of initial weights, order and augmentation
-    precision:str = 'auto' # 'auto' is bf16 on a GPU that has it, else fp16 there, and fp32 on a CPU
-
-    def __post_init__(self):
-        if self.strategy is not None: one_of(self.strategy, strategies, 'strategy')
-        one_of(self.opt, opt_funcs, 'optimiser'); one_of(self.precision, precisions, 'precision')
-        for name, low in (('epochs',1), ('bs',1), ('freeze_epochs',0), ('wd',0), ('label_smoothing',0)):
-            if getattr(self, name) < low: raise UserError(f"{name} {getattr(self, name)}: at least {low} is needed.")
-        for name in ('lr', 'backbone_lr_div'):
-            if not getattr(self, name) > 0: raise UserError(f"{name} {getattr(self, name)}: it has to be above 0.")
-
-# %% ../nbs/30_learner.ipynb #ef5f204b
+# %% ../nbs/30_learner.ipynb #c9f871bd
 def attention_splitter(
     model:nn.Module # From `create_model`
 ) -> list[list[nn.Parameter]]:
@@ -68,7 +44,7 @@ def attention_splitter(
     ours = {id(p): p for m in [*gate_modules(model), head_of(model)] for p in m.parameters()}
     return [[p for p in model.parameters() if id(p) not in ours], list(ours.values())]
 
-# %% ../nbs/30_learner.ipynb #144e655f
+# %% ../nbs/30_learner.ipynb #a77147f1
 class CountsEpochs(Callback):
     "A callback that knows how many epochs the learner has been trained for, in `epochs_done`."
     epochs_done = 0
@@ -87,7 +63,7 @@ class SeedEpochs(CountsEpochs):
         set_seed(state % 2**32)
         self.dls.train.rng = random.Random(state)
 
-# %% ../nbs/30_learner.ipynb #11a5f153
+# %% ../nbs/30_learner.ipynb #144e655f
 class FreezeAttention(CountsEpochs):
     "Keep the gates as they are during the first `epochs` epochs of the whole training, and release them exactly then."
     order = -5  # after TrainEvalCallback has put the model into training mode
@@ -116,7 +92,61 @@ class FreezeAttention(CountsEpochs):
         for gate in gate_modules(self.model): gate.requires_grad_(True)
         self._released = True
 
+# %% ../nbs/30_learner.ipynb #11a5f153
+class TrainOnly(Callback):
+    "Change nothing but a part of the model: 'layer4' (last stage, gates, head) or 'head' (gates, head)."
+    order, run_valid, _stateattrs = -6, False, ('_params',)  # after TrainEvalCallback has put the model into training mode
+    def __init__(self,
+        what:str='layer4' # See `models.trained_modules`
+    ):
+        self.what = what
+
+    def before_train(self):
+        free = {m for part in trained_modules(self.model, self.what) for m in part.modules()}
+        ours = {p for m in free for p in m.parameters(recurse=False)}
+        self._params = [p for p in self.model.parameters() if p not in ours]
+        for m in self.model.modules():
+            if free.isdisjoint(m.modules()): m.training = False
+
+    def before_batch(self):
+        for p in self._params: p.requires_grad_(False); p.grad = None
+
 # %% ../nbs/30_learner.ipynb #f8d9b8e0
+class Mix(MixHandler):
+    "MixUp, CutMix, or for every batch one of the two at random. The random state is NumPy's, which `SeedEpochs` sets."
+    stack_y = False
+    def __init__(self,
+        mixup:float=0., # α of MixUp; 0 for none
+        cutmix:float=0. # α of CutMix; 0 for none
+    ):
+        self.alphas = {way: alpha for way,alpha in (('_mixup', mixup), ('_cutmix', cutmix)) if alpha}
+
+    def before_train(self):
+        if self.learn.loss_func != self.lf: super().before_train()  # after Ctrl-C it still is
+
+    def before_batch(self):
+        way = list(self.alphas)[np.random.randint(len(self.alphas))]
+        other = self._there(np.random.permutation(len(self.y)))
+        self.yb1 = (self.y[other],)
+        self.learn.xb = (getattr(self, way)(self.x, self.x[other], self.alphas[way]),)
+
+    def _there(self, a:np.ndarray) -> Tensor: return torch.from_numpy(a).to(self.x.device, non_blocking=True)
+
+    def _mixup(self, x, other, alpha):
+        lam = np.random.beta(alpha, alpha, len(x))
+        self.lam = self._there(np.maximum(lam, 1 - lam)).to(x.dtype)
+        return torch.lerp(other, x, self.lam[:,None,None,None])
+
+    def _cutmix(self, x, other, alpha):
+        h, w = x.shape[-2:]
+        share = np.sqrt(1 - np.random.beta(alpha, alpha))
+        (y0, y1), (x0, x1) = [np.clip(np.random.randint(n) + np.array([-1, 1])*round(n*share/2), 0, n).tolist() for n in (h, w)]
+        self.lam = 1 - (y1 - y0)*(x1 - x0)/(h*w)
+        x = x.clone()
+        x[..., y0:y1, x0:x1] = other[..., y0:y1, x0:x1]
+        return x
+
+# %% ../nbs/30_learner.ipynb #8f9c8af1
 def variant_learner(
     dls:DataLoaders, # From `get_dls`, or any image classification `DataLoaders`
     variant:str|Variant|Sequence[Placement]='hybrid', # A name in `variants`, a spec such as 'ema@residual34', or placements of your own
@@ -131,7 +161,7 @@ def variant_learner(
     cbs=None, # More callbacks
     **kwargs # Passed to `Learner`
 ) -> Learner:
-    """A fastai `Learner` for `variant`: model, parameter groups, learning rates, freezing, seeding and precision by `recipe`.
+    """A fastai `Learner` for `variant`: model, parameter groups, learning rates, freezing, mixing, seeding and precision by `recipe`.
 
     `learn.fit_one_cycle(n)` takes the recipe's learning rates. Mixed precision and channels_last are on where the data are on a GPU.
     Raises `UserError` for unknown names, weights that do not fit, a size the backbone cannot take and data normalised for other weights."""
@@ -140,6 +170,7 @@ def variant_learner(
     _check_data(dls, v.arch, w)
     set_seed(recipe.seed)
     model = create_model(v, dls.c, weights=w)
+    if recipe.compile: check_compiler()
     strategy = recipe.strategy or v.strategy
     lr = recipe.lr if strategy == 'uniform' else slice(recipe.lr/recipe.backbone_lr_div, recipe.lr)
     callbacks = L(SeedEpochs(recipe.seed))
@@ -147,11 +178,14 @@ def variant_learner(
         if recipe.freeze_epochs >= recipe.epochs:
             warnings.warn(f'the gates stay frozen for {recipe.freeze_epochs} epochs and the training lasts {recipe.epochs}: they will never be trained.')
         callbacks.append(FreezeAttention(recipe.freeze_epochs))
+    if recipe.trainable != 'all': callbacks.append(TrainOnly(recipe.trainable))
+    if recipe.mixup or recipe.cutmix: callbacks.append(Mix(recipe.mixup, recipe.cutmix))
+    if recipe.compile: callbacks.append(Compile())
     if torch.device(dls.device).type == 'cuda': callbacks += [ChannelsLast(), *_mixed_precision(recipe.precision)]
     learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(label_smoothing=recipe.label_smoothing), opt_func=opt_funcs[recipe.opt], lr=lr, wd=recipe.wd,
                     splitter=attention_splitter, metrics=[accuracy, partial(top_k_accuracy, k=min(5, dls.c))], cbs=callbacks + L(cbs), **kwargs)
     learn.recipe, learn.strategy = recipe, strategy
-    return learn
+    return without_waiting(learn)
 
 def _check_data(dls:DataLoaders, arch:str, w:Weights|None):
     "Refuse pictures below the backbone's minimum and pictures normalised for other weights."
@@ -164,11 +198,22 @@ def _mixed_precision(precision:str) -> list[Callback]:
     if precision == 'auto': precision = 'bf16' if torch.cuda.is_bf16_supported() else 'fp16'
     return [] if precision == 'fp32' else [MixedPrecision(precision)]
 
-# %% ../nbs/30_learner.ipynb #ae7c9499
+# %% ../nbs/30_learner.ipynb #d1e56b80
+_rates = {
+    'cosine': lambda lr: SchedCos(lr, 0*lr),
+    'step': lambda lr: combine_scheds([.5, .25, .25], [SchedNo(lr/10**i, lr/10**i) for i in range(3)]),
+    'flat': lambda lr: SchedNo(lr, lr),
+}
+
 def fit_recipe(
     learn:Learner, # From `variant_learner`
     start_epoch:int=0, # Epochs already trained, when resuming
     cbs=None # More callbacks
 ):
-    "Train `learn` by its recipe: one cycle over all its epochs."
-    learn.fit_one_cycle(learn.recipe.epochs, pct_start=learn.recipe.pct_start, start_epoch=start_epoch, cbs=cbs)
+    "Train `learn` by its recipe: its schedule over all its epochs."
+    r = learn.recipe
+    if r.schedule == 'one_cycle': return learn.fit_one_cycle(r.epochs, pct_start=r.pct_start, start_epoch=start_epoch, cbs=cbs)
+    if learn.opt is None: learn.create_opt()
+    learn.opt.set_hyper('lr', learn.lr)
+    lr = np.array([h['lr'] for h in learn.opt.hypers])
+    learn.fit(r.epochs, start_epoch=start_epoch, cbs=ParamScheduler({'lr': _rates[r.schedule](lr)}) + L(cbs))

@@ -32,7 +32,7 @@ class System:
     "A row of a report: what was trained, how, and what came out."
     variant:str # A name in `models.variants`
     source:str # A name in `sources`
-    recipe:str # A name in `learner.recipes`
+    recipe:str # A name in `recipe.recipes`
     published:dict = field(default_factory=dict) # Figures as printed there: accuracies in percent, counts; empty if it was only recommended
     note:str = '' # What has to be known to read them
 
@@ -55,25 +55,25 @@ systems = {
     'hybrid_resnet101':          System('hybrid_resnet101', 'study', 'study', note='recommended, not tried'),
     'hybrid_efficientnet_lite0': System('hybrid_efficientnet_lite0', 'study', 'study', note='recommended, not tried'),
 
-    'resnet50_layer4':       System('resnet50', 'cbam', 'cbam_layer4', dict(train=93, val=85.67, test=90, parameters='23,712,932'), 'only stage 4 and the head trained'),
+    'resnet50_layer4':       System('resnet50', 'cbam', 'layer4', dict(train=93, val=85.67, test=90, parameters='23,712,932'), 'only stage 4 and the head trained'),
     'cbam_resnet50':         System('cbam_resnet50', 'cbam', 'cbam', dict(train=92, val=88.33, test=92, parameters='24,409,644')),
     'cbam_resnet152':        System('cbam_resnet152', 'cbam', 'cbam', dict(train=91, val=87.33, test=92, parameters='59,045,420')),
     'cbam_resnet152_smooth': System('cbam_resnet152', 'cbam', 'cbam_smooth', dict(train=92, val=85.33, test=92, parameters='59,045,420'), 'label smoothing 0.1'),
     'resnext101':            System('resnext101_32x8d', 'cbam', 'cbam', dict(train=91, val=87.33, test=93, parameters='86,947,236')),
     'cbam_resnext101':       System('cbam_resnext101', 'cbam', 'cbam', dict(train=91, val=87.67, test=92, parameters='87,643,948')),
-    'cbam_resnext101_sgd':   System('cbam_resnext101', 'cbam', 'cbam_sgd', dict(train=95, val=86.00, test=92, parameters='87,643,948'), 'label smoothing 0.01, SGD, 50 epochs'),
+    'cbam_resnext101_sgd':   System('cbam_resnext101', 'cbam', 'resnext_sgd', dict(train=95, val=86.00, test=92, parameters='87,643,948'), 'label smoothing 0.01, SGD, 50 epochs'),
 
-    'preact_resnet50':     System('preact_resnet50', 'cifar', 'cifar'),
-    'bam_preact_resnet50': System('bam_preact_resnet50', 'cifar', 'cifar', note='below the plain network'),
-    'sresnet50':           System('sresnet50', 'cifar', 'cifar', note='below the plain network'),
-    'sresnet50_skips':     System('sresnet50_skips', 'cifar', 'cifar', dict(test=78.1), 'above the plain network; the peak'),
-    'sresnet50_dilation':  System('sresnet50_dilation', 'cifar', 'cifar', note='above the plain network'),
+    'preact_resnet50':     System('preact_resnet50', 'cifar', 'from_scratch', note='what the others are compared with'),
+    'bam_preact_resnet50': System('bam_preact_resnet50', 'cifar', 'from_scratch', note='below the plain network'),
+    'sresnet50':           System('sresnet50', 'cifar', 'from_scratch', note='below the plain network'),
+    'sresnet50_skips':     System('sresnet50_skips', 'cifar', 'from_scratch', dict(test=78.1), 'above the plain network; the peak'),
+    'sresnet50_dilation':  System('sresnet50_dilation', 'cifar', 'from_scratch', note='above the plain network'),
 
-    'plain34':          System('plain34', 'resnet34', 'resnet34', dict(train=60.27, val=58.11, parameters='21.3M'), 'the parameters are those of ResNet-34'),
-    'resnet34':         System('resnet34', 'resnet34', 'resnet34', dict(train=84.42, val=78.83, parameters='21.3M')),
-    'se_resnet34':      System('se_resnet34', 'resnet34', 'resnet34', dict(train=86, val=81.5, parameters='21.5M'), 'accuracies predicted, not measured'),
-    'mish_resnet34':    System('mish_resnet34', 'resnet34', 'resnet34', dict(train=85, val=80.2, parameters='21.3M'), 'accuracies predicted, not measured'),
-    'se_mish_resnet34': System('se_mish_resnet34', 'resnet34', 'resnet34', note='named as a next step'),
+    'plain34':          System('plain34', 'resnet34', 'from_scratch', dict(train=60.27, val=58.11, parameters='21.3M'), 'the parameters are those of ResNet-34'),
+    'resnet34':         System('resnet34', 'resnet34', 'from_scratch', dict(train=84.42, val=78.83, parameters='21.3M')),
+    'se_resnet34':      System('se_resnet34', 'resnet34', 'from_scratch', dict(train=86, val=81.5, parameters='21.5M'), 'accuracies predicted, not measured'),
+    'mish_resnet34':    System('mish_resnet34', 'resnet34', 'from_scratch', dict(train=85, val=80.2, parameters='21.3M'), 'accuracies predicted, not measured'),
+    'se_mish_resnet34': System('se_mish_resnet34', 'resnet34', 'from_scratch', note='named as a next step'),
 }
 
 # %% ../nbs/45_systems.ipynb #a73204d2
