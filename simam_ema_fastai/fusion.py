@@ -10,33 +10,46 @@ import torch
 from torch import fx, nn, Tensor
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from . import kernels
+from . import fused, native as native_kernels
 from .attention import EMA, SimAM
 
 # %% auto #0
-__all__ = ['SimAMNorm', 'EMAResidual', 'fuse']
+__all__ = ['FusedSimAM', 'FusedEMA', 'fuse']
 
 # %% ../nbs/25_fusion.ipynb #f21d5f4a
-class SimAMNorm(nn.Module):
+class FusedSimAM(nn.Module):
     "SimAM with the batch norm (in evaluation mode) and the ReLU that may follow it."
-    def __init__(self, simam:SimAM, norm:nn.BatchNorm2d, relu:bool):
+    def __init__(self,
+        simam:SimAM,
+        norm:nn.BatchNorm2d=None, # Folded in
+        relu:bool=False, # Whether a ReLU follows
+        native:bool=False # Use the C++ kernel of `native`
+    ):
         super().__init__()
-        self.e_lambda, self.relu = simam.e_lambda, relu
-        scale = norm.weight*(norm.running_var + norm.eps).rsqrt()
-        self.register_buffer('scale', scale.detach())
-        self.register_buffer('shift', (norm.bias - norm.running_mean*scale).detach())
+        self.e_lambda, self.relu, self.native = simam.e_lambda, relu, native
+        scale = norm.weight*(norm.running_var + norm.eps).rsqrt() if norm else None
+        self.register_buffer('scale', scale)
+        self.register_buffer('shift', norm.bias - norm.running_mean*scale if norm else None)
 
     def forward(self, x:Tensor) -> Tensor:
-        y = kernels.simam(x, self.e_lambda)*self.scale[:,None,None] + self.shift[:,None,None]
-        return y.relu() if self.relu else y
+        if self.native: return native_kernels.simam(x, self.scale, self.shift, self.e_lambda, self.relu)
+        return fused.simam(x, self.e_lambda) if self.scale is None else fused.simam_bn_relu(x, self.scale, self.shift, self.e_lambda, self.relu)
 
-class EMAResidual(nn.Module):
-    "EMA with the residual sum and the ReLU that follow it."
-    def __init__(self, ema:EMA):
+class FusedEMA(nn.Module):
+    "EMA with the residual sum and the ReLU that may follow it, and with what depends on its parameters alone computed once."
+    def __init__(self,
+        ema:EMA,
+        native:bool=False # Use the C++ kernel of `native`
+    ):
         super().__init__()
-        self.ema = ema
+        self.native, self.eps = native, ema.gn.eps
+        params = [ema.conv1x1.weight, ema.conv1x1.bias, ema.conv3x3.weight, ema.conv3x3.bias, ema.gn.weight, ema.gn.bias]
+        if native: self.register_buffer('packed', native_kernels.ema_constants(*params))
+        else: self.params = nn.ParameterList(params)
 
-    def forward(self, x:Tensor, shortcut:Tensor) -> Tensor: return (self.ema(x) + shortcut).relu()
+    def forward(self, x:Tensor, shortcut:Tensor=None) -> Tensor:
+        if self.native: return native_kernels.ema(x, self.packed, self.eps, shortcut, shortcut is not None)
+        return fused.ema(x, *self.params, self.eps) if shortcut is None else fused.ema_add_relu(x, shortcut, *self.params, self.eps)
 
 # %% ../nbs/25_fusion.ipynb #4c7ed6ac
 class _Tracer(fx.Tracer):
@@ -54,8 +67,8 @@ def _only_user(node:fx.Node) -> fx.Node|None:
 
 class _Rewriter:
     "A traced network and the modules behind its nodes."
-    def __init__(self, model:nn.Module):
-        self.graph = _Tracer().trace(model)
+    def __init__(self, model:nn.Module, native:bool):
+        self.graph, self.native = _Tracer().trace(model), native
         self.gm = fx.GraphModule(model, self.graph)
 
     def module(self, node:fx.Node|None, *kinds:type) -> nn.Module|None:
@@ -82,19 +95,23 @@ class _Rewriter:
         if (conv := self.module(node, nn.Conv2d)) and norm: self.replace([node, after], _folded(conv, norm), node.args)
         elif (simam := self.module(node, SimAM)) and norm:
             relu = self.module(_only_user(after), nn.ReLU)
-            self.replace([node, after] + [_only_user(after)]*bool(relu), SimAMNorm(simam, norm, bool(relu)), node.args)
+            self.replace([node, after] + [_only_user(after)]*bool(relu), FusedSimAM(simam, norm, bool(relu), self.native), node.args)
         elif (ema := self.module(node, EMA)) and after and after.target in (operator.add, torch.add) and self.module(_only_user(after), nn.ReLU):
             shortcut = next(a for a in after.args if a is not node)
-            self.replace([node, after, _only_user(after)], EMAResidual(ema), (*node.args, shortcut))
+            self.replace([node, after, _only_user(after)], FusedEMA(ema, self.native), (*node.args, shortcut))
 
 # %% ../nbs/25_fusion.ipynb #badc0b63
 def fuse(
-    model:nn.Module # An image classifier; left as it is
+    model:nn.Module, # An image classifier; left as it is
+    native:bool=False # Take the C++ kernels of `native` for the gates: on a CPU, in float32
 ) -> nn.Module: # The same function in evaluation mode, for inference alone
     "Fold norms into convolutions and gates into what follows them. Raises what `torch.fx` raises for a network it cannot trace."
-    r = _Rewriter(copy.deepcopy(model).eval())
+    r = _Rewriter(copy.deepcopy(model).eval().requires_grad_(False), native)
     for node in list(r.graph.nodes):
         if not node._erased: r.step(node)
+    for name, m in list(r.gm.named_modules()):  # gates that stand alone, or in a hook
+        if isinstance(m, SimAM): r.gm.set_submodule(name, FusedSimAM(m, native=native))
+        elif isinstance(m, EMA): r.gm.set_submodule(name, FusedEMA(m, native=native))
     r.graph.lint()
     r.gm.delete_all_unused_submodules()
     r.gm.recompile()

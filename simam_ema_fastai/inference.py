@@ -14,7 +14,9 @@ from fastai.data.transforms import get_image_files
 from fastai.learner import Learner, load_learner
 from fastai.vision.augment import RandomResizedCrop
 from torch import Tensor, nn
+from torch._inductor import config as inductor
 
+from . import native
 from .core import UserError, atomic_path, one_of
 from .fusion import fuse
 
@@ -84,18 +86,22 @@ class Optimised(nn.Module):
     "A network for inference alone; takes and gives what the original does, `(N, 3, H, W)` to `(N, n_out)` logits in float32."
     def __init__(self, run:nn.Module, bs:int, dtype:torch.dtype):
         super().__init__()
-        self.run, self.bs, self.dtype = run, bs, dtype
+        self.run, self.bs, self.dtype, self._sides = run, bs, dtype, set()
         self.max_delta_p = None # Largest difference of a probability from the original's, on the example batch
 
     def forward(self, x:Tensor) -> Tensor:
         x = x.as_subclass(Tensor)  # fastai's own tensor types cannot be compiled
-        with torch.no_grad(): return torch.cat([self._chunk(c) for c in x.split(self.bs)]) if len(x) else x.new_empty(0, self.n_out)
+        if not len(x): return x.new_empty(0, self.n_out)
+        with torch.inference_mode(): chunks = [self._chunk(c) for c in x.split(self.bs)]
+        return torch.cat(chunks).to(torch.float32, copy=True)  # out of inference mode
 
     def _chunk(self, x:Tensor) -> Tensor:
         missing = self.bs - len(x)
         padded = torch.cat([x, x[-1:].expand(missing, -1, -1, -1)]) if missing else x
-        out = self.run(padded.to(self.dtype).contiguous(memory_format=torch.channels_last))
-        return out[:len(x)].to(torch.float32, copy=True)  # a CUDA graph writes its next answer into the same memory
+        padded = padded.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        if padded.shape[2:] in self._sides: return self.run(padded)[:len(x)].clone()  # a CUDA graph writes its next answer into the same memory
+        self._sides.add(padded.shape[2:])
+        with inductor.patch(freezing=True): return self.run(padded)[:len(x)].clone()  # compiled now; as an option of torch.compile it has no effect
 
     def train(self, mode:bool=True) -> nn.Module: return self  # there is no other mode to be in
 
@@ -112,13 +118,12 @@ def optimise(
     compiled:bool=True # Compile (a minute on a CPU); without a C++ compiler it is left out and said
 ) -> Optimised: # With `max_delta_p`
     "The fastest form of `model` for inference on the device of `example_batch`; prints how far its probabilities are from the original's at most."
-    run = fuse(model).to(_dtypes[one_of(dtype, _dtypes, 'dtype')]).to(memory_format=torch.channels_last)
+    native_gates = example_batch.device.type == 'cpu' and dtype == 'fp32' and native.available()
+    run = fuse(model, native_gates).to(_dtypes[one_of(dtype, _dtypes, 'dtype')]).to(memory_format=torch.channels_last)
     if compiled and not _has_compiler(example_batch.device):
         print('no C++ compiler was found: the network is fused but not compiled. Install g++, or set CXX.')
         compiled = False
-    if compiled:
-        graphs = {'triton.cudagraphs': True} if example_batch.is_cuda else {}
-        run.compile(dynamic=False, options={'freezing': True, **graphs})
+    if compiled: run.compile(dynamic=False, options={'triton.cudagraphs': True} if example_batch.is_cuda else None)
     fast = Optimised(run, len(example_batch), _dtypes[dtype])
     with torch.no_grad(): truth = model.eval()(example_batch)
     fast.n_out = truth.shape[1]
