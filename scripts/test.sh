@@ -17,6 +17,6 @@ fi
 echo "== ruff"
 ruff check .
 echo "== nbdev_test"
-nbdev_test --path nbs --n_workers 1 --timing
+OMP_NUM_THREADS=1 nbdev_test --path nbs --n_workers 2 --timing  # one thread each on two cores
 echo "== pytest"
 python -m pytest "$@"

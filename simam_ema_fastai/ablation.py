@@ -31,7 +31,7 @@ from .weights import Weights, load_weights, stats_of
 # %% auto #0
 __all__ = ['grids', 'Config', 'environment', 'Checkpoint', 'check_logger', 'loggers', 'run', 'grid', 'ablate', 'Grid']
 
-# %% ../nbs/50_ablation.ipynb #91676cc3
+# %% ../nbs/50_ablation.ipynb #56d268af
 @dataclass(frozen=True)
 class Config:
     "Everything that decides the result of a run."
@@ -66,7 +66,7 @@ class Config:
         if mine.get('data.loader', 'auto') == 'auto': mine['data.loader'] = theirs['data.loader'] = theirs.get('data.loader', 'files')
         return [f'{k} {theirs.get(k)} (now {mine.get(k)})' for k in {**mine, **theirs} if k != 'data.path' and mine.get(k) != theirs.get(k)]
 
-# %% ../nbs/50_ablation.ipynb #40364468
+# %% ../nbs/50_ablation.ipynb #4cbbab54
 def _commit() -> str|None:
     "The commit of the checkout this package runs from, with '+' if it has changes; None outside one."
     git = lambda *args: subprocess.run(['git', '-C', Path(simam_ema_fastai.__file__).parent, *args], capture_output=True, text=True)
@@ -89,7 +89,7 @@ def environment() -> dict:
     return dict(packages={p: v for p in packages if (v := installed(p))}, python=platform.python_version(), commit=_commit(), system=platform.system(),
                 cpu=_cpu(), cores=os.cpu_count(), gpu=gpu, command=' '.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
 
-# %% ../nbs/50_ablation.ipynb #d7203ff5
+# %% ../nbs/50_ablation.ipynb #7e4d29fb
 class Checkpoint(Callback):
     "Save model, optimiser, scaler and history after every epoch, and take them up again."
     order = 95  # after the recorder has logged the epoch
@@ -128,7 +128,7 @@ def _plain_numbers(d:dict) -> dict:
     "`d` with numpy's scalars as Python's, so that it loads without unpickling code."
     return {k: v.item() if isinstance(v, np.generic) else v for k,v in d.items()}
 
-# %% ../nbs/50_ablation.ipynb #9b8ccee2
+# %% ../nbs/50_ablation.ipynb #61901685
 def check_logger(log:str):
     "Raise `UserError` if `log` is no logger, or is not installed."
     import_extra(one_of(log, ('tensorboard','wandb'), 'logger'), 'log')
@@ -156,7 +156,7 @@ def loggers(
     wandb.init(project='simam_ema_fastai', name=config.name, dir=folder/'log', config=config.as_json(), reinit=True)
     return [_CountSkipped(start_epoch), WandbCallback(log=None, log_preds=False)]
 
-# %% ../nbs/50_ablation.ipynb #61901685
+# %% ../nbs/50_ablation.ipynb #a280affc
 def run(
     config:Config, # What to run
     folder:str|Path, # The run's own folder
@@ -208,7 +208,7 @@ def _save_weights(learn:Learner, pretrained:Weights|None, config:Config, path:Pa
     replace(base, state_dict={k: v.cpu() for k,v in learn.model.state_dict().items()}, arch=config.arch,
             source=f'{config.name}, trained from {base.source if pretrained else "scratch"}').save(path)
 
-# %% ../nbs/50_ablation.ipynb #ceee015e
+# %% ../nbs/50_ablation.ipynb #c548afb0
 def grid(
     data:dict, # Arguments of `get_dls`: name, path, size, …
     variants:Sequence[str]=('baseline','simam','ema','hybrid'), # Names in `models.variants`, or specs
@@ -226,7 +226,7 @@ def grid(
     for c in configs: check_size(c.arch, data.get('size') or datasets[data['name']].size)
     return configs
 
-# %% ../nbs/50_ablation.ipynb #c548afb0
+# %% ../nbs/50_ablation.ipynb #403ffd1e
 def ablate(
     configs:Sequence[Config], # From `grid`; runs that want the same data share them
     folder:str|Path, # Run folder: holds a folder per run
@@ -261,7 +261,7 @@ def _alone(folder:Path):
     try: yield
     finally: lock.release()
 
-# %% ../nbs/50_ablation.ipynb #9566648d
+# %% ../nbs/50_ablation.ipynb #868a767e
 class Grid(NamedTuple):
     "A comparison by name."
     variants:tuple[str,...] # Names in `models.variants`, or specs

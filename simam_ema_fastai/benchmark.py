@@ -18,13 +18,15 @@ from torch import nn
 
 from .attention import gates
 from .core import atomic_path, import_extra, one_of, write_text
+from .data import datasets, get_dls
 from .efficiency import _LiveBytes
+from .feed import loader_rates, torchvision_loader
 from .inference import optimise
 from .models import Placement, Variant, create_model, gate_modules, variant_of
 
 # %% auto #0
 __all__ = ['tasks', 'interleaved', 'ratios', 'machine_rates', 'roofline', 'compare', 'training_memory', 'compare_memory',
-           'plot_ratios', 'benchmark']
+           'compare_loaders', 'plot_ratios', 'summary', 'benchmark']
 
 # %% ../nbs/46_benchmark.ipynb #2c420090
 def interleaved(
@@ -203,6 +205,27 @@ def compare_memory(
     return df.assign(ratio=df.mib/df.mib[df.variant=='baseline'].iloc[0])
 
 # %% ../nbs/46_benchmark.ipynb #1ceb7d78
+def compare_loaders(
+    data:dict, # Arguments of `get_dls`: name, path, …
+    size:int, # Side in pixels
+    bs:int=64, # Images per batch
+    seconds:float=60., # How long to take turns
+    workers:Sequence[int]=(0,2) # Numbers of worker processes to try
+) -> pd.DataFrame: # A row per loader: ratio of throughput, with its lowest and highest over the turns
+    "Throughput of training batches, in turns."
+    loaders = {}
+    for n in workers:
+        files, decoded = (get_dls(**data, size=size, bs=bs, num_workers=n, loader=l) for l in ('files','decoded'))
+        ds, d = files.train_ds, datasets[data['name']]
+        torchvision = torchvision_loader(ds.items, [ds.tls[1][i] for i in range(len(ds))], size, bs, d.min_scale, files.stats, n, files.device.type=='cuda')
+        loaders |= {('fastai', n): files.train, ('torchvision', n): torchvision, ('decoded', n): decoded.train}
+    turn = min(2., seconds/(5*len(loaders)))
+    df = loader_rates(loaders, turn, max(5, round(seconds/(turn*len(loaders)))))
+    df['variant'], df['form'] = [f'{n} workers' for _,n in loaders], [form for form,_ in loaders]
+    df = df.assign(task='loader', device=files.device.type, size=size, bs=bs, low=df.lowest, high=df.highest)
+    return df[['task','device','size','bs','form','variant','ratio','low','high','images_per_s']]
+
+# %% ../nbs/46_benchmark.ipynb #0732a4b9
 def plot_ratios(
     df:pd.DataFrame # From `compare`, settings below each other
 ) -> Figure:
@@ -220,15 +243,34 @@ def plot_ratios(
         ax.set(title=f'{task}, {size} px, batch {bs}', yticks=range(len(labels)), yticklabels=labels, xlabel="time / baseline's")
     return fig
 
-# %% ../nbs/46_benchmark.ipynb #df51c684
+# %% ../nbs/46_benchmark.ipynb #29765dfd
+def summary(
+    df:pd.DataFrame, # What benchmark.csv holds
+    environment:dict, # Machine, packages and command, from `ablation.environment`
+    arch:str='resnet50' # The backbone measured
+) -> str: # Markdown
+    "A table with a column per setting: ratio to the baseline in the same form (loaders: to fastai's), with its 95% interval."
+    def cell(r): return f'{r.ratio:.2f}' + (f' [{r.low:.2f}, {r.high:.2f}]' if pd.notna(r.low) and r.low != r.high else '')
+    df = df.assign(setting=[f'{t}, {s} px, batch {b}' for t,s,b in zip(df.task, df['size'], df.bs)], cell=[cell(r) for r in df.itertuples()])
+    table = df.pivot(index=['form','variant'], columns='setting', values='cell').reindex(columns=df.setting.unique()).fillna('').reset_index()
+    line = lambda cells: f"| {' | '.join(cells)} |"
+    share = df[df.roofline_share.notna() & df.form.isin(['eager','optimised'])] if 'roofline_share' in df else df[:0]
+    e = environment
+    return '\n'.join([f'# Costs of the gates in {arch}, {df.device.iloc[0]}', '', line(table.columns), line(['---']*2 + ['--:']*(len(table.columns) - 2)), *[line(r) for r in table.itertuples(index=False)], '',
+        'Time (loaders: throughput; memory: peak of a training step) over the baseline\'s in the same form, loaders over fastai\'s without workers; candidates take turns, median of the ratio in each turn with its 95% interval (loaders: range).', '',
+        *[f'- {r.form} {r.variant}, {r.setting}: {100*r.roofline_share:.0f}% of what this machine\'s matrix product and copy allow; {r.speedup:.2f} times as fast as the published modules in eager mode.' for r in share.itertuples()], '',
+        f"Machine: {e['gpu'] or e['cpu']}, {e['cores']} cores; torch {e['packages']['torch']}, commit {(e['commit'] or 'unknown')[:12]}", '', f"    {e['command']}", '', '![Time over the baseline\'s, by form](benchmark.png)', ''])
+
+# %% ../nbs/46_benchmark.ipynb #390a0f2f
 def benchmark(
     out:str|Path, # Folder for benchmark.csv and benchmark.png
-    settings:Sequence[tuple[str,int,int]], # (task, size, bs) each; tasks are 'forward', 'training' and 'memory'
+    settings:Sequence[tuple[str,int,int]], # (task, size, bs) each; tasks are 'forward', 'training', 'memory' and 'loader'
     variants:Sequence[str]=('hybrid',), # Which to compare with the baseline
     arch:str='resnet50', # A name in `archs`
     seconds:float=60., # How long to take turns in each setting
     compiled:bool=True, # Compiled forms too
-    device:str|torch.device=None # None for the default
+    device:str|torch.device=None, # None for the default
+    data:dict=None # For 'loader': arguments of `get_dls`
 ) -> pd.DataFrame: # What benchmark.csv holds
     "Measure setting after setting; what is in benchmark.csv already is not measured again."
     out, parts = Path(out), []
@@ -237,7 +279,9 @@ def benchmark(
     for i,(task, size, bs) in enumerate(settings, 1):
         part = done[(done.task==task) & (done['size']==size) & (done.bs==bs)]
         print(f'[{i}/{len(settings)}] {task}, {size} px, batch {bs}' + (': done before' if len(part) else ''), flush=True)
-        if part.empty: part = compare_memory(size, bs, variants, arch, device) if task=='memory' else compare(task, size, bs, variants, arch, seconds, compiled, device)
+        if part.empty and task == 'memory': part = compare_memory(size, bs, variants, arch, device)
+        elif part.empty and task == 'loader': part = compare_loaders(data or dict(name='digits'), size, bs, seconds)
+        elif part.empty: part = compare(task, size, bs, variants, arch, seconds, compiled, device)
         parts.append(part)
         write_text(file, pd.concat(parts, ignore_index=True).to_csv(index=False, float_format='%.4g'))
     df = pd.read_csv(file)

@@ -154,7 +154,7 @@ def _own_data(file:Path) -> dict:
     config = file.with_name('config.json')
     if not file.exists(): raise UserError(f"no exported learner at '{file}'.")
     if not config.exists(): raise UserError(f"which data set? {file} is in no run folder: give --data.")
-    return {k: v for k,v in read_json(config)['data'].items() if k in ('name','path','labels','n_classes','n_valid')}
+    return {k: v for k,v in read_json(config)['data'].items() if k in ('name','path','labels','valid_pct','seed','n_classes','n_valid')}
 
 def _line(m:dict) -> str: return f"{m['n']} images: Top-1 {m['top1']:.2f}%, Top-{m['k']} {m['top5']:.2f}%, loss {m['loss']:.4f}"
 
@@ -175,25 +175,29 @@ def predict(
 
 def benchmark(
     variants:str='hybrid', # Which to compare with the baseline, separated by commas
-    tasks:str='forward,training,memory', # What to measure
+    tasks:str='forward,training,memory', # What to measure; also: loader
     arch:str='resnet50', # Backbone
     sizes:str='64,224', # Sides in pixels
     bs:str='1', # Images per batch, separated by commas; trainings and memory take at least 2
     seconds:float=60., # How long the candidates take turns in each setting
     eager:store_true=False, # Leave out compiled forms, which take half a minute each to make on a CPU
+    data:str='digits', # Data set for the loaders
+    path:str=None, # Where it is; the data set's own place if left out
     out:str='runs/benchmark', # Folder for the results
 ):
     "Time and memory of the gates, in turns with the published modules, compiled forms and timm's. Interrupted, the same command goes on."
     from simam_ema_fastai.ablation import environment
-    from simam_ema_fastai.benchmark import benchmark, tasks as known
+    from simam_ema_fastai.benchmark import benchmark, summary, tasks as known
     from simam_ema_fastai.backbones import check_size
     from simam_ema_fastai.models import variant_of
     sides, batches, variants = _list(sizes, int, 'sizes'), _list(bs, int, 'bs'), _list(variants, str, 'variants')
     for s in sides: check_size(arch, s)
     for v in variants: variant_of(v, arch)
-    settings = [(one_of(t, [*known, 'memory'], 'task'), s, b if t=='forward' else max(b, 2)) for t in _list(tasks, str, 'tasks') for s in sides for b in batches]
-    write_json(Path(out)/'environment.json', environment())
-    df = benchmark(out, settings, variants, arch, seconds, compiled=not eager)
+    settings = [(one_of(t, [*known, 'memory', 'loader'], 'task'), s, b if t=='forward' else max(b, 64 if t=='loader' else 2)) for t in _list(tasks, str, 'tasks') for s in sides for b in batches]
+    machine = environment()
+    write_json(Path(out)/'environment.json', machine)
+    df = benchmark(out, list(dict.fromkeys(settings)), variants, arch, seconds, compiled=not eager, data=dict(name=data, path=path))
+    write_text(Path(out)/'report.md', summary(df, machine, arch))
     print(f'{df.to_string(index=False, float_format="{:.3f}".format, na_rep="")}\nratio: to the baseline in the same form, low and high: 95% of its median; speedup: over the published modules in eager mode\n{out}/benchmark.csv, benchmark.png')
 
 def report(
