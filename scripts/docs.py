@@ -9,6 +9,7 @@ import hashlib
 import html
 import io
 import json
+import os
 import re
 import shutil
 import sys
@@ -107,6 +108,7 @@ def execute(page: Page, pages: dict, run: bool):
     if not run: return page.nb
     print(f'executing {page.source}', flush=True)
     nb = nbformat.from_dict(page.nb)
+    os.environ['MPLBACKEND'] = 'module://matplotlib_inline.backend_inline'  # pictures in the notebook, whatever the shell prefers
     try: ExecutePreprocessor(timeout=1800).preprocess(nb, {'metadata': {'path': str((root/page.source).parent)}})
     except CellExecutionError as e: sys.exit(f'{page.source} fails, so there is nothing to show: {e.ename}: {e.evalue}')
     kept.parent.mkdir(parents=True, exist_ok=True)

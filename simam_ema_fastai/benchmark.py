@@ -150,11 +150,12 @@ def compare(
     variants:Sequence[str]=('hybrid',), # Which to compare with the baseline
     arch:str='resnet50', # A name in `archs`
     seconds:float=60., # How long to take turns
-    compiled:bool=True, # Compiled forms too: half a minute each to make on a CPU
+    compiled:bool=True, # Compiled forms too: half a minute each to make on a CPU, where trainings go without
     device:str|torch.device=None # None for the default
 ) -> pd.DataFrame: # A row per form and variant: ratio to the baseline in the same form with low and high, speedup over the published eager form, share of the roofline
     "Every form of the variants against the baseline and against the published modules, in turns."
     device = torch.device(device or default_device())
+    compiled = compiled and (task=='forward' or device.type=='cuda')
     torch.manual_seed(0)
     x = torch.randn(bs, 3, size, size, device=device)
     nets = _networks(variants, arch, device)
@@ -273,17 +274,18 @@ def benchmark(
     data:dict=None # For 'loader': arguments of `get_dls`
 ) -> pd.DataFrame: # What benchmark.csv holds
     "Measure setting after setting; what is in benchmark.csv already is not measured again."
-    out, parts = Path(out), []
+    out = Path(out)
     file = out/'benchmark.csv'
-    done = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=['task','size','bs'])
+    df = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=['task','size','bs'])
     for i,(task, size, bs) in enumerate(settings, 1):
-        part = done[(done.task==task) & (done['size']==size) & (done.bs==bs)]
+        part = df[(df.task==task) & (df['size']==size) & (df.bs==bs)]
         print(f'[{i}/{len(settings)}] {task}, {size} px, batch {bs}' + (': done before' if len(part) else ''), flush=True)
-        if part.empty and task == 'memory': part = compare_memory(size, bs, variants, arch, device)
-        elif part.empty and task == 'loader': part = compare_loaders(data or dict(name='digits'), size, bs, seconds)
-        elif part.empty: part = compare(task, size, bs, variants, arch, seconds, compiled, device)
-        parts.append(part)
-        write_text(file, pd.concat(parts, ignore_index=True).to_csv(index=False, float_format='%.4g'))
+        if len(part): continue
+        if task == 'memory': part = compare_memory(size, bs, variants, arch, device)
+        elif task == 'loader': part = compare_loaders(data or dict(name='digits'), size, bs, seconds)
+        else: part = compare(task, size, bs, variants, arch, seconds, compiled, device)
+        df = pd.concat([df, part], ignore_index=True) if len(df) else part
+        write_text(file, df.to_csv(index=False, float_format='%.4g'))
     df = pd.read_csv(file)
     if df.task.isin(tasks).any():
         with atomic_path(out/'benchmark.png') as tmp: plot_ratios(df).savefig(tmp, dpi=150, format='png')

@@ -32,7 +32,8 @@ def test_pages_need_no_network(site, docs):
     "Style and pictures are files of the site, and formulas are MathML: nothing is fetched and no script runs."
     for file in site.rglob('*.html'):
         text = file.read_text(encoding='utf-8')
-        assert '<script' not in text and 'src="http' not in text and '@import' not in text
+        assert '<script' not in text and 'src="http' not in text
+    assert '@import' not in (site/'style.css').read_text(encoding='utf-8')
     assert '<math' in (site/'attention.html').read_text(encoding='utf-8')
 
 
