@@ -105,7 +105,8 @@ def fuse(
     model:nn.Module, # An image classifier; left as it is
     native:bool=False # Take the C++ kernels of `native` for the gates: on a CPU, in float32
 ) -> nn.Module: # The same function in evaluation mode, for inference alone
-    "Fold norms into convolutions and gates into what follows them. Raises what `torch.fx` raises for a network it cannot trace."
+    "Fold norms into convolutions and gates into what follows them. Raises what `torch.fx` raises for a network it cannot trace, and `UserError` if the C++ kernels cannot be built."
+    if native: native_kernels.load()  # before anything is traced or compiled
     r = _Rewriter(copy.deepcopy(model).eval().requires_grad_(False), native)
     for node in list(r.graph.nodes):
         if not node._erased: r.step(node)

@@ -259,7 +259,7 @@ def findings(
     runs:pd.DataFrame, # From `load_runs`
     outcomes:dict[tuple[str,str],Outcomes]=None # From `load_outcomes`, if they were read before
 ) -> list[Finding]: # The gravest first
-    "Check the runs of a folder against one another and against what their data allow."
+    "Check the runs of a folder against one another and against what their data allow; lines of a `notes.txt` in the folder, what its owner knows, come along."
     folder, out = Path(folder), []
     add = lambda *a: out.append(Finding(*a))
     configs = {r: read_json(folder/r/'config.json') for r in runs.run}
@@ -291,11 +291,13 @@ def findings(
     add('note', 'commonest class', f'Always answering the commonest class would score {runs.commonest.iloc[0]:.2f}%.')
     if runs.k.iloc[0] < 5 or len(pd.read_csv(folder/runs.run.iloc[0]/'per_class.csv')) <= 10:
         add('note', 'Top-5', f'Of {len(pd.read_csv(folder/runs.run.iloc[0]/"per_class.csv"))} classes the {int(runs.k.iloc[0])} best guesses are a large part: Top-{int(runs.k.iloc[0])} says little here.')
-    if data=='tiny_imagenet': add('note', 'ImageNet overlap', 'Tiny ImageNet was cut from ImageNet, so pretrained weights have seen its classes: absolute accuracies flatter every variant.')
+    if data=='tiny_imagenet' and any(c.get('weights') for c in configs.values()): add('note', 'ImageNet overlap', 'Tiny ImageNet was cut from ImageNet, so pretrained weights have seen its classes: absolute accuracies flatter every variant.')
     if data=='elpv': add('note', 'modules split', 'ELPV does not say which cells come from one solar module: cells of one module can be in both training and validation, which flatters every variant.')
     if 'gflops' in runs: add('note', 'FLOPs', f'{flops_convention}, at {runs["size"].iloc[0]:.0f}×{runs["size"].iloc[0]:.0f} pixels.')
     if in_study(runs).any(): add('note', 'the study', study_note)
     if data in datasets and datasets[data].licence: add('note', 'licence', f'{data}: {datasets[data].licence}.')
+    if (folder/'notes.txt').exists():
+        for line in (folder/'notes.txt').read_text(encoding='utf-8').splitlines(): add('caution', 'noted by hand', line)
     unfinished = load_progress(folder).query('~finished.astype("bool")')
     if len(unfinished): add('caution', 'unfinished', f'{len(unfinished)} more runs are not finished and left out: {", ".join(unfinished.run)}.')
     return sorted(out, key=lambda f: ('stop','caution','note').index(f.kind))
