@@ -64,13 +64,13 @@ def machine_rates(
     device:str|torch.device='cpu',
     dtype:torch.dtype=torch.float32
 ) -> dict: # flops_per_s, bytes_per_s
-    "The best rates seen here: of a large matrix product, and of a copy too large for any cache (read and write counted)."
+    "The best rates seen here: of a large matrix product, and of reading or copying (read and write counted) what is too large for any cache."
     cuda = torch.device(device).type == 'cuda'
     n, m = (8192, 2**30) if cuda else (1024, 2**27)
-    a, x = torch.randn(n, n, device=device, dtype=dtype), torch.empty(m, dtype=torch.uint8, device=device)
+    a, x = torch.randn(n, n, device=device, dtype=dtype), torch.zeros(m//4, device=device)
     y = torch.empty_like(x)
-    t = interleaved({'matmul': lambda: a@a, 'copy': lambda: y.copy_(x)}, 2, 3, device).min()
-    return dict(flops_per_s=2*n**3/t['matmul'], bytes_per_s=2*m/t['copy'])
+    t = interleaved({'matmul': lambda: a@a, 'copy': lambda: y.copy_(x), 'read': lambda: x.sum()}, 3, 3, device).min()
+    return dict(flops_per_s=2*n**3/t['matmul'], bytes_per_s=max(2*m/t['copy'], m/t['read']))
 
 def roofline(
     model:nn.Module, # From `create_model`
