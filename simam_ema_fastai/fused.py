@@ -419,11 +419,11 @@ def _ema_op(x:Tensor, shortcut:Tensor|None, w1:Tensor, b1:Tensor, w3:Tensor, b3:
         u, res = x, x if shortcut is None else shortcut
         if not inline:
             S = x.new_empty(grid[0], c, 9, dtype=torch.float32)
-            _ema_windows[grid](x, S, G, *x.stride(), **shape, num_warps=_warps(values, 16))
+            _ema_windows[grid](x, S, G, *x.stride(), **shape, num_warps=_warps(values, 8))
             u = torch.addmm(b3.float(), S.flatten(1), w3.float().flatten(1).T, alpha=1/(x.shape[2]*x.shape[3]))
         _ema_fwd[grid](x, res, y, gate, stats, w1, b1, w3_taps, b3, gamma, beta, taps, bias, u, eps, G,
                        *x.stride(), *res.stride(), *y.stride(), **shape, INLINE=inline, RES=shortcut is not None, RELU=relu, SAVE=save,
-                       HALF=x.element_size() == 2, num_warps=_warps(values, 32))
+                       HALF=x.element_size() == 2, num_warps=_warps(values, 8))
     return y, gate, stats
 
 @_ema_op.register_fake
@@ -449,7 +449,7 @@ def _ema_backward_op(g:Tensor, x:Tensor, y:Tensor|None, gate:Tensor, stats:Tenso
             out_y = x if y is None else y
             _ema_bwd[grid](x, g, out_y, gate, stats, dx, dres, W1, B1, w3_taps, Gamma, Beta, taps, dS, S, du, vectors, dwa, pi, means, G,
                            *x.stride(), *g.stride(), *out_y.stride(), *dx.stride(), **shape, PHASE=phase, RELU=y is not None, RES=residual, PARAMS=params,
-                           HALF=x.element_size() == 2, num_warps=_warps(values, 16))
+                           HALF=x.element_size() == 2, num_warps=_warps(values, 8))
         if _inline(c, B): run(0)
         else:
             run(1)

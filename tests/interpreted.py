@@ -1,0 +1,206 @@
+"""The GPU kernels, run without a GPU by Triton's interpreter, against float64: values, gradients, formats, and their standing as PyTorch operators.
+test_fused.py starts this file in a process of its own, since TRITON_INTERPRET has to be set before Triton is imported."""
+import pytest
+import torch
+from torch import nn
+
+from simam_ema_fastai import fused, kernels
+
+assert fused.interpreted, 'set TRITON_INTERPRET=1'
+last, first = torch.channels_last, torch.contiguous_format
+
+
+@pytest.fixture(autouse=True)
+def seed(): torch.manual_seed(0)
+
+
+def some_ema(c, dtype=torch.float32):
+    "Parameters of one EMA that float16 and bfloat16 hold exactly."
+    r = lambda *shape: torch.randn(*shape)
+    return [p.bfloat16().half().to(dtype) for p in (r(c, c, 1, 1)/c**.5, r(c), r(c, c, 3, 3)/(3*c**.5), r(c), r(c), r(c))]
+
+
+def results(f, tensors, g):
+    "Output and gradients."
+    tensors = [t.detach().requires_grad_() for t in tensors]
+    y = f(*tensors)
+    return [y.detach(), *torch.autograd.grad(y, tensors, g.to(y.dtype))]
+
+
+def errors(a, b): return [((u.double() - v).norm()/v.norm().clamp(min=1e-3*v.numel()**.5)).item() for u, v in zip(a, b, strict=True)]
+
+
+def truth(f, tensors, g): return results(f, [t.double() for t in tensors], g.double())
+
+
+def slack(dtype): return 2.7 if dtype == torch.bfloat16 else 1.02  # the interpreter cuts bfloat16 off where a GPU rounds: twice the error
+
+
+def plain_sum(x, shortcut, *p): return (kernels.ema_plain(x, *p) + shortcut).relu()
+
+
+@pytest.mark.parametrize('shape', [(2, 3, 1, 1), (1, 3, 7, 5), (2, 40, 13, 9), (1, 2, 1, 6), (1, 2, 56, 56), (3, 5, 2, 2)])
+@pytest.mark.parametrize('fmt', [first, last])
+def test_simam(shape, fmt):
+    x, g = torch.randn(shape).contiguous(memory_format=fmt), torch.randn(shape)
+    ours = results(fused.simam, [x], g)
+    assert max(errors(ours, truth(kernels.simam, [x], g))) < 1e-6
+    assert all(t.stride() == torch.empty(shape, memory_format=fmt).stride() for t in ours if fmt == first or min(shape[1], shape[2]*shape[3]) > 1)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_simam_half(dtype):
+    x, g = (3*torch.randn(2, 3, 9, 8)).to(dtype), torch.randn(2, 3, 9, 8).to(dtype)
+    reference = truth(kernels.simam, [x], g)
+    for ours, plain in zip(errors(results(fused.simam, [x], g), reference), errors(results(kernels.simam, [x], g), reference)): assert ours <= slack(dtype)*plain
+    assert fused.simam(300*x[:1]).isfinite().all()
+
+
+@pytest.mark.parametrize('channels, fmt, size', [(2, first, (150, 130)), (1, first, (190, 181)), (3, last, (100, 90))])
+def test_simam_chunked(channels, fmt, size):
+    x, g = (100 + torch.randn(1, channels, *size)).contiguous(memory_format=fmt), torch.randn(1, channels, *size)
+    backward_only = size == (150, 130)
+    assert fused._simam_blocks(channels, size[0]*size[1], fmt == last, 4, 1)[3] is not backward_only and fused._simam_blocks(channels, size[0]*size[1], fmt == last, 4, 2)[3]
+    assert max(errors(results(fused.simam, [x], g), truth(kernels.simam, [x], g))) < 1e-4  # a mean of 100 costs float32 two digits
+    assert max(errors([fused.simam_bn_relu(x, torch.ones(channels), torch.zeros(channels))], [kernels.simam(x.double()).relu()])) < 1e-4
+
+
+@pytest.mark.parametrize('fmt', [first, last])
+@pytest.mark.parametrize('relu', [True, False])
+def test_simam_with_a_norm(fmt, relu):
+    x, norm = torch.randn(2, 6, 5, 7).contiguous(memory_format=fmt), nn.BatchNorm2d(6).eval()
+    for t in (norm.weight, norm.bias, norm.running_mean): nn.init.normal_(t)
+    nn.init.uniform_(norm.running_var, .5, 2)
+    scale = (norm.weight*(norm.running_var + norm.eps).rsqrt()).detach()
+    shift = (norm.bias - norm.running_mean*scale).detach()
+    with torch.no_grad(): expected = norm.double()(kernels.simam(x.double()))
+    y = fused.simam_bn_relu(x, scale, shift, relu=relu)
+    assert max(errors([y], [expected.relu() if relu else expected])) < 1e-6 and y.stride() == x.stride()
+    with_gradient = fused.simam_bn_relu(x.clone().requires_grad_(), scale, shift, relu=relu)
+    assert with_gradient.requires_grad and max(errors([with_gradient.detach()], [y.double()])) < 1e-6
+
+
+ema_shapes = [(4, (2, 4, 7, 5)), (8, (1, 16, 4, 4)), (5, (1, 10, 3, 9)), (6, (1, 6, 2, 3)), (24, (1, 24, 5, 4)), (16, (1, 16, 13, 9)), (8, (1, 8, 1, 6)), (64, (1, 64, 7, 7)), (1, (1, 2, 4, 4))]
+
+
+@pytest.mark.parametrize('c, shape', ema_shapes)
+@pytest.mark.parametrize('fmt', [first, last])
+def test_ema(c, shape, fmt):
+    x, shortcut, g = (torch.randn(shape).contiguous(memory_format=fmt) for _ in range(3))
+    p = some_ema(c)
+    for ours, plain, tensors in ((fused.ema, kernels.ema_plain, [x, *p]), (fused.ema_add_relu, plain_sum, [x, shortcut, *p])):
+        a = results(ours, tensors, g)
+        assert max(errors(a, truth(plain, tensors, g))) < 2e-5
+        assert all(t.stride() == x.stride() for t in a[:2])
+    assert max(errors([fused.ema(x, *p, constants=fused.ema_constants(p[2], p[3], p[5]))], [kernels.ema_plain(x.double(), *[t.double() for t in p])])) < 1e-6
+
+
+def test_ema_on_one_pixel():
+    "The norm of a single pixel is zero times 316: float32 keeps five digits, and what is exactly zero in theory is small."
+    x, p, g = torch.randn(2, 6, 1, 1), some_ema(6), torch.randn(2, 6, 1, 1)
+    assert max(errors(results(fused.ema, [x, *p], g), truth(kernels.ema_plain, [x, *p], g))) < 1e-3
+
+
+def test_ema_of_stage_1():
+    x, p, g = torch.randn(1, 8, 56, 56), some_ema(8), torch.randn(1, 8, 56, 56)
+    assert max(errors(results(fused.ema, [x, *p], g), truth(kernels.ema_plain, [x, *p], g))) < 2e-5
+
+
+def test_ema_with_w3_before_the_kernel(monkeypatch):
+    "As for c = 64 in large batches: window sums, one product, the main kernel; and the way back in two parts."
+    monkeypatch.setattr(fused, '_inline', lambda c, groups: False)
+    for c, shape in ((8, (2, 16, 4, 5)), (64, (1, 64, 7, 7))):
+        x, g, p = torch.randn(shape), torch.randn(shape), some_ema(c)
+        assert max(errors(results(fused.ema, [x, *p], g), truth(kernels.ema_plain, [x, *p], g))) < 2e-5
+        assert max(errors(results(fused.ema_add_relu, [x, g, *p], g), truth(plain_sum, [x, g, *p], g))) < 2e-5
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_ema_half(dtype):
+    "No worse than the published form in that precision, with its parameters in 16 bits as with float32 ones, as autocast hands them over."
+    x, g = (2*torch.randn(1, 16, 6, 7)).to(dtype), torch.randn(1, 16, 6, 7).to(dtype)
+    for c in (8, 16):
+        p = some_ema(c, dtype)
+        reference, plain = truth(kernels.ema_plain, [x, *p], g), results(kernels.ema_plain, [x, *p], g)
+        for params in (p, [t.float() for t in p]):
+            ours = results(fused.ema, [x, *params], g)
+            assert [t.dtype for t in ours] == [dtype, dtype, *(t.dtype for t in params)]
+            assert all(a <= slack(dtype)*b for a, b in zip(errors(ours, reference), errors(plain, reference)))
+
+
+def test_frozen():
+    x, p, g = torch.randn(1, 8, 4, 4), some_ema(4), torch.randn(1, 8, 4, 4)
+    leaf = x.clone().requires_grad_()
+    fused.ema(leaf, *p).backward(g)
+    assert max(errors([leaf.grad], truth(kernels.ema_plain, [x, *p], g)[1:2])) < 2e-5 and all(t.grad is None for t in p)
+
+
+def test_views_and_empty_batches():
+    p, whole = some_ema(4), torch.randn(2, 8, 6, 6)
+    views = [whole[1:, 2:6], whole[:1, ::2], whole[:1, :4, :, 1:4], whole[:1, :4, ::2, ::3], whole[:1, :4].transpose(2, 3), whole[:1, :4].expand(2, -1, -1, -1)]
+    for x in views:
+        g = torch.randn(x.shape)
+        assert max(errors(results(fused.simam, [x], g), truth(kernels.simam, [x], g))) < 1e-6
+        assert max(errors(results(fused.ema, [x, *p], g), truth(kernels.ema_plain, [x, *p], g))) < 2e-5
+    x = torch.randn(1, 8, 5, 4)
+    transposed = torch.randn(1, 4, 5, 8).permute(0, 3, 2, 1)  # a gradient of another layout than x
+    assert max(errors(results(fused.ema_add_relu, [x, transposed, *p], transposed), truth(plain_sum, [x, transposed, *p], transposed))) < 2e-5
+    for f in (fused.simam, lambda x: fused.ema(x, *p), lambda x: fused.ema_add_relu(x, x, *p), lambda x: fused.simam_bn_relu(x, torch.ones(8), torch.ones(8))):
+        assert f(x[:0]).shape == (0, 8, 5, 4)
+
+
+def test_what_has_no_kernel():
+    x, p = torch.randn(1, 8, 5, 4, dtype=torch.float64), [t.double() for t in some_ema(4)]
+    assert torch.equal(fused.simam(x), kernels.simam(x)) and torch.equal(fused.ema(x, *p), kernels.ema(x, *p))
+    large = torch.randn(1, 16, 64, 65)
+    assert torch.equal(fused.ema(large, *(q := some_ema(16))), kernels.ema(large, *q))
+
+
+def test_nan_stays():
+    x = torch.randn(1, 4, 4, 4)
+    x[0, 0, 1, 1] = float('nan')
+    for y in (fused.simam_bn_relu(x, torch.ones(4), torch.zeros(4)), fused.ema_add_relu(x, torch.zeros_like(x), *some_ema(4))): assert y[0, 0].isnan().any()
+
+
+def test_operators():
+    x, p, g = torch.randn(1, 8, 3, 4), some_ema(4), torch.randn(1, 8, 3, 4)
+    grad = lambda ts: [t.clone().requires_grad_() for t in ts]
+    ops = torch.ops.simam_ema
+    torch.library.opcheck(ops.simam, (*grad([x]), 1e-4))
+    torch.library.opcheck(ops.simam_backward, (x, g, 1e-4))
+    torch.library.opcheck(ops.simam_affine, (x, torch.randn(8), torch.randn(8), 1e-4, True))
+    torch.library.opcheck(ops.ema, (x, None, *p, 1e-5, None, None, None, False, False))
+    torch.library.opcheck(ops.ema, (*grad([x, g, *p]), 1e-5, None, None, None, True, True))
+    y, gate, stats = ops.ema(x, None, *p, 1e-5, None, None, None, False, True)
+    torch.library.opcheck(ops.ema_backward, (g, x, None, gate, stats, *p, False, True))
+
+
+class Gates(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.p = nn.ParameterList(some_ema(4))
+
+    def forward(self, x): return fused.ema_add_relu(fused.ema(fused.simam(x), *self.p), x, *self.p)
+
+
+def test_compile_and_export():
+    m, x = Gates(), torch.randn(2, 8, 4, 5)
+    expected, compiled = m(x), torch.compile(m, backend='aot_eager', fullgraph=True)
+    expected.sum().backward()
+    grads = [p.grad.clone() for p in m.parameters()]
+    m.zero_grad()
+    y = compiled(x)
+    y.sum().backward()
+    assert torch.allclose(y, expected) and all(torch.allclose(p.grad, g) for p, g in zip(m.parameters(), grads))
+    with torch.no_grad():
+        program = torch.export.export(m, (x,))
+        assert torch.allclose(program.module()(x), expected)
+    assert sum('simam_ema' in str(n.target) for n in program.graph.nodes) == 3
+
+
+def test_autocast():
+    m, x = Gates(), torch.randn(1, 8, 4, 4).bfloat16()
+    with torch.autocast('cpu', torch.bfloat16): y = m(x)
+    y.float().sum().backward()
+    assert y.dtype == torch.bfloat16 and all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in m.parameters())
+    assert torch.equal(y, m(x))
