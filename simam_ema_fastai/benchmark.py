@@ -239,7 +239,7 @@ def plot_ratios(
         g = df[(df.task==task) & (df['size']==size) & (df.bs==bs)]
         at = [labels.index(f'{v}, {f}') for f,v in zip(g.form, g.variant)]
         ax.barh(at, g.ratio - 1, left=1, xerr=[g.ratio - g.low, g.high - g.ratio], color='C0', ecolor='0.3')
-        for y, r in zip(at, g.ratio): ax.annotate(f'{r:.2f}', (max(r, 1), y), (4, 0), textcoords='offset points', va='center', fontsize=8)
+        for y, r, end in zip(at, g.ratio, g.high): ax.annotate(f'{r:.2f}', (max(end, 1), y), (4, 0), textcoords='offset points', va='center', fontsize=8)
         ax.axvline(1, color='0.3', lw=1); ax.margins(x=.2)
         ax.set(title=f'{task}, {size} px, batch {bs}', yticks=range(len(labels)), yticklabels=labels, xlabel="time / baseline's")
     return fig

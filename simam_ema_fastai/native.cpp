@@ -12,7 +12,14 @@
 namespace {
 using at::Tensor;
 
-constexpr int64_t LANES = 16;  // one register of AVX-512, two of AVX2, four of NEON: the compiler splits
+#if defined(__AVX512F__)  // floats per register: GCC keeps wider vectors in memory
+constexpr int64_t LANES = 16;
+#elif defined(__AVX2__)
+constexpr int64_t LANES = 8;
+#else
+constexpr int64_t LANES = 4;
+#endif
+constexpr int64_t PAD = 16;  // the constants' rows are padded to this, so that they suit every machine
 constexpr int64_t GRAIN = 32768;  // values (of SimAM) that are worth a thread
 typedef float vec __attribute__((vector_size(4*LANES), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(4*LANES)));
@@ -230,7 +237,7 @@ Tensor ema(const Tensor& input, const Tensor& constants, double eps, const std::
   Tensor x = dense(input), y = at::empty_like(x), shortcut;
   const int64_t C = x.size(1), H = x.size(2), W = x.size(3), HW = H*W, c = (constants.size(0) - 14)/10, B = constants.size(1)/LANES;
   TORCH_CHECK(constants.is_contiguous() && constants.scalar_type() == at::kFloat && constants.size(0) == 10*c + 14 && c > 0
-              && B == (c + LANES - 1)/LANES && C%c == 0, "ema_cpu: constants ", constants.sizes(), " do not fit ", C, " channels");
+              && constants.size(1) == (c + PAD - 1)/PAD*PAD && C%c == 0, "ema_cpu: constants ", constants.sizes(), " do not fit ", C, " channels");
   if (add) {
     TORCH_CHECK(add->sizes() == x.sizes() && add->scalar_type() == at::kFloat, "ema_cpu: a shortcut ", add->sizes(), " does not fit ", x.sizes());
     shortcut = add->contiguous(channels_last(x) ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
@@ -241,7 +248,7 @@ Tensor ema(const Tensor& input, const Tensor& constants, double eps, const std::
   float* to = y.mutable_data_ptr<float>();
   const vec *w1 = reinterpret_cast<const vec*>(constants.const_data_ptr<float>()), *w3 = w1 + c*B, *tap = w3 + 9*c*B, *b1 = tap + 9*B, *b3 = b1 + B, *rest = b3 + B;
   // Groups go by fours, so that the matrices are read once for four of them, as far as these stay in the second-level cache.
-  const int64_t frame = (H + 2)*(W + 2)*B, strips = (H + W)*B, batch = frame*4 <= 8192 ? 4 : 1, work = c*(20*HW + (9 + H + W)*c);
+  const int64_t frame = (H + 2)*(W + 2)*B, strips = (H + W)*B, batch = frame*4 <= 131072/LANES ? 4 : 1, work = c*(20*HW + (9 + H + W)*c);
   at::parallel_for(0, x.size(0)*(C/c), std::max<int64_t>(1, 8*GRAIN/work), [&](int64_t begin, int64_t end) {
     vec *frames = scratch(batch*(frame + 2*strips + 10*B) + 2*B + HW/LANES + 1), *means = frames + batch*frame, *gates = means + batch*strips,
         *windows = gates + batch*strips, *logits = windows + batch*9*B, *coef = logits + batch*B, *map = coef + 2*B;
@@ -268,8 +275,9 @@ Tensor ema(const Tensor& input, const Tensor& constants, double eps, const std::
 }  // namespace
 
 TORCH_LIBRARY(simam_ema, m) {
-  m.def("simam_cpu(Tensor x, Tensor? scale, Tensor? shift, float e_lambda, bool relu) -> Tensor");
-  m.def("ema_cpu(Tensor x, Tensor constants, float eps, Tensor? shortcut, bool relu) -> Tensor");
+  const std::vector<at::Tag> tags = {at::Tag::flexible_layout, at::Tag::pt2_compliant_tag};  // Inductor need not copy to the format it saw first
+  m.def("simam_cpu(Tensor x, Tensor? scale, Tensor? shift, float e_lambda, bool relu) -> Tensor", tags);
+  m.def("ema_cpu(Tensor x, Tensor constants, float eps, Tensor? shortcut, bool relu) -> Tensor", tags);
 }
 TORCH_LIBRARY_IMPL(simam_ema, CPU, m) { m.impl("simam_cpu", simam); m.impl("ema_cpu", ema); }
 TORCH_LIBRARY_IMPL(simam_ema, Meta, m) {
