@@ -62,7 +62,7 @@ def test_kill_9_between_epochs_resumes(simam_ema, digits_args, tmp_path, undistu
 
 
 def test_ctrl_c(simam_ema, digits_args, tmp_path, undisturbed):
-    p = simam_ema.start('train', *digits_args, '--out', tmp_path)
+    p = simam_ema.start('train', *digits_args, '--out', tmp_path, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a job in the background ignores it
     wait_for(tmp_path/run_name/'history.csv', p)
     p.send_signal(signal.SIGINT)
     out, err = p.communicate(timeout=60)
