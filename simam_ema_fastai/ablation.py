@@ -19,17 +19,19 @@ from filelock import FileLock, Timeout
 
 import simam_ema_fastai
 from .backbones import check_size
-from .core import UserError, atomic_path, import_extra, is_interactive, one_of, read_json, write_json, write_text
+from .core import UserError, atomic_path, import_extra, in_notebook, one_of, read_json, write_json, write_text
 from .data import datasets, get_dls
 from .efficiency import measure
 from .evaluate import evaluate
 from .inference import export
 from .learner import Recipe, fit_recipe, variant_learner
 from .models import variant_of
+from .tables import load_progress, spoken, time_left
 from .weights import Weights, load_weights, stats_of
 
 # %% auto #0
-__all__ = ['grids', 'Config', 'environment', 'Checkpoint', 'check_logger', 'loggers', 'run', 'grid', 'ablate', 'Grid']
+__all__ = ['grids', 'Config', 'environment', 'Checkpoint', 'ShowProgress', 'check_logger', 'loggers', 'run', 'grid', 'ablate',
+           'Grid']
 
 # %% ../nbs/50_ablation.ipynb #56d268af
 @dataclass(frozen=True)
@@ -121,14 +123,34 @@ class Checkpoint(Callback):
                      scaler=self.learn.scaler.state_dict() if getattr(self.learn, 'scaler', None) else None)
         with atomic_path(self.file) as tmp: torch.save(saved, tmp)
         write_text(self.folder/'history.csv', pd.DataFrame(self.history).to_csv(index=False))
-        if not is_interactive():
-            print('  epoch ' + ', '.join(f'{k} {v:.4g}' if isinstance(v, float) else f'{v+1}/{self.n_epoch}' for k,v in row.items()), flush=True)
 
 def _plain_numbers(d:dict) -> dict:
     "`d` with numpy's scalars as Python's, so that it loads without unpickling code."
     return {k: v.item() if isinstance(v, np.generic) else v for k,v in d.items()}
 
 # %% ../nbs/50_ablation.ipynb #61901685
+class ShowProgress(Callback):
+    "Tell the epochs of a run and the time left for its grid."
+    order = 96  # after Checkpoint
+    def __init__(self, grid:Path, start_epoch:int=0): self.grid, self.start, self._next, self._tty = grid, start_epoch, 0., sys.stderr.isatty()
+
+    def _moving(self, text:str=''):
+        if self._tty: print(f'\r\x1b[K{text}', end='', file=sys.stderr, flush=True)
+
+    def after_batch(self):
+        if time.monotonic() < self._next: return
+        self._next = time.monotonic() + .5
+        self._moving(f'  epoch {self.epoch+1}/{self.n_epoch}, {"training" if self.training else "validation"} {self.iter+1}/{self.n_iter}')
+
+    def after_epoch(self):
+        if self.epoch < self.start: return  # skipped: trained before
+        row, left = zip(self.recorder.metric_names[1:-1], self.recorder.log[1:-1]), time_left(self.grid)
+        self._moving()
+        print('  ' + ', '.join([f'epoch {self.epoch+1}/{self.n_epoch}', *(f'{k} {v:.4g}' for k,v in row), *([f'{spoken(left)} left for the grid'] if left else [])]), flush=True)
+
+    def after_fit(self): self._moving()
+
+# %% ../nbs/50_ablation.ipynb #ceee015e
 def check_logger(log:str):
     "Raise `UserError` if `log` is no logger, or is not installed."
     import_extra(one_of(log, ('tensorboard','wandb'), 'logger'), 'log')
@@ -156,7 +178,7 @@ def loggers(
     wandb.init(project='simam_ema_fastai', name=config.name, dir=folder/'log', config=config.as_json(), reinit=True)
     return [_CountSkipped(start_epoch), WandbCallback(log=None, log_preds=False)]
 
-# %% ../nbs/50_ablation.ipynb #a280affc
+# %% ../nbs/50_ablation.ipynb #c548afb0
 def run(
     config:Config, # What to run
     folder:str|Path, # The run's own folder
@@ -189,8 +211,8 @@ def run(
     done = checkpoint.resume(learn)
     if done: print(f'  going on after epoch {done} of {config.recipe.epochs}')
     with contextlib.ExitStack() as quiet:
-        if not is_interactive(): quiet.enter_context(learn.no_bar()); quiet.enter_context(learn.no_logging())
-        if done < config.recipe.epochs: fit_recipe(learn, done, cbs=[checkpoint, *loggers(log, folder, config, done)])
+        if not in_notebook(): quiet.enter_context(learn.no_bar()); quiet.enter_context(learn.no_logging())
+        if done < config.recipe.epochs: fit_recipe(learn, done, cbs=[checkpoint, *([] if in_notebook() else [ShowProgress(folder.parent, done)]), *loggers(log, folder, config, done)])
     result = evaluate(learn)
     write_text(folder/'predictions.csv', result.predictions.to_csv(index=False))
     write_text(folder/'per_class.csv', result.per_class.to_csv(index=False))
@@ -208,7 +230,7 @@ def _save_weights(learn:Learner, pretrained:Weights|None, config:Config, path:Pa
     replace(base, state_dict={k: v.cpu() for k,v in learn.model.state_dict().items()}, arch=config.arch,
             source=f'{config.name}, trained from {base.source if pretrained else "scratch"}').save(path)
 
-# %% ../nbs/50_ablation.ipynb #c548afb0
+# %% ../nbs/50_ablation.ipynb #9566648d
 def grid(
     data:dict, # Arguments of `get_dls`: name, path, size, …
     variants:Sequence[str]=('baseline','simam','ema','hybrid'), # Names in `models.variants`, or specs
@@ -226,7 +248,7 @@ def grid(
     for c in configs: check_size(c.arch, data.get('size') or datasets[data['name']].size)
     return configs
 
-# %% ../nbs/50_ablation.ipynb #403ffd1e
+# %% ../nbs/50_ablation.ipynb #868a767e
 def ablate(
     configs:Sequence[Config], # From `grid`; runs that want the same data share them
     folder:str|Path, # Run folder: holds a folder per run
@@ -240,6 +262,7 @@ def ablate(
     with _alone(folder):
         todo = [c for c in configs if not (folder/c.name/'metrics.json').exists()]
         for needed in dict.fromkeys((c.weights, c.arch) for c in todo): load_weights(*needed)  # better now than after the first run
+        _write_plan(configs, folder)
         for i,c in enumerate(configs, 1):
             print(f'[{i}/{len(configs)}] {c.name}', end='', flush=True)
             shared = None
@@ -252,6 +275,12 @@ def ablate(
             print(f"  Top-1 {out[-1]['top1']:.2f}%, Top-{out[-1]['k']} {out[-1]['top5']:.2f}% of {out[-1]['n']} images")
     return out
 
+def _write_plan(configs:Sequence[Config], folder:Path):
+    "Note what was asked for, and when, in `folder`/grid.json."
+    runs = {c.name: dict(variant=c.variant, strategy=c.recipe.strategy, seed=c.recipe.seed, arch=c.arch, data=c.data['name'], epochs=c.recipe.epochs) for c in configs}
+    done = load_progress(folder)
+    write_json(folder/'grid.json', dict(started=time.time(), done=int(done.done[done.run.isin(runs)].sum()), runs=runs))
+
 @contextlib.contextmanager
 def _alone(folder:Path):
     "Keep other processes out of `folder`."
@@ -261,7 +290,7 @@ def _alone(folder:Path):
     try: yield
     finally: lock.release()
 
-# %% ../nbs/50_ablation.ipynb #868a767e
+# %% ../nbs/50_ablation.ipynb #425506a4
 class Grid(NamedTuple):
     "A comparison by name."
     variants:tuple[str,...] # Names in `models.variants`, or specs

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from fastprogress.fastprogress import progress_bar
 
 # %% auto #0
-__all__ = ['UserError', 'one_of', 'import_extra', 'atomic_path', 'write_text', 'write_json', 'read_json', 'is_interactive',
+__all__ = ['UserError', 'one_of', 'import_extra', 'atomic_path', 'write_text', 'write_json', 'read_json', 'in_notebook',
            'progress', 'cache_dir', 'file_hash', 'check_hash', 'download']
 
 # %% ../nbs/00_core.ipynb #5a9921cc
@@ -71,9 +71,9 @@ def read_json(path:str|Path):
     return json.loads(Path(path).read_text(encoding='utf-8'))
 
 # %% ../nbs/00_core.ipynb #8e830fc4
-def is_interactive() -> bool:
-    "Whether somebody is watching: a terminal or a notebook."
-    return sys.stderr.isatty() or 'ipykernel' in sys.modules
+def in_notebook() -> bool:
+    "Whether this is a notebook's kernel."
+    return 'ipykernel' in sys.modules
 
 def progress(
     items:Iterable, # What to go through
@@ -81,7 +81,7 @@ def progress(
     comment:str='' # Shown behind the bar
 ) -> Iterable:
     "`items` with a progress bar where somebody is watching."
-    if not is_interactive(): return items
+    if not (sys.stderr.isatty() or in_notebook()): return items
     bar = progress_bar(items, total=total)
     bar.comment = comment
     return bar

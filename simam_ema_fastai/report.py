@@ -104,7 +104,7 @@ footer { color: var(--soft); padding-top: 2.5rem; padding-bottom: 3rem; font-siz
 
 # %% ../nbs/60_report.ipynb #285174c6
 _js = """
-for (const table of document.querySelectorAll('table.sortable')) {
+function sortable() { for (const table of document.querySelectorAll('table.sortable')) {
   const body = table.tBodies[0], number = s => parseFloat(s.replace('−', '-').replace(/[,\\s]/g, ''))
   table.querySelectorAll('thead th').forEach((th, column) => {
     const button = document.createElement('button')
@@ -118,7 +118,8 @@ for (const table of document.querySelectorAll('table.sortable')) {
       body.append(...[...body.rows].sort((a, b) => up ? compare(a, b) : compare(b, a)))
     })
   })
-}
+} }
+sortable()
 """
 
 # %% ../nbs/60_report.ipynb #3dd5138e
@@ -146,7 +147,7 @@ _page = """<!doctype html>
 </section>
 
 {% if unfinished %}<section id="progress" aria-labelledby="progress-h"><h2 id="progress-h">Still to be done</h2><div class="scroll" tabindex="0" role="region" aria-label="Runs that are not finished">
-<table><caption>{{ unfinished|length }} of {{ total }} runs that were started are not finished.</caption><thead><tr><th scope="col" class="l">run</th><th scope="col">epochs</th><th scope="col">progress</th></tr></thead>
+<table><caption>{{ unfinished|length }} of {{ total }} runs are not finished.</caption><thead><tr><th scope="col" class="l">run</th><th scope="col">epochs</th><th scope="col">progress</th></tr></thead>
 <tbody>{% for r in unfinished %}<tr><th scope="row" class="l">{{ r.run }}</th><td>{{ r.done }} of {{ r.epochs }}</td><td><progress max="{{ r.epochs }}" value="{{ r.done }}" aria-label="{{ r.run }}"></progress></td></tr>{% endfor %}</tbody></table></div></section>{% endif %}
 
 {% for s in parts %}<section id="{{ s.id }}" aria-labelledby="{{ s.id }}-h"><h2 id="{{ s.id }}-h">{{ s.title }}</h2>

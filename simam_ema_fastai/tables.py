@@ -4,7 +4,7 @@
 
 # %% ../nbs/55_tables.ipynb #cbbd51a0
 from __future__ import annotations
-import re
+import re, time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from .models import strategies, variants
 from .statistics import accuracy, difference, factorial, holm, minimum_detectable, of_both, p_text, signed
 
 # %% auto #0
-__all__ = ['study', 'study_note', 'verdicts', 'load_runs', 'load_progress', 'load_history', 'in_study', 'Outcomes',
-           'load_outcomes', 'comparison', 'reference_of', 'differences', 'reasons', 'answers', 'headline',
+__all__ = ['study', 'study_note', 'verdicts', 'load_runs', 'load_progress', 'time_left', 'spoken', 'load_history', 'in_study',
+           'Outcomes', 'load_outcomes', 'comparison', 'reference_of', 'differences', 'reasons', 'answers', 'headline',
            'difference_table', 'factor_effects', 'Finding', 'findings', 'to_markdown', 'to_latex']
 
 # %% ../nbs/55_tables.ipynb #3690f1c4
@@ -61,14 +61,36 @@ def load_runs(
 
 def load_progress(
     folder:str|Path
-) -> pd.DataFrame: # A row per run that was started: run, variant, strategy, seed, arch, data, done and epochs (numbers), finished
-    "How far every run of a folder is; empty if none was started."
-    rows = []
-    for f in sorted(Path(folder).glob('*/config.json')):
+) -> pd.DataFrame: # A row per run that was started or planned: run, variant, strategy, seed, arch, data, done and epochs (numbers), finished
+    "How far every run of a folder is; empty if there is none."
+    folder, rows = Path(folder), {}
+    plan = folder/'grid.json'
+    for name,c in (read_json(plan)['runs'] if plan.exists() else {}).items(): rows[name] = dict(run=name, **c, done=0, finished=False)
+    for f in sorted(folder.glob('*/config.json')):
         c, history = read_json(f), f.with_name('history.csv')
-        rows.append(dict(run=f.parent.name, variant=c['variant'], strategy=c['recipe']['strategy'], seed=c['recipe']['seed'], arch=c['arch'], data=c['data']['name'],
-                         done=len(pd.read_csv(history)) if history.exists() else 0, epochs=c['recipe']['epochs'], finished=f.with_name('metrics.json').exists()))
-    return _in_order(pd.DataFrame(rows)) if rows else pd.DataFrame(columns=['run','variant','strategy','seed','arch','data','done','epochs','finished'])
+        rows[f.parent.name] = dict(run=f.parent.name, variant=c['variant'], strategy=c['recipe']['strategy'], seed=c['recipe']['seed'], arch=c['arch'], data=c['data']['name'],
+                                   done=len(pd.read_csv(history)) if history.exists() else 0, epochs=c['recipe']['epochs'], finished=f.with_name('metrics.json').exists())
+    columns = ['run','variant','strategy','seed','arch','data','done','epochs','finished']
+    return _in_order(pd.DataFrame(rows.values(), columns=columns)) if rows else pd.DataFrame(columns=columns)
+
+def time_left(
+    folder:str|Path, # A run folder
+    now:float=None # Seconds since 1970; the present if None
+) -> float|None: # Seconds; None while no epoch was finished since the grid was last started, and when nothing seems to be at work
+    "How long the planned runs of `folder` will take, at the rate of epochs since `ablate` was last called."
+    plan = Path(folder)/'grid.json'
+    if not plan.exists(): return None
+    plan, p = read_json(plan), load_progress(folder)
+    p = p[p.run.isin(plan['runs'])]
+    new = p.done.sum() - plan['done']
+    if new <= 0: return None
+    latest = max(f.stat().st_mtime for f in Path(folder).glob('*/history.csv'))
+    per_epoch, idle, left = (latest - plan['started'])/new, (now or time.time()) - latest, (p.epochs - p.done).sum()
+    return (max(1., per_epoch*left - idle) if left else 0.) if idle < max(60, 5*per_epoch) else None
+
+def spoken(seconds:float) -> str:
+    "A duration as one says it: 40 s, 12 min, 3.5 h."
+    return f'{seconds:.0f} s' if seconds < 99 else f'{seconds/60:.0f} min' if seconds < 99*60 else f'{seconds/3600:.1f} h'
 
 def load_history(folder:str|Path) -> pd.DataFrame: # A row per run and epoch, with the run's variant, strategy and seed
     "The learning curves of a folder, those of unfinished runs included."
@@ -299,7 +321,7 @@ def findings(
     if (folder/'notes.txt').exists():
         for line in (folder/'notes.txt').read_text(encoding='utf-8').splitlines(): add('caution', 'noted by hand', line)
     unfinished = load_progress(folder).query('~finished.astype("bool")')
-    if len(unfinished): add('caution', 'unfinished', f'{len(unfinished)} more runs are not finished and left out: {", ".join(unfinished.run)}.')
+    if len(unfinished): add('caution', 'unfinished', f'{len(unfinished)} more run{"s are" if len(unfinished) > 1 else " is"} not finished and left out: {", ".join(unfinished.run)}.')
     return sorted(out, key=lambda f: ('stop','caution','note').index(f.kind))
 
 # %% ../nbs/55_tables.ipynb #f84a33c2

@@ -1,5 +1,6 @@
 "The report in a browser: widths, colour schemes, sorting, accessibility."
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -50,3 +51,19 @@ def test_the_check_finds_what_is_wrong(page, browser, root, tmp_path):
     bad.write_text(re.sub('</main>', '<img src="http://127.0.0.1:9/x.png"><div style="width:2000px">wide</div><script>nowhere()</script></main>', page.read_text(encoding='utf-8')), encoding='utf-8')
     found = '\n'.join(look(bad, browser, root))
     for what in ('axe image-alt', 'pixels wide', 'nowhere is not defined', 'fetches http://127.0.0.1'): assert what in found, found
+
+
+def test_the_live_page_follows_a_training(simam_ema, browser, root, digits_args, tmp_path):
+    "From nothing to the finished comparison without being loaded again; it says when the training is over."
+    chromium, modules = browser
+    training = simam_ema.start('ablate', '--variants', 'baseline,hybrid', '--out', tmp_path/'runs', *digits_args, '--epochs', 12, '--watch', '--port', 0)
+    try:
+        url = training.stdout.readline().removeprefix('watch: ').strip()
+        r = subprocess.run(['node', root/'tests'/'live.mjs', url, chromium, modules, *os.environ.get('SHOTS', '').split()], capture_output=True, text=True, timeout=300)
+    finally: out, _ = training.communicate(timeout=60)
+    assert r.returncode == training.returncode == 0, r.stderr
+    assert 'left for the grid' in out
+    seen = json.loads(r.stdout)
+    assert seen['wrong'] == [] and seen['notReloaded'] and seen['wide'] == 1440
+    assert any('left.' in s for s in seen['status']) and 'has ended' in seen['status'][-1]
+    assert {'Still to be done', 'Learning curves', 'All variants'} <= set(seen['headings'])
