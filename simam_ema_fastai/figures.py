@@ -47,7 +47,12 @@ class Look:
         vs, ss = (list(dict.fromkeys(c[i] for c in cells)) for i in (0,1))
         handles = [Line2D([], [], color=self.colour(v), lw=3, label=v) for v in vs]
         if len(self.strategies) > 1: handles += [Line2D([], [], color=_ink, ls=self.line(s) if lines else '', marker=self.marker(s), mfc=self.fill(_ink, s), label=s) for s in ss]
-        fig.legend(handles=handles, loc='outside lower center', ncols=4 if len(self.strategies)==1 else 3 if len(handles) > 4 else 2)
+        _legend(fig, handles)
+
+def _legend(fig:Figure, handles:list[Line2D]):
+    "Below the axes, in as many columns as the longest label leaves room for."
+    longest = max(len(h.get_label()) for h in handles)
+    fig.legend(handles=handles, loc='outside lower center', ncols=int(max(1, min(4, len(handles), 9*fig.get_figwidth()//(longest + 4)))))
 
 # %% ../nbs/56_figures.ipynb #9abbded3
 def styled(draw):
@@ -173,7 +178,7 @@ def plot_factorial(
         ax.errorbar(x, y, [y - [o.low for o in a], [o.high for o in a] - y], color=look.colour(v), marker='o', capsize=3, lw=1.6, elinewidth=1)
     ax.set_xticks(range(len(strategies)), strategies)
     ax.set(ylabel='Top-1, % (95% interval)', xlim=(-.3, len(strategies) - .7))
-    fig.legend(handles=[Line2D([], [], color=look.colour(v), lw=3, label=v) for v in vs], loc='outside lower center', ncols=4)
+    _legend(fig, [Line2D([], [], color=look.colour(v), lw=3, label=v) for v in vs])
     return fig
 
 @styled

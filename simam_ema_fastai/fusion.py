@@ -45,11 +45,21 @@ class FusedEMA(nn.Module):
         self.native, self.eps = native, ema.gn.eps
         params = [ema.conv1x1.weight, ema.conv1x1.bias, ema.conv3x3.weight, ema.conv3x3.bias, ema.gn.weight, ema.gn.bias]
         if native: self.register_buffer('packed', native_kernels.ema_constants(*params))
-        else: self.params = nn.ParameterList(params)
+        else: self.params = nn.ParameterList(params); self._compute()
+
+    @torch.no_grad()
+    def _compute(self): self.constants = fused.ema_constants(self.params[2], self.params[3], self.params[5])
+
+    def _apply(self, fn, recurse:bool=True):
+        "Follow `to(device)`; under `to(dtype)` the parameters are rounded, what is computed from them stays in float32."
+        super()._apply(fn, recurse)
+        if not self.native: self._compute()
+        return self
 
     def forward(self, x:Tensor, shortcut:Tensor=None) -> Tensor:
         if self.native: return native_kernels.ema(x, self.packed, self.eps, shortcut, shortcut is not None)
-        return fused.ema(x, *self.params, self.eps) if shortcut is None else fused.ema_add_relu(x, shortcut, *self.params, self.eps)
+        if shortcut is None: return fused.ema(x, *self.params, self.eps, self.constants)
+        return fused.ema_add_relu(x, shortcut, *self.params, self.eps, self.constants)
 
 # %% ../nbs/25_fusion.ipynb #4c7ed6ac
 class _Tracer(fx.Tracer):

@@ -98,8 +98,9 @@ pre, code { font: .86rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, mono
 details { margin: .8rem 0 } summary { cursor: pointer; font-weight: 600 } progress { width: 8rem; accent-color: var(--accent) }
 .shots { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 28rem), 1fr)) } .shot { display: grid; grid-template-columns: repeat(auto-fill, minmax(5.6rem, 1fr)); gap: .5rem; margin-top: .5rem } .shot img { width: 100%; height: auto; border-radius: .3rem; display: block } .shot span { display: block; font-size: .78rem; line-height: 1.3; color: var(--soft); margin-top: .2rem }
 footer { color: var(--soft); padding-top: 2.5rem; padding-bottom: 3rem; font-size: .9rem }
+@media (min-width: 60rem) { td:last-child { white-space: normal } }
 @media (max-width: 30rem) { .card { padding: .75rem .7rem } main, header { padding: 0 .9rem } header { padding-top: 1.2rem } }
-@media print { :root { color-scheme: light; --ink: #000; --soft: #444; --page: #fff; --card: #fff; --line: #bbb; --plainbg: #f2f2f2 } nav, .skip, th button::after { display: none } body { font-size: 10pt } .card, figure, tr, .shot { break-inside: avoid } h2, h3 { break-after: avoid } th, td { padding: .2rem .4rem; white-space: normal } .scroll { overflow: visible } a { color: inherit; text-decoration: none } }
+@media print { :root { color-scheme: light; --ink: #000; --soft: #444; --page: #fff; --card: #fff; --line: #bbb; --plainbg: #f2f2f2 } nav, .skip, th button::after { display: none } body { font-size: 10pt } .card, figure, tr, .shot { break-inside: avoid } h2, h3, section > p { break-after: avoid } p { break-inside: avoid } table { font-size: 7.5pt } th, td { padding: .2rem .35rem } thead th, td:last-child { white-space: normal } .scroll { overflow: visible } .two > .scroll { grid-column: 1 / -1 } a { color: inherit; text-decoration: none } footer { padding: 1rem 0 0 } }
 """
 
 # %% ../nbs/60_report.ipynb #285174c6
