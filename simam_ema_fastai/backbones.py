@@ -117,12 +117,13 @@ class PreActResNet(nn.Module):
     def __init__(self,
         block:type, # `PreActBasicBlock` or `PreActBottleneck`
         layers:Sequence[int], # Blocks of each of the four stages
-        num_classes:int
+        num_classes:int,
+        width:int=64 # Planes of the first stage
     ):
         super().__init__()
-        self.conv1, channels = conv3x3(3, 64), 64
+        self.conv1, channels = conv3x3(3, width), width
         for s,n in enumerate(layers):
-            blocks, planes = [], 64*2**s
+            blocks, planes = [], width*2**s
             for i in range(n):
                 stride, out = 2 if s and not i else 1, planes*block.expansion
                 blocks.append(block(channels, planes, stride, conv1x1(channels, out, stride) if stride > 1 or channels != out else None))
@@ -179,8 +180,8 @@ class Arch:
 def _resnet(block, layers, **kwargs) -> Arch:
     return Arch(lambda n: ResNet(block, layers, num_classes=n, **kwargs), _resnet_slots, 'fc', lambda m: [m.layer4])
 
-def _preact(block, layers) -> Arch:
-    return Arch(lambda n: PreActResNet(block, layers, n), _resnet_slots, 'fc', lambda m: [m.layer4, m.bn], min_size=8)
+def _preact(block, layers, **kwargs) -> Arch:
+    return Arch(lambda n: PreActResNet(block, layers, n, **kwargs), _resnet_slots, 'fc', lambda m: [m.layer4, m.bn], min_size=8)
 
 def _mobile(build, blocks, tail, head) -> Arch:
     last = lambda m: [b for b,s in zip(blocks(m), _stages(blocks(m))) if s==4] + tail(m)

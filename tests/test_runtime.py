@@ -1,0 +1,180 @@
+"""Exported models of every version keep loading; ONNX without PyTorch; predictions that survive `kill -9`.
+
+`python tests/test_runtime.py FOLDER` writes the bundle that stands in data/bundle_v1: a network of 20,000 parameters, trained on digits for a moment.
+SIMAM_EMA_KILLS=20 kills more often. SIMAM_EMA_SLIM=1 makes a real environment with onnxruntime, numpy and Pillow alone (it needs uv and a package index)."""
+import json, os, random, shutil, signal, subprocess, sys, time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simam_ema_fastai import backbones
+from simam_ema_fastai.core import UserError, write_json
+from simam_ema_fastai.data import load_samples
+from simam_ema_fastai.inference import load, predict
+from simam_ema_fastai.runtime import digest_of, open_model
+
+bundle = Path(__file__).parent/'data'/'bundle_v1'
+tiny = backbones._preact(backbones.PreActBasicBlock, [1,1,1,1], width=4)
+
+
+def make(folder):
+    "Write a small bundle with its ONNX form, and what it answers to the first digits."
+    from simam_ema_fastai.bundle import write_bundle
+    from simam_ema_fastai.data import get_dls
+    from simam_ema_fastai.deploy import to_onnx
+    from simam_ema_fastai.evaluate import evaluate
+    from simam_ema_fastai.learner import Recipe, fit_recipe, variant_learner
+    backbones.archs['tiny'] = tiny
+    dls = get_dls('digits')
+    learn = variant_learner(dls, 'hybrid', 'tiny', recipe=Recipe(epochs=8, freeze_epochs=1, lr=1e-2, backbone_lr_div=1))
+    with learn.no_bar(), learn.no_logging(): fit_recipe(learn)
+    write_bundle(learn, folder, evaluate(learn).metrics)
+    to_onnx(load(folder), Path(folder)/'model.onnx', preprocess=True)
+    df = predict(folder, load_samples('digits').files[:20], k=3)
+    write_json(Path(folder)/'answers.json', df.drop(columns='item').to_dict('records'))
+
+
+@pytest.fixture
+def arch(monkeypatch): monkeypatch.setitem(backbones.archs, 'tiny', tiny)
+
+@pytest.fixture
+def refused(simam_ema):
+    def check(*args, says):
+        status, out, err = simam_ema(*args)
+        assert status == 2 and len(err.splitlines()) == 1 and says in err, f'{status}\n{out}\n{err}'
+    return check
+
+@pytest.fixture
+def digits(tmp_path):
+    "200 digits and two files that are no pictures."
+    files = load_samples('digits').files[:200]
+    (tmp_path/'in').mkdir()
+    for f in files: (tmp_path/'in'/f.name).symlink_to(f)
+    (tmp_path/'in'/'0100x.png').write_bytes(b'no picture')
+    (tmp_path/'in'/'cut.png').write_bytes(files[0].read_bytes()[:70])
+    return tmp_path/'in'
+
+
+def test_version_1_answers_as_it_did(arch):
+    want = json.loads((bundle/'answers.json').read_text())
+    files = load_samples('digits').files[:20]
+    for model in (bundle, bundle/'model.onnx'):
+        got = predict(model, files, k=3)
+        assert got.label.tolist() == [r['label'] for r in want]
+        assert np.abs(got[['prob1','prob2','prob3']].values - [[r[f'prob{i}'] for i in (1,2,3)] for r in want]).max() < 1e-5
+    learn = load(bundle)
+    assert learn.about['variant'] == 'hybrid' and learn.about['metrics']['top1'] > 80
+
+
+def test_committed_bundle_is_small(): assert sum(f.stat().st_size for f in bundle.iterdir()) < 300_000
+
+
+@pytest.mark.parametrize('file, change, says', [
+    ('model.safetensors', lambda b: b[:-9], 'model.safetensors is damaged'),
+    ('model.safetensors', lambda b: b[:999] + bytes([b[999] ^ 1]) + b[1000:], 'model.safetensors is damaged'),
+    ('model.safetensors', lambda b: b'', 'model.safetensors is damaged'),
+    ('model.json', lambda b: b[:-99], 'model.json is damaged'),
+    ('model.json', lambda b: b.replace(b'"9"', b'"8"'), 'its digest is wrong'),
+    ('model.json', lambda b: b.replace(b'"version": 1', b'"version": 9'), 'is of version 9'),
+    ('model.json', lambda b: _nine_classes(b), 'do not fit'),
+])
+def test_damaged_bundles(refused, arch, tmp_path, file, change, says):
+    shutil.copytree(bundle, tmp_path/'b', ignore=shutil.ignore_patterns('*.onnx'))
+    (tmp_path/'b'/file).write_bytes(change((bundle/file).read_bytes()))
+    refused('predict', tmp_path/'b', load_samples('digits').files[0], says=says)
+
+def _nine_classes(b):
+    about = json.loads(b)
+    about['classes'].pop()
+    return json.dumps(about | dict(digest=digest_of(about))).encode()
+
+
+def test_damaged_onnx(refused, tmp_path):
+    data, picture = (bundle/'model.onnx').read_bytes(), load_samples('digits').files[0]
+    for bad in (data[:-9], data[:len(data)//2], data[:5000] + bytes([data[5000] ^ 1]) + data[5001:], b''):
+        (tmp_path/'m.onnx').write_bytes(bad)
+        refused('predict', tmp_path/'m.onnx', picture, says='m.onnx ')
+
+
+def test_export_command(simam_ema, refused, arch, digits, tmp_path):
+    status, out, err = simam_ema('export', bundle, '--onnx', tmp_path/'m.onnx', '--int8', tmp_path/'small.onnx', '--torch-export', tmp_path/'m.pt2', '--bundle', tmp_path/'b', '--pictures', load_samples('digits').files[0].parent, '--n', '100')
+    assert (status, err) == (0, ''), err
+    files = load_samples('digits').files[-300:]
+    a, b, c = (predict(m, files, k=1) for m in (bundle, tmp_path/'m.onnx', tmp_path/'small.onnx'))
+    assert a.label.tolist() == b.label.tolist() and (a.prob - b.prob).abs().max() < 1e-4
+    assert (a.label == c.label).mean() > .9
+    assert load(tmp_path/'b').about['metrics'] == load(bundle).about['metrics']
+    refused('export', tmp_path/'b'/'model.pkl', '--onnx', tmp_path/'x.onnx', says='is a pickle, which can run any code')
+    refused('export', tmp_path/'b', '--int8', tmp_path/'x.onnx', says='eight bits need real pictures')
+    refused('export', tmp_path/'b', '--bundle', digits, says='holds other things than an exported learner')
+
+
+def test_bad_arguments(refused, tmp_path, digits):
+    model = bundle/'model.onnx'
+    for args, says in [(['--k', '0'], 'k 0'), (['--bs', '0'], 'bs 0'), (['--min-confidence', '2'], 'min_confidence 2.0'), (['--out', tmp_path/'x.txt'], 'ends in .csv or .parquet'), (['--workers', '-1'], 'workers -1')]:
+        refused('predict', model, digits, *args, says=says)
+    refused('predict', model, tmp_path/'nowhere', says='there is no file or folder')
+    refused('export', bundle, says='export to what?')
+
+
+slim = """import sys
+class Without:
+    def find_spec(self, name, *_):
+        if name.split('.')[0] in {'torch','torchvision','fastai','fastcore','fastprogress','pandas','scipy','matplotlib','timm','safetensors','filelock'}: raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Without())
+import importlib.util
+there = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *a: None if name in ('torch','fastai') else there(name, *a)
+from simam_ema_fastai.__main__ import main
+sys.exit(main(sys.argv[1:]))"""
+
+def predicting(*args, **kwargs):
+    "`simam_ema predict` where PyTorch and fastai are not."
+    return subprocess.Popen([sys.executable, '-c', slim, 'predict', *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
+
+def test_predict_without_pytorch(digits, tmp_path):
+    p = predicting(bundle, digits, '--out', tmp_path/'out.csv', '--min-confidence', .6)
+    out, err = p.communicate()
+    assert p.returncode == 0, err
+    assert out.startswith('202 predictions: ') and ', 2 unreadable' in out and ' unsure' in out, out
+    p = predicting(bundle/'model.onnx', digits/'0003.png')
+    assert '0003.png: 3 ' in p.communicate()[0]
+    p = subprocess.run([sys.executable, '-c', slim, 'train'], capture_output=True, text=True)
+    assert p.returncode == 2 and 'PyTorch and fastai are not installed' in p.stderr and len(p.stderr.splitlines()) == 1
+    alone = subprocess.run([sys.executable, '-m', 'simam_ema_fastai.runtime', bundle/'model.onnx', digits/'0003.png', digits/'0004.png'], capture_output=True, text=True)
+    assert alone.returncode == 0 and len(alone.stdout.splitlines()) == 2, alone.stderr
+
+
+def test_predict_survives_sigkill(digits, tmp_path):
+    args = (bundle/'model.onnx', digits, '--bs', 4, '--workers', 1, '--threads', 1, '--k', 10)
+    start = time.monotonic()
+    assert predicting(*args, '--out', tmp_path/'whole.csv').wait() == 0
+    seconds, rng, kills = time.monotonic() - start, random.Random(0), 0
+    for _ in range(int(os.environ.get('SIMAM_EMA_KILLS', 4))):
+        p = predicting(*args, '--out', tmp_path/'killed.csv')
+        try: p.wait(rng.uniform(.3, 1)*seconds)
+        except subprocess.TimeoutExpired: p.send_signal(signal.SIGKILL); p.wait(); kills += 1
+        if (tmp_path/'killed.csv').exists(): (tmp_path/'killed.csv').unlink()
+    assert predicting(*args, '--out', tmp_path/'killed.csv').wait() == 0
+    assert kills and (tmp_path/'killed.csv').read_bytes() == (tmp_path/'whole.csv').read_bytes()
+    assert not list(tmp_path.glob('*.part*'))
+
+
+@pytest.mark.skipif(not os.environ.get('SIMAM_EMA_SLIM'), reason='makes an environment: set SIMAM_EMA_SLIM=1')
+def test_slim_install(digits, tmp_path):
+    root = Path(__file__).parents[1]
+    run = lambda *args: subprocess.run([str(a) for a in args], check=True, capture_output=True, text=True).stdout
+    run('uv', 'venv', tmp_path/'venv')
+    python = tmp_path/'venv'/'bin'/'python'
+    run('uv', 'pip', 'install', '--python', python, '--no-deps', root)
+    run('uv', 'pip', 'install', '--python', python, 'onnxruntime', 'numpy', 'pillow')
+    assert run(tmp_path/'venv'/'bin'/'simam_ema', 'predict', bundle/'model.onnx', digits, '--out', tmp_path/'out.csv').startswith('202 predictions')
+    assert '0003.png: 3 ' in run(python, '-m', 'simam_ema_fastai.runtime', bundle/'model.onnx', digits/'0003.png')
+
+
+def test_unknown_model_says_so():
+    with pytest.raises(UserError, match='no exported learner'): open_model('nowhere')
+
+
+if __name__ == '__main__': make(sys.argv[1])
