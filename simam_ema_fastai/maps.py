@@ -18,7 +18,7 @@ from .core import import_extra
 from .models import gate_modules
 
 # %% auto #0
-__all__ = ['least', 'gate_maps', 'grad_cam', 'overlay', 'explain']
+__all__ = ['least', 'gate_maps', 'grad_cam', 'heat_png', 'overlay', 'explain']
 
 # %% ../nbs/47_maps.ipynb #2c05731e
 least = 4  # places a side, below which a map shows nothing
@@ -71,22 +71,35 @@ def grad_cam(
     return cam[:,0].detach().float().cpu()
 
 # %% ../nbs/47_maps.ipynb #955f3413
+def _resized(t:Tensor, size:int, mode:str) -> np.ndarray: return F.interpolate(t[None].float(), (size, size), mode=mode)[0].permute(1,2,0).numpy()
+
+def _data_url(im:np.ndarray, kind:str, **kwargs) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray((255*im).clip(0,255).astype(np.uint8)).save(buffer, kind, **kwargs)
+    return f'data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}'
+
+def _colours(heat:Tensor, size:int) -> np.ndarray:
+    "`heat`, `(h, w)`, from its lowest to its highest value in viridis."
+    import matplotlib
+    h = _resized(heat[None], size, 'bicubic')[...,0]
+    return matplotlib.colormaps['viridis']((h - h.min())/max(h.max() - h.min(), 1e-9))[...,:3]
+
+def heat_png(
+    heat:Tensor, # `(h, w)`
+    size:int=224 # Side in pixels
+) -> str: # A data URL
+    "A small PNG of `heat` from its lowest to its highest value."
+    return _data_url(_colours(heat, size), 'PNG')
+
 def overlay(
     picture:Tensor, # `(3, H, W)`, 0–1
     heat:Tensor=None, # `(h, w)`, laid over it from its lowest to its highest value
     size:int=144 # Side in pixels
 ) -> str: # A data URL
     "A small JPEG of `picture`, with `heat` over it."
-    import matplotlib
-    large = lambda t, mode: F.interpolate(t[None].float(), (size, size), mode=mode)[0]
-    im = large(picture, 'bilinear').permute(1,2,0).numpy()
-    if heat is not None:
-        h = large(heat[None], 'bicubic')[0].numpy()
-        h = (h - h.min())/max(h.max() - h.min(), 1e-9)
-        im = .45*im.mean(2, keepdims=True) + .55*matplotlib.colormaps['viridis'](h)[...,:3]
-    buffer = io.BytesIO()
-    Image.fromarray((255*im).clip(0,255).astype(np.uint8)).save(buffer, 'JPEG', quality=80)
-    return f'data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}'
+    im = _resized(picture, size, 'bilinear')
+    if heat is not None: im = .45*im.mean(2, keepdims=True) + .55*_colours(heat, size)
+    return _data_url(im, 'JPEG', quality=80)
 
 def explain(
     learn:Learner, # From `inference.load`

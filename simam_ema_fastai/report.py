@@ -16,6 +16,7 @@ from markupsafe import Markup
 from . import figures as fig, tables as tab
 from .core import UserError, atomic_path, read_json, write_json, write_text
 from .data import load_samples
+from .page import style
 from .statistics import calibration, class_changes, of_both, of_networks, of_trainings, p_text, signed, split_sentence
 from .tables import Outcomes
 
@@ -50,12 +51,12 @@ def look_closer(
     if e.focus is None: return None
     a, b = (e.outcomes[c] for c in e.focus)
     out = _maps_file(folder, a.runs[0], b.runs[0])
-    if out.exists() and all(out.stat().st_mtime > (folder/r/'model.pkl').stat().st_mtime for r in (a.runs[0], b.runs[0]) if (folder/r/'model.pkl').exists()): return out
-    from simam_ema_fastai.inference import load
+    if out.exists() and all(out.stat().st_mtime > f.stat().st_mtime for r in (a.runs[0], b.runs[0]) if (f := folder/r/'model.safetensors').exists()): return out
+    from simam_ema_fastai.bundle import read_bundle
     from simam_ema_fastai.maps import explain
     idxs = most_changed(a, b, n)
     files = _find(read_json(folder/a.runs[0]/'config.json')['data'], [a.files[i] for i in idxs])
-    seen = {side: explain(load(folder/o.runs[0]/'model.pkl'), files) for side, o in (('a', a), ('b', b))}
+    seen = {side: explain(read_bundle(folder/o.runs[0]), files) for side, o in (('a', a), ('b', b))}
     classes = pd.read_csv(folder/a.runs[0]/'per_class.csv')['class']
     write_json(out, [dict(file=str(a.files[i]), true=str(classes[a.true[i]]), prob_a=float(a.prob_true[0,i]), prob_b=float(b.prob_true[0,i]), a=sa, b=sb) for i,sa,sb in zip(idxs, seen['a'], seen['b'])])
     return out
@@ -70,24 +71,17 @@ def _find(data:dict, names:list[str]) -> list[Path]:
     return [f for f, in found]
 
 # %% ../nbs/60_report.ipynb #a87fb467
-_css = """
-:root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --page: #fbfbfa; --card: #fff; --line: #d9dde2; --accent: #0b62b8; --good: #0f6b4c; --bad: #a52336; --warn: #7a5200; --goodbg: #e3f4ec; --badbg: #fbe7e9; --warnbg: #fdf2d8; --plainbg: #eceff2 }
-@media screen and (prefers-color-scheme: dark) { :root { --ink: #e7e9ec; --soft: #a4adb8; --page: #14171a; --card: #1c2024; --line: #373e46; --accent: #79b8ff; --good: #7fdcb4; --bad: #ff9ba6; --warn: #f0c566; --goodbg: #143328; --badbg: #3f1c22; --warnbg: #3a2e10; --plainbg: #2a3037 } }
-* { box-sizing: border-box }
+_css = style + """
 html { scroll-behavior: smooth; scroll-padding-top: 3.5rem }
 @media (prefers-reduced-motion: reduce) { html { scroll-behavior: auto } }
-body { margin: 0; font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: var(--ink); background: var(--page); overflow-wrap: break-word }
-main, header, footer { max-width: 78rem; margin: 0 auto; padding: 0 1.25rem }
-a { color: var(--accent) } :focus-visible { outline: 3px solid var(--accent); outline-offset: 2px }
 .skip { position: absolute; left: -99rem } .skip:focus { left: 1rem; top: .5rem; z-index: 3; background: var(--card); padding: .5rem 1rem }
 nav { position: sticky; top: 0; z-index: 2; background: var(--page); border-bottom: 1px solid var(--line); overflow-x: auto }
 nav ul { display: flex; gap: 1.1rem; list-style: none; max-width: 78rem; margin: 0 auto; padding: .6rem 1.25rem; white-space: nowrap; font-size: .92rem } nav a { text-decoration: none } nav a:hover { text-decoration: underline }
-header { padding-top: 1.5rem } .kicker { color: var(--soft); margin: 0; font-size: .95rem; max-width: none } h1 { font-size: clamp(1.6rem, 4.5vw, 2.4rem); line-height: 1.15; margin: .2rem 0 .5rem; letter-spacing: -.01em; text-wrap: balance }
+header { padding-top: 1.5rem } h1 { font-size: clamp(1.6rem, 4.5vw, 2.4rem); line-height: 1.15; margin: .2rem 0 .5rem; letter-spacing: -.01em; text-wrap: balance }
 h2 { font-size: 1.35rem; margin: 3rem 0 .4rem; line-height: 1.25 } h3 { font-size: 1.02rem; margin: 1.4rem 0 .3rem }
-.headline { font-size: clamp(1.15rem, 2.6vw, 1.45rem); line-height: 1.35; margin: 1.3rem 0 1.1rem; max-width: 66rem; font-weight: 600; text-wrap: pretty } p { max-width: 46rem; margin: .4rem 0 .9rem } .soft { color: var(--soft) } small, .small { font-size: .88rem }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: 1rem 1.15rem; min-width: 0 }
-.two { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1rem; align-items: start; margin: .8rem 0 } .two > * { margin: 0 } .stack { display: grid; gap: 1rem } .hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%) }
-figure { margin: 0 } figure svg { display: block; width: 100%; height: auto; margin: 0 auto } figcaption { color: var(--soft); font-size: .9rem; margin-top: .5rem; max-width: 46rem } figcaption b { color: var(--ink); font-weight: 600 }
+.headline { font-size: clamp(1.15rem, 2.6vw, 1.45rem); line-height: 1.35; margin: 1.3rem 0 1.1rem; max-width: 66rem; font-weight: 600; text-wrap: pretty } p { max-width: 46rem; margin: .4rem 0 .9rem }
+.two { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1rem; align-items: start; margin: .8rem 0 } .two > * { margin: 0 } .stack { display: grid; gap: 1rem }
+figure svg { display: block; width: 100%; height: auto; margin: 0 auto } figcaption b { color: var(--ink); font-weight: 600 }
 .scroll { overflow-x: auto; max-width: 100% } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; width: 100% } caption { text-align: left; color: var(--soft); padding-bottom: .5rem }
 th, td { padding: .42rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; vertical-align: top } thead th { border-bottom: 2px solid var(--line); vertical-align: bottom; font-weight: 600 } tbody th { font-weight: 600 } .l { text-align: left } tr.study > * { color: var(--soft); font-weight: 400; font-style: italic }
 th button { all: unset; cursor: pointer; font-weight: 600; text-decoration: underline dotted var(--soft); text-underline-offset: .25em } th button:focus-visible { outline: 3px solid var(--accent) } th[aria-sort=ascending] button::after { content: " ↑" } th[aria-sort=descending] button::after { content: " ↓" }
@@ -375,6 +369,7 @@ def report(
         try: look_closer(folder, evidence=e)
         except UserError as error: why = str(error)
     out.mkdir(parents=True, exist_ok=True)
+    for f in out.rglob('.*.tmp'): f.unlink()  # what a killed process left half written
     write_text(out/'report.html', render(folder, e, why))
     if not len(e.runs): return out/'report.html'
     write_text(out/'results.csv', e.runs.to_csv(index=False))

@@ -1,9 +1,11 @@
-import contextlib, io, os, subprocess, sys
+import contextlib, io, json, os, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from simam_ema_fastai.cli import main
+from simam_ema_fastai.core import cache_dir
 
 
 @pytest.fixture(scope='session')
@@ -32,3 +34,32 @@ def simam_ema(): return Command()
 
 @pytest.fixture(scope='session')
 def root(): return Path(__file__).parent.parent
+
+
+packages = ['puppeteer-core@24.43.1', 'axe-core@4.14.1']
+
+
+@pytest.fixture(scope='session')
+def browser():
+    "Chromium's path, and a node_modules with what drives it and what judges the page."
+    chromium = next((p for p in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')) if p), None)
+    if chromium is None: pytest.skip('no Chromium on this machine')
+    if shutil.which('npm') is None: pytest.skip('no npm on this machine')
+    folder = cache_dir()/'page_check'
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder/'.lock'):
+        if not all((folder/'node_modules'/p.split('@')[0]).is_dir() for p in packages):
+            r = subprocess.run(['npm', 'install', '--prefix', folder, '--no-audit', '--no-fund', *packages], capture_output=True, text=True)
+            if r.returncode: pytest.skip(f'npm cannot install {packages}: {r.stderr.strip()[-200:]}')
+    return chromium, folder/'node_modules'
+
+
+@pytest.fixture(scope='session')
+def look(browser, root):
+    "What a check, a .mjs here, finds wrong with a page; given where, it leaves screenshots."
+    chromium, modules = browser
+    def look(check, page, *shots, **env):
+        r = subprocess.run(['node', root/'tests'/check, page, chromium, modules, *shots], capture_output=True, text=True, timeout=300, env=os.environ|{k: str(v) for k,v in env.items()})
+        assert r.returncode == 0, r.stderr
+        return json.loads(r.stdout.splitlines()[-1])
+    return look

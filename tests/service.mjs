@@ -1,0 +1,59 @@
+// The service's page, used as somebody would: token, a picture chosen by keyboard, the gate maps' switch and slider, a dropped picture, the camera, a file that is no picture.
+import { check } from './browser.mjs'
+
+const { PICTURE, PHOTO, NO_PICTURE, LABEL, TOKEN } = process.env
+
+await check(async ({ page, say, width, scheme, shoot }) => {
+  const expect = async (what, check, ...args) => { try { await page.waitForFunction(check, { timeout: 20000, polling: 50 }, ...args) } catch { say(`${what}: ${await page.$eval('#status', e => e.innerText)}`) } }
+  const cards = n => expect(`${n} cards`, n => document.querySelectorAll('article').length === n && !document.querySelector('[aria-busy]'), n)
+
+  await expect('asks for the token', () => document.activeElement.id === 'token')
+  await shoot('token')
+  await page.keyboard.type('not the token at all'); await page.keyboard.press('Enter')
+  await expect('says that the token is wrong', () => /not know/.test(document.querySelector('#status').innerText))
+  await page.keyboard.type(TOKEN); await page.keyboard.press('Enter')
+  await expect('opens the desk', () => document.activeElement.id === 'files')
+  await shoot('empty')
+
+  await page.evaluate(() => document.querySelector('#files').addEventListener('click', e => { e.preventDefault(); e.target.dataset.opened = true }, { once: true }))
+  await page.keyboard.press('Space')
+  await expect('the key opens the files', () => document.querySelector('#files').dataset.opened)
+  const choose = async (...files) => (await page.$('#files')).uploadFile(...files)
+  await choose(PICTURE)
+  await cards(1)
+  await expect('names the class', label => document.querySelector('.classes li .label').innerText === label, LABEL)
+  await expect('says it aloud', label => document.querySelector('#status').innerText.includes(label), LABEL)
+  const bars = await page.$$eval('.bar span', all => all.map(b => b.getBoundingClientRect().width))
+  if (bars.length !== 5 || !bars.every((b, i) => b >= 0 && (!i || b <= bars[i - 1]))) say(`bars of ${bars}`)
+
+  const heat = () => page.$$eval('.heat', all => all.filter(h => !h.hidden && h.getBoundingClientRect().width > 20).map(h => [h.dataset.gate, h.naturalWidth > 0, Number(h.style.opacity)]))
+  const same = async (what, want) => { const got = JSON.stringify(await heat()); if (got !== JSON.stringify(want)) say(`${what}: ${got}`) }
+  await same('EMA first', [['EMA', true, .6]])
+  await page.focus('[value=EMA]'); await page.keyboard.press('ArrowUp')
+  await same('SimAM by the arrow key', [['SimAM', true, .6]])
+  await page.focus('#strength'); await page.keyboard.press('Home')
+  await same('the slider at its end', [['SimAM', true, 0]])
+  await page.keyboard.press('End'); await page.focus('[value=SimAM]'); await page.keyboard.press('ArrowUp')
+  await same('none', [])
+  await page.keyboard.press('ArrowDown'); await page.keyboard.press('ArrowDown')
+  await page.$eval('#strength', s => { s.value = 60; s.dispatchEvent(new Event('input', { bubbles: true })) })
+
+  if ((width > 1000) !== (scheme === 'light')) return shoot('one')  // the rest once on the desktop, once on the phone
+
+  await page.evaluate(async name => {
+    const picture = document.querySelector('.picture'), data = new DataTransfer(), canvas = document.createElement('canvas')
+    canvas.width = picture.naturalWidth; canvas.height = picture.naturalHeight; canvas.getContext('2d').drawImage(picture, 0, 0)
+    data.items.add(new File([await new Promise(done => canvas.toBlob(done))], name, { type: 'image/png' }))
+    document.dispatchEvent(new DragEvent('drop', { dataTransfer: data, bubbles: true, cancelable: true }))
+  }, '<img src=x onerror=alert(1)>.png')
+  await cards(2)
+  await page.focus('#camera'); await page.keyboard.press('Enter')
+  await expect('the camera runs', () => document.querySelector('#finder').open && document.querySelector('#video').videoWidth > 0)
+  await page.keyboard.press('Enter')
+  await cards(3)
+  await expect('the camera is off again', () => !document.querySelector('#finder').open && !document.querySelector('#video').srcObject)
+  await choose(NO_PICTURE, PHOTO)
+  await cards(5)
+  await expect('says what is no picture', () => [...document.querySelectorAll('article .wrong')].length === 1)
+  await shoot('full')
+}, /status of 401/)

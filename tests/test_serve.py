@@ -1,0 +1,183 @@
+"The service: its OpenAPI, bytes that are no pictures, the page in a browser, the command and its end."
+import base64
+import io
+import json
+import os
+import re
+import signal
+import threading
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+import schemathesis
+import torch
+from hypothesis import HealthCheck, given, settings, strategies as st
+from PIL import Image
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+from sklearn.datasets import load_sample_image
+
+from simam_ema_fastai.data import get_dls
+from simam_ema_fastai.inference import export
+from simam_ema_fastai.learner import Recipe, variant_learner
+from simam_ema_fastai.maps import gate_maps
+from simam_ema_fastai.models import create_model
+from simam_ema_fastai.runtime import Classifier, normalised, open_model
+from simam_ema_fastai.serve import Limits, create_app, running
+
+token = 'a token for these tests'
+
+
+def encoded(im, kind='PNG', **kwargs):
+    buffer = io.BytesIO()
+    im.save(buffer, kind, **kwargs)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope='session')
+def model():
+    "A network with both gates and initial weights."
+    transforms = dict(resize=[36, 36], crop=[32, 32], mean=[.5]*3, std=[.25]*3)
+    torch.manual_seed(0)
+    network = create_model('hybrid', 10, 'resnet18').eval()
+    @torch.no_grad()
+    def run(batch): return network(torch.from_numpy(normalised(batch, transforms))).numpy()
+    return Classifier(dict(classes=[f'class {i}' for i in range(10)], transforms=transforms), run, 'initial weights', network)
+
+
+@pytest.fixture(scope='session')
+def url(model):
+    with running(create_app(model, limits=Limits(body=2**20, pixels=10**6, seconds=20))) as url: yield url
+
+
+@pytest.fixture(scope='session')
+def photo(): return Image.fromarray(load_sample_image('china.jpg')).resize((160, 107))
+
+
+pictures = st.builds(lambda side, grey: encoded(Image.new('L', (side, side), grey)), st.integers(1, 40), st.integers(0, 255))
+for kind in ('image/png', 'image/jpeg', 'application/octet-stream'): schemathesis.openapi.media_type(kind, pictures | st.binary(max_size=200))
+
+
+@schemathesis.serializer('image/png', 'image/jpeg')
+def as_it_is(context, value): return value
+
+
+@pytest.mark.parametrize('mode', list(schemathesis.GenerationMode))
+def test_the_service_keeps_its_openapi(url, mode):
+    "What is declared, and nothing else, comes back: for requests that fit the schema, and for those that do not."
+    operations = [o.ok() for o in schemathesis.openapi.from_url(f'{url}/openapi.json').get_all_operations()]
+    for operation in operations:
+        if mode.is_negative and operation.path != '/predict': continue  # the others take nothing that could be wrong
+        @settings(max_examples=int(os.environ.get('SIMAM_EMA_EXAMPLES', 10 if mode.is_positive else 30)), deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True)
+        @given(operation.as_strategy(generation_mode=mode))
+        def check(case): case.call_and_validate(excluded_checks=[positive_data_acceptance])  # not every binary is a picture
+        check()
+    assert len(operations) == 5
+
+
+def test_gate_maps_are_the_networks_own(url, model, photo):
+    data = encoded(photo)
+    (result,) = requests.post(f'{url}/predict?maps=true', files={'files': data}).json()['results']
+    want = gate_maps(model.network, torch.from_numpy(normalised(model.prepare(data)[None], model.about['transforms'])))
+    assert {m['gate']: (m['low'], m['high']) for m in result['maps']} == {k: pytest.approx((m.min().item(), m.max().item()), abs=1e-6) for k,m in want.items()} and len(want) == 2
+    assert all(Image.open(io.BytesIO(base64.b64decode(m['png'].partition(',')[2]))).size == (224, 224) for m in result['maps'])
+
+
+def chunk(kind, data): return len(data).to_bytes(4, 'big') + kind + data + zlib.crc32(kind + data).to_bytes(4, 'big')
+def png(w, h, data, depth=8, colour=2): return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', w.to_bytes(4, 'big') + h.to_bytes(4, 'big') + bytes([depth, colour, 0, 0, 0])) + chunk(b'IDAT', data) + chunk(b'IEND', b'')
+
+
+def zeros(n):
+    "`n` zero bytes, as zlib packs them: one to a thousand."
+    packer = zlib.compressobj(9)
+    return b''.join(packer.compress(bytes(2**20)) for _ in range(n >> 20)) + packer.compress(bytes(n % 2**20)) + packer.flush()
+
+
+@pytest.fixture(scope='session')
+def files(photo):
+    "A photograph in every format and mode that is read, and files made to do harm."
+    exif = Image.Exif(); exif[0x0112] = 6
+    frames = dict(save_all=True, append_images=[photo.rotate(90), photo.rotate(180)])
+    grey16 = Image.fromarray(np.asarray(photo.convert('L')).astype(np.uint16)*257)
+    good = [encoded(photo, 'JPEG'), encoded(photo, 'JPEG', exif=exif, progressive=True), encoded(photo.convert('CMYK'), 'JPEG'), encoded(photo), encoded(photo.convert('P')), encoded(photo.convert('RGBA')), encoded(photo.convert('1')),
+            encoded(grey16), encoded(grey16, 'TIFF'), encoded(photo.convert('F'), 'TIFF'), encoded(photo, 'TIFF', compression='tiff_lzw'), encoded(photo, 'GIF', **frames), encoded(photo, 'WEBP', **frames), encoded(photo, 'BMP'), encoded(photo, 'PPM')]
+    harm = [b'', b'GIF89a', png(60_000, 60_000, zeros(99)), png(999, 999, zeros(2**28)), png(1000, 1000, zeros(8_001_000), 16, 6), png(2**31 - 1, 1, b''), b'GIF89a' + b'\xff'*7, b'%!PS-Adobe-3.0 EPSF-3.0\n(%pipe%id) (r) file',
+            b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>', b'file:///etc/passwd', b'http://127.0.0.1:9/', b'II*\0\x08\0\0\0' + b'\xff'*400, b'\xff\xd8' + b'\xff\xe1\xff\xff'*2000]
+    return good, harm
+
+
+def memory(what): return int(re.search(rf'{what}:\s+(\d+)', Path('/proc/self/status').read_text())[1])/1024
+
+
+@pytest.mark.filterwarnings('ignore::UserWarning:PIL')
+def test_no_bytes_do_harm(url, files):
+    "Whatever is sent as a picture is answered or refused by name within seconds, below 1 GiB, and the next is answered."
+    good, harm = files
+    def send(data):
+        start = time.monotonic()
+        r = requests.post(f'{url}/predict', data=data or b'\0', headers={'Content-Type': 'image/png'})
+        assert r.status_code in (200, 422) and time.monotonic() - start < 20, (r.status_code, data[:40])
+        if r.status_code == 422: assert r.json()['error'].startswith('picture ') and len(r.json()['error'].splitlines()) == 1
+        return r.status_code
+
+    Path('/proc/self/clear_refs').write_text('5')  # the highest mark begins again here
+    before = memory('VmRSS')
+    assert [send(f) for f in good] == [200]*len(good)
+    refused = [send(f) for f in harm]
+    assert refused.count(422) >= len(harm) - 2  # Pillow may stop reading a picture that goes on behind its end
+
+    @settings(max_examples=int(os.environ.get('SIMAM_EMA_EXAMPLES', 200)), deadline=None, database=None, derandomize=True)
+    @given(st.sampled_from(good), st.floats(0, 1), st.lists(st.tuples(st.floats(0, .999), st.binary(min_size=1, max_size=6)), max_size=4))
+    def mutated(data, kept, changes):
+        data = bytearray(data[:max(1, int(kept*len(data)))])
+        for where, new in changes: data[int(where*len(data)):int(where*len(data)) + len(new)] = new
+        send(bytes(data))
+    mutated()
+    assert send(good[0]) == 200
+    assert memory('VmHWM') - before < 1024
+
+
+def test_the_page_in_a_browser(model, photo, look, tmp_path):
+    picture, large, broken = (tmp_path/n for n in ('small.png', 'photo.jpg', 'broken.png'))
+    photo.resize((32, 32)).save(picture); photo.save(large); broken.write_bytes(b'no picture')
+    label = model.classify([str(picture)], 1)[0][0][0]
+    with running(create_app(model, token=token)) as url:
+        assert look('service.mjs', url, *os.environ.get('SHOTS', '').split(), PICTURE=picture, PHOTO=large, NO_PICTURE=broken, LABEL=label, TOKEN=token) == []
+
+
+def test_the_command_serves_and_stops(simam_ema, photo, tmp_path):
+    "It says where it listens, asks for the token, logs what it refuses, and on SIGTERM answers what it has taken in."
+    learn = variant_learner(get_dls('digits', n_train=64, n_valid=32), 'hybrid', arch='resnet18', recipe=Recipe())
+    exported, secret = export(learn, tmp_path/'model'), tmp_path/'token'
+    secret.write_text(token)
+    service = simam_ema.start('serve', exported, '--port', 0, '--token-file', secret, '--max-mb', 1, '--max-images', 2)
+    try:
+        while 'http://' not in (line := service.stdout.readline()): assert line, service.stderr.read()
+        url = re.search(r'http://127\.0\.0\.1:\d+', line)[0]
+        data = encoded(photo)
+        ask = lambda data=data, headers={'Authorization': f'Bearer {token}'}: requests.post(f'{url}/predict', data=data, headers={'Content-Type': 'image/png', **headers})
+        assert (ask(headers={}).status_code, ask(data=bytes(2**20 + 1)).status_code) == (401, 413)
+        want = open_model(exported).classify([data], 5)[0]
+        got = [(c['label'], c['prob']) for c in ask().json()['results'][0]['classes']]
+        assert [l for l,_ in got] == [l for l,_ in want] and np.allclose([p for _,p in got], [p for _,p in want], atol=1e-5)
+
+        answers, done = [], threading.Event()
+        def client():
+            while not done.is_set():
+                try: answers.append(ask().status_code)
+                except requests.ConnectionError: return
+        clients = [threading.Thread(target=client) for _ in range(8)]
+        for c in clients: c.start()
+        while len(answers) < 20: time.sleep(.02)
+        service.send_signal(signal.SIGTERM)
+        status = service.wait(60)
+        done.set()
+        for c in clients: c.join()
+    finally: service.kill()
+    lines = [json.loads(l) for l in service.stderr.read().splitlines() if l.startswith('{')]
+    assert [(l['status'], l['path']) for l in lines if l['event'] == 'request'] == [(401, '/predict'), (413, '/predict')]
+    assert status == 0 and set(answers) == {200} and token not in str(lines)
+    assert lines[-1]['event'] == 'stopped' and lines[-1]['taken'] == lines[-1]['answered'] == len(answers) + 3
