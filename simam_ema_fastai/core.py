@@ -4,19 +4,24 @@
 
 # %% ../nbs/00_core.ipynb #235356ed
 from __future__ import annotations
-import contextlib, difflib, hashlib, importlib, json, os, shutil, sys, urllib.error, urllib.request
+import contextlib, difflib, hashlib, importlib, json, os, platform, shutil, sys, time, urllib.error, urllib.request, warnings
 from pathlib import Path
 from collections.abc import Iterable
 
-from fastprogress.fastprogress import progress_bar
+try: import fcntl
+except ImportError: fcntl = None  # Windows
 
 # %% auto #0
-__all__ = ['UserError', 'one_of', 'import_extra', 'atomic_path', 'write_text', 'write_json', 'read_json', 'in_notebook',
+__all__ = ['UserError', 'one_of', 'import_extra', 'atomic_path', 'write_text', 'write_json', 'read_json', 'alone', 'in_notebook',
            'progress', 'cache_dir', 'file_hash', 'check_hash', 'download']
 
 # %% ../nbs/00_core.ipynb #5a9921cc
 class UserError(Exception):
     "What was wrong and what would be right, in one line"
+    def __init__(self, line:str=''):
+        super().__init__(line)
+        self.line = line
+    def __str__(self): return self.line  # fastai puts the callback's name before `args`
 
 # %% ../nbs/00_core.ipynb #0675dce8
 def one_of(
@@ -67,10 +72,59 @@ def write_json(path:str|Path, obj):
     write_text(path, json.dumps(obj, indent=2, ensure_ascii=False)+'\n')
 
 def read_json(path:str|Path):
-    "Read JSON from `path`."
-    return json.loads(Path(path).read_text(encoding='utf-8'))
+    "Read JSON from `path`; raises `UserError` if it is damaged."
+    try: return json.loads(Path(path).read_text(encoding='utf-8'))
+    except (ValueError, RecursionError) as e: raise UserError(f"{path} is damaged ({e}): delete it, or put back the one that stood there.") from e
 
 # %% ../nbs/00_core.ipynb #8e830fc4
+_locks = set()  # descriptors of the locked files
+
+def _forget_locks():
+    for fd in _locks: os.close(fd)
+    _locks.clear()
+
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_forget_locks)
+
+def _lock(file:Path) -> int|None:
+    "A descriptor of `file`, locked; None where the file system has no locks. Raises `BlockingIOError` if another holds it."
+    while True:
+        fd = os.open(file, os.O_RDWR|os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX|fcntl.LOCK_NB)
+            if os.path.exists(file) and os.path.samestat(os.fstat(fd), os.stat(file)): return fd
+        except BlockingIOError: os.close(fd); raise
+        except OSError as e:
+            os.close(fd)
+            warnings.warn(f"{file.parent} lies on a file system without locks ({e.strerror}): see to it that no other process works there.")
+            return None
+        os.close(fd)  # whoever held it has deleted it meanwhile
+
+@contextlib.contextmanager
+def alone(
+    folder:str|Path, # Made if need be, and taken away again if nothing was put in
+    patience:float=0 # Seconds to wait for another process to leave
+):
+    "Keep other processes out of `folder`; raises `UserError` that names the process working there."
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder/'.lock'
+    until = time.monotonic() + patience
+    while True:
+        try: fd = _lock(file) if fcntl else None; break
+        except BlockingIOError:
+            if time.monotonic() < until: time.sleep(.5); continue
+        raise UserError(f"another process ({file.read_text().strip() or 'just started'}) is working in {folder}: wait for it, or choose another folder.") from None
+    try:
+        if fd is not None:
+            _locks.add(fd)
+            os.ftruncate(fd, 0)
+            os.write(fd, f'pid {os.getpid()} on {platform.node()}'.encode())
+        yield
+    finally:
+        if fd in _locks: _locks.remove(fd); file.unlink(missing_ok=True); os.close(fd)
+        with contextlib.suppress(OSError): folder.rmdir()
+
+# %% ../nbs/00_core.ipynb #5f045726
 def in_notebook() -> bool:
     "Whether this is a notebook's kernel."
     return 'ipykernel' in sys.modules
@@ -80,18 +134,20 @@ def progress(
     total:int=None, # How many there are, if `items` has no length
     comment:str='' # Shown behind the bar
 ) -> Iterable:
-    "`items` with a progress bar where somebody is watching."
+    "`items` with a progress bar where somebody is watching and fastprogress is installed."
     if not (sys.stderr.isatty() or in_notebook()): return items
+    try: from fastprogress.fastprogress import progress_bar
+    except ImportError: return items
     bar = progress_bar(items, total=total)
     bar.comment = comment
     return bar
 
-# %% ../nbs/00_core.ipynb #0110b3fa
+# %% ../nbs/00_core.ipynb #29600f88
 def cache_dir() -> Path:
     "Where downloads and conversions are kept: `$SIMAM_EMA_HOME`, or `~/.cache/simam_ema_fastai`."
     return Path(os.environ.get('SIMAM_EMA_HOME') or Path.home()/'.cache'/'simam_ema_fastai')
 
-# %% ../nbs/00_core.ipynb #1dd9a2a0
+# %% ../nbs/00_core.ipynb #a904732a
 def file_hash(path:str|Path, algorithm:str='sha256') -> str:
     "Hexadecimal digest of the file at `path`."
     digest = hashlib.new(algorithm)
@@ -108,7 +164,7 @@ def check_hash(
     got = file_hash(path, algorithm)
     if got != want: raise UserError(f"{path} is damaged: its {algorithm} is {got}, it should be {want}. Delete it and fetch it again.")
 
-# %% ../nbs/00_core.ipynb #5f045726
+# %% ../nbs/00_core.ipynb #310fc8b7
 def download(
     url:str, # What to fetch
     dest:str|Path, # Where it shall stand

@@ -4,7 +4,7 @@
 
 # %% ../nbs/22_data.ipynb #a1807807
 from __future__ import annotations
-import contextlib, gc, hashlib, importlib.util, io, pickle, shutil, tarfile, zipfile
+import contextlib, gc, hashlib, importlib.util, pickle, shutil, tarfile, zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,65 +19,34 @@ from fastai.torch_core import default_device
 from fastai.vision.augment import DihedralItem, FlipItem, RandomResizedCrop, RandTransform
 from fastai.vision.core import PILImage
 from fastcore.basics import defaults
-from PIL import Image, ImageOps
+from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.transforms import RandAugment
 
-from .core import UserError, atomic_path, cache_dir, check_hash, download, one_of, progress, read_json, write_json
+from .core import UserError, atomic_path, cache_dir, check_hash, download, one_of, progress, read_json, write_json, write_text
 from .feed import Decoded, DecodedDL, decode, fingerprint, side_limit
+from .pictures import is_passing, read_picture
+from .pictures import _from_array, to_rgb  # noqa: F401
 from .weights import imagenet_stats
 
 # %% auto #0
-__all__ = ['datasets', 'loaders', 'max_decoded', 'to_rgb', 'Picture', 'find_bad', 'Samples', 'stratified_split', 'tiny_imagenet',
-           'elpv', 'digits', 'read_arrays', 'cifar', 'folder', 'Dataset', 'LabelOf', 'load_samples', 'RandAugmentItem',
+__all__ = ['datasets', 'loaders', 'max_decoded', 'Picture', 'find_bad', 'Samples', 'stratified_split', 'tiny_imagenet', 'elpv',
+           'digits', 'read_arrays', 'cifar', 'folder', 'Dataset', 'LabelOf', 'load_samples', 'RandAugmentItem',
            'get_dls']
 
 # %% ../nbs/22_data.ipynb #6bed0996
-def to_rgb(im:Image.Image) -> Image.Image:
-    """Eight-bit upright RGB from a picture of any mode.
-
-    16-bit values are scaled by 1/257, floats are taken as 0–1 (or 0–255 if any exceeds 1), transparency is laid on white, the EXIF rotation is applied."""
-    im = ImageOps.exif_transpose(im)
-    if im.mode == 'F' or im.mode.startswith('I'):
-        a = np.asarray(im).astype(np.float64)
-        top = a.max(initial=0)
-        scale = (255 if top <= 1 else 1) if im.mode == 'F' else (1/257 if top > 255 or im.mode != 'I' else 1)
-        im = Image.fromarray((a*scale).round().clip(0, 255).astype(np.uint8))
-    if im.mode in ('RGBA','LA','PA','La','RGBa') or 'transparency' in im.info:
-        im = im.convert('RGBA')
-        im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
-    return im.convert('RGB')
-
-def _from_array(a:np.ndarray) -> Image.Image:
-    "A PIL image from `(H, W)`, `(H, W, 1)`, `(H, W, 3)` or `(H, W, 4)` of uint8, uint16 or float 0–1."
-    if a.ndim == 3 and a.shape[2] == 1: a = a[...,0]
-    if a.ndim not in (2,3) or (a.ndim == 3 and a.shape[2] not in (3,4)) or 0 in a.shape:
-        raise UserError(f"an array of shape {a.shape} is no picture: (H, W), (H, W, 3) or (H, W, 4) is wanted.")
-    if a.dtype == np.uint16: a = (a/257).round()
-    elif a.dtype.kind == 'f': a = a*255
-    elif a.dtype != np.uint8: raise UserError(f"an array of {a.dtype} is no picture: uint8, uint16 or float in 0–1 is wanted.")
-    return Image.fromarray(a.clip(0,255).astype(np.uint8))
-
 class Picture(PILImage):
     "A `PILImage` made from a file, bytes, an array or a PIL image of any mode; raises `UserError` naming what it cannot read."
     @classmethod
     def create(cls, fn:Path|str|bytes|np.ndarray|torch.Tensor|Image.Image, **kwargs) -> 'Picture':
-        if isinstance(fn, torch.Tensor): fn = fn.cpu().numpy()
-        if isinstance(fn, np.ndarray): im = _from_array(fn)
-        elif isinstance(fn, Image.Image): im = fn
-        else: im = io.BytesIO(fn) if isinstance(fn, bytes) else fn
-        name = fn if isinstance(fn, (str,Path)) else 'the picture'
-        try:
-            if isinstance(im, Image.Image): return cls(to_rgb(im))
-            with Image.open(im) as opened: return cls(to_rgb(opened))
-        except FileNotFoundError as e: raise UserError(f"there is no file {name}.") from e
-        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as e:
-            raise UserError(f"{name} is no readable picture ({str(e).splitlines()[0] if str(e) else type(e).__name__}).") from e
+        return cls(read_picture(fn.cpu().numpy() if isinstance(fn, torch.Tensor) else fn))
 
 # %% ../nbs/22_data.ipynb #9040315b
 def _fault(file:Path) -> str|None:
     try: Picture.create(file)
-    except UserError as e: return str(e)
+    except UserError as e:
+        if is_passing(e): raise
+        return str(e)
 
 def find_bad(
     files:Sequence[Path]
@@ -179,17 +148,30 @@ _elpv_labels = {'cell': lambda prob, kind: f'{kind} {round(100*prob)}%',
                 'grade': lambda prob, kind: f'{round(100*prob)}%',
                 'defect': lambda prob, kind: 'defective' if prob > .5 else 'functional'}
 
+_elpv_sha256 = '78ce8c6eb2b8fb03e9d864c92380dde91c030f2a7ee99f72186a42e27ad20ad0'  # labels.csv and the pictures in its order, elpv-dataset 1.0.0.post1
+
+def _check_together(files:list[Path], sha256:str, what:str):
+    "Raise `UserError` if `files`, one behind the other, have another digest; looked at again only when one has changed."
+    verdict = cache_dir()/'checked'/f'{fingerprint(files)}.sha256'
+    if not verdict.exists():
+        digest = hashlib.sha256()
+        for f in files: digest.update(f.read_bytes())
+        write_text(verdict, digest.hexdigest())
+    if verdict.read_text() != sha256: raise UserError(f"{files[0].parent} is damaged or another release: its sha256 is {verdict.read_text()}, it should be {sha256}. Install {what} again.")
+
 def elpv(path:Path=None, labels:str='cell', **_) -> Samples:
     "ELPV solar cells labelled by `labels` ('cell', 'grade' or 'defect'), with the fixed split; raises `UserError` if they are not installed."
     label = _elpv_labels[one_of(labels or 'cell', _elpv_labels, 'labelling of elpv')]
-    if path is None:
+    packaged = path is None
+    if packaged:
         spec = importlib.util.find_spec('elpv_dataset')
-        if spec is None: raise UserError("ELPV is not installed: pip install elpv-dataset (90 MB, CC BY-NC-SA 4.0), or give the folder that holds labels.csv.")
+        if spec is None: raise UserError("ELPV is not installed: pip install elpv-dataset==1.0.0.post1 (90 MB, CC BY-NC-SA 4.0), or give the folder that holds labels.csv.")
         path = Path(spec.origin).parent/'data'
     if not (path/'labels.csv').exists(): raise UserError(f"no ELPV at '{path}': labels.csv is missing.")
     df = pd.read_csv(path/'labels.csv', sep=r'\s+', names=['file','prob','kind'])
     missing = [f for f in df.file if not (path/f).exists()]
     if missing: raise UserError(f"{path} is incomplete: {len(missing)} of {len(df)} images are missing, {missing[0]} for one. Install elpv-dataset again.")
+    if packaged: _check_together([path/'labels.csv', *(path/f for f in df.file)], _elpv_sha256, 'elpv-dataset==1.0.0.post1')
     y = [label(*r) for r in zip(df.prob, df.kind)]
     classes = sorted(set(y), key=lambda c: (c.split()[0] if ' ' in c else '', int(c.split()[-1].rstrip('%')) if c.endswith('%') else 0, c))
     return Samples([path/f for f in df.file], y, stratified_split(list(df.file), [f'{k}{p}' for p,k in zip(df.prob, df.kind)], .2), classes)

@@ -88,9 +88,10 @@ def test_npm_missing(simam_ema, tmp_path, monkeypatch):
 
 def test_predict_on_no_picture(simam_ema, refused, digits_args, tmp_path):
     assert simam_ema('train', *digits_args, '--epochs', '1', '--variant', 'baseline', '--out', tmp_path)[0] == 0
-    model = tmp_path/'baseline-uniform-s1'/'model.pkl'
+    model = tmp_path/'baseline-uniform-s1'
     (tmp_path/'x.png').write_bytes(b'no picture')
     refused('predict', model, tmp_path/'x.png', says='x.png is no readable picture')
     refused('predict', model, tmp_path/'y.png', says='there is no file or folder')
     shutil.copy(tmp_path/'x.png', tmp_path/'fake.pkl')
-    refused('predict', tmp_path/'fake.pkl', tmp_path/'x.png', says='no exported learner')
+    refused('predict', tmp_path/'fake.pkl', tmp_path/'x.png', says='is a pickle, which can run any code')
+    refused('predict', tmp_path/'fake.pkl', tmp_path/'x.png', '--trust', says='no exported learner')

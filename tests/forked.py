@@ -1,0 +1,103 @@
+"The command line in processes that start in milliseconds (forked from one that has imported everything and computed nothing), and what may befall them."
+import multiprocessing, os, resource, signal, sys
+from fnmatch import fnmatch
+from io import BytesIO
+from pathlib import Path
+
+import pandas as pd
+
+_forks = multiprocessing.get_context('forkserver')
+_forks.set_forkserver_preload(['simam_ema_fastai.cli', 'simam_ema_fastai.ablation', 'simam_ema_fastai.report', 'simam_ema_fastai.maps', 'sklearn.datasets'])
+
+
+def _main(argv, out, err, befalls):
+    sys.stdout, sys.stderr = (os.fdopen(os.dup2(os.open(file, os.O_WRONLY|os.O_CREAT), fd), 'w', buffering=1) for fd, file in ((1, out), (2, err)))
+    multiprocessing.set_start_method('fork', force=True)  # for the workers of data loaders, as in a process of its own
+    for what, *args in befalls: what(*args)
+    from simam_ema_fastai.cli import main
+    status = main(argv)
+    sys.stdout.flush(); sys.stderr.flush()
+    os._exit(status)
+
+
+class Run(_forks.Process):
+    "A command under way; `kill()` is kill -9."
+    def __init__(self, folder, argv, befalls):
+        n = len(list(folder.iterdir()))
+        self.files = folder/f'{n}.out', folder/f'{n}.err'
+        super().__init__(target=_main, args=([str(a) for a in argv], *self.files, befalls))
+
+    def end(self, timeout=300):
+        "Wait for it: exit status, output, errors."
+        self.join(timeout)
+        assert self.exitcode is not None, f'still running after {timeout} s\n{self.texts()}'
+        return self.exitcode, *self.texts()
+
+    def texts(self): return tuple(f.read_text() if f.exists() else '' for f in self.files)
+
+
+class Forked:
+    "Starts commands; each of `befalls` is a function of this module with its arguments, called in the process before the command."
+    def __init__(self, folder): self.folder = folder
+    def start(self, *argv, befalls=()):
+        p = Run(self.folder, argv, befalls)
+        p.start()
+        return p
+    def __call__(self, *argv, befalls=()): return self.start(*argv, befalls=befalls).end()
+
+
+def spared(*what):
+    "Not measured, and not reported, where a test is about neither."
+    from simam_ema_fastai import ablation, report, tables
+    if 'measure' in what: ablation.measure = lambda *a: {}
+    if 'report' in what: report.report = tables.load_runs = tables.comparison = lambda out: pd.DataFrame()
+
+
+def killed_writing(name, nth, when):
+    "kill -9 at the `nth` write of a file called `name` (a pattern): with 'half' of a tensor file written, 'before' or 'after' it gets its name."
+    import torch
+    seen, save, rename = [], torch.save, os.replace
+    def due(target, moment):
+        if moment == when and fnmatch(Path(target).name.removeprefix('.'), name + '*'*(moment == 'half')): seen.append(target)
+        return len(seen) == nth
+    def die(): os.kill(os.getpid(), signal.SIGKILL)
+    def half_saved(obj, f, *args, **kwargs):
+        if isinstance(f, (str, Path)) and due(f, 'half'):
+            save(obj, whole := BytesIO())
+            Path(f).write_bytes(whole.getvalue()[:whole.tell()//2])
+            die()
+        return save(obj, f, *args, **kwargs)
+    def replaced(a, b, **kwargs):
+        if due(b, 'before'): die()
+        rename(a, b, **kwargs)
+        if due(b, 'after'): die()
+    torch.save, os.replace = half_saved, replaced
+
+
+def files_limited(n_bytes):
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes))
+
+
+def worker_killed(history):
+    "kill -9 for the process that loads pictures, as soon as there is a `history`."
+    from torch.utils.data import get_worker_info
+    from simam_ema_fastai.feed import DecodedDL
+    load = DecodedDL._on_host
+    def killed(self, *args):
+        if get_worker_info() and Path(history).exists(): os.kill(os.getpid(), signal.SIGKILL)
+        return load(self, *args)
+    DecodedDL._on_host = killed
+
+
+def at_batch(epoch, batch, what):
+    "The loss is `what`, or it is raised, at one batch (both counted from 0)."
+    from fastai.callback.core import Callback
+    from simam_ema_fastai import ablation
+    class Break(Callback):
+        def after_loss(self):
+            if not self.training or (self.epoch, self.iter) != (epoch, batch): return
+            if isinstance(what, float): self.learn.loss_grad = self.learn.loss = self.loss*what
+            else: raise what
+    learner = ablation.variant_learner
+    ablation.variant_learner = lambda *args, **kwargs: learner(*args, **kwargs, cbs=Break())

@@ -1,0 +1,19 @@
+"Reads pictures, each behind its length, from standard input; answers each with a line of JSON: what came of it, and by how many MiB memory had grown at most."
+import json, struct, sys
+
+from simam_ema_fastai.core import UserError
+from simam_ema_fastai.pictures import read_picture
+
+
+def memory(what): return next(int(l.split()[1])/1024 for l in open('/proc/self/status') if l.startswith(what))
+
+
+if __name__ == '__main__':
+    base = memory('VmRSS')
+    while head := sys.stdin.buffer.read(8):
+        data = sys.stdin.buffer.read(*struct.unpack('<Q', head))
+        with open('/proc/self/clear_refs', 'w') as f: f.write('5')  # the peak is measured from here
+        try: im = read_picture(data); answer = dict(size=im.size, mode=im.mode)
+        except UserError as e: answer = dict(refused=str(e))
+        im = None
+        print(json.dumps(answer | dict(mib=memory('VmHWM') - base)), flush=True)
