@@ -15,9 +15,11 @@ import torch.nn.functional as F
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from fastai.torch_core import tensor
+from fastcore.basics import noop
 from torch import Tensor, nn
 
 from .core import UserError
+from .processes import several
 
 # %% auto #0
 __all__ = ['Evaluation', 'score', 'evaluate', 'evaluate_files', 'ensemble']
@@ -58,7 +60,8 @@ def score(
 def _logits(learn:Learner, dl:DataLoader) -> tuple[Tensor,Tensor|None]:
     "Logits and, where `dl` has them, targets: one pass, in order."
     with learn.no_bar(), learn.no_logging(): logits, targets = learn.get_preds(dl=dl, act=nn.Identity(), reorder=False)
-    return tensor(logits).float(), None if targets is None else tensor(targets)
+    whole = getattr(dl, 'together', noop)  # of several processes each has seen a part (`distributed.Shard`)
+    return whole(tensor(logits).float()), None if targets is None else whole(tensor(targets))
 
 def _short(files) -> list[str]:
     "File names below the folder that all of them share."
@@ -82,7 +85,11 @@ def evaluate_files(
     vocab = list(learn.dls.vocab)
     unknown = sorted(set(labels) - set(vocab))
     if unknown: raise UserError(f"the learner does not know the class '{unknown[0]}': it was trained on {', '.join(vocab[:5])}{', …' if vocab[5:] else ''}.")
-    logits,_ = _logits(learn, learn.dls.test_dl(files, num_workers=0))
+    dl = learn.dls.test_dl(files, num_workers=0)
+    if several():
+        from simam_ema_fastai.distributed import Shard
+        dl = Shard(dl)
+    logits,_ = _logits(learn, dl)
     return score(logits, torch.tensor([vocab.index(l) for l in labels]), vocab, _short(files))
 
 # %% ../nbs/40_evaluate.ipynb #f0631c82

@@ -4,7 +4,7 @@
 
 # %% ../nbs/21_feed.ipynb #db456af1
 from __future__ import annotations
-import hashlib, math, os, shutil, time
+import hashlib, itertools, math, os, shutil, time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from fastai.data.core import Datasets, TfmdDL
 from fastai.data.load import _loaders
 from fastai.data.transforms import IntToFloatTensor, Normalize, ToTensor
-from fastai.torch_core import TensorCategory, TensorImage, to_device
+from fastai.torch_core import TensorCategory, TensorImage, set_seed, to_device
 from fastai.vision.augment import DihedralItem, FlipItem, RandomResizedCrop
 from fastai.vision.core import PILImage
 from filelock import FileLock
@@ -24,10 +24,11 @@ from PIL import Image
 from torch import Tensor
 
 from .core import UserError, atomic_path, cache_dir, progress, read_json, write_json
+from .pictures import is_passing, room
 
 # %% auto #0
-__all__ = ['fingerprint', 'side_limit', 'Decoded', 'decode', 'resize_weights', 'resize_batch', 'random_boxes', 'DecodedDL',
-           'loader_rate', 'loader_rates', 'torchvision_loader']
+__all__ = ['fingerprint', 'side_limit', 'Decoded', 'decode', 'resize_weights', 'resize_batch', 'random_boxes', 'part_of',
+           'DecodedDL', 'loader_rate', 'loader_rates', 'torchvision_loader']
 
 # %% ../nbs/21_feed.ipynb #4e1028ef
 def fingerprint(files:Sequence[Path]) -> str:
@@ -85,14 +86,27 @@ class Decoded(Sequence):
         return self._resident[1]
 
 # %% ../nbs/21_feed.ipynb #6d86b5bb
-def _pixels(file:Path, read:Callable, limit:int) -> tuple[np.ndarray,bool]|UserError:
-    "The picture in `file`, reduced if need be, and whether it was; or what is wrong with it."
-    try: im = read(file)
-    except UserError as e: return e
-    scale = limit/min(im.size)
-    if scale < 1: im = im.resize([max(limit, round(s*scale)) for s in im.size], Image.Resampling.BILINEAR)
-    a = np.asarray(im)
-    return (a[...,:1] if (a == a[...,:1]).all() else a), scale < 1
+def _pixels(file:Path, read:Callable, limit:int, most:int=None) -> tuple[np.ndarray,bool]|UserError|None:
+    "The picture in `file`, reduced if need be, and whether it was; what is wrong with it; or None, if it has more than `most` pixels."
+    with room.keep():
+        try: im = read(file)
+        except UserError as e:
+            if is_passing(e): raise
+            return e
+        scale = limit/min(im.size)
+        if scale < 1: im = im.resize([max(limit, round(s*scale)) for s in im.size], Image.Resampling.BILINEAR)
+        if most and im.width*im.height > most: return None
+        a = np.asarray(im)
+        return (a[...,:1] if (a == a[...,:1]).all() else a), scale < 1
+
+def _whole(folder:Path) -> Decoded|None:
+    "The map in `folder`, if there is one and no part of it is missing."
+    if not folder.exists(): return None
+    try:
+        there = Decoded(folder)
+        if (folder/'pixels.bin').stat().st_size == there.shapes.prod(1, dtype=np.int64).sum(): return there
+    except (UserError, OSError, ValueError, EOFError): pass
+    print(f'{folder} is damaged: the pictures are decoded again.')
 
 def decode(
     files:Sequence[Path], # Pictures
@@ -103,17 +117,16 @@ def decode(
     folder = cache_dir()/'decoded'/fingerprint(files)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f'{folder}.lock'):
-        if folder.exists():
-            there = Decoded(folder)
-            if there.limit == limit or not there.reduced and there.shapes[:,:2].min(1).max() <= limit: return there
+        there = _whole(folder)
+        if there and (there.limit == limit or not there.reduced and there.shapes[:,:2].min(1).max() <= limit): return there
         for left in folder.parent.glob(f'.{folder.name}.*.tmp'): shutil.rmtree(left)  # by a killed process
         with atomic_path(folder) as tmp:
             tmp.mkdir()
             shapes, bad, reduced = np.zeros((len(files), 3), np.int32), {}, False
             with ThreadPoolExecutor() as pool, open(tmp/'pixels.bin', 'wb') as out:
-                chunks = range(0, len(files), 256)  # bounds what waits in memory
-                for start in progress(chunks, comment='decoding pictures'):
-                    for i,got in enumerate(pool.map(lambda f: _pixels(f, read, limit), files[start:start+256]), start):
+                for start in progress(range(0, len(files), 64), comment='decoding pictures'):  # so many wait in memory
+                    for i,got in enumerate(pool.map(lambda f: _pixels(f, read, limit, 2_000_000), files[start:start+64]), start):
+                        if got is None: got = _pixels(files[i], read, limit)  # too large to wait
                         if isinstance(got, UserError): bad[str(files[i])] = str(got)
                         else:
                             shapes[i], reduced = got[0].shape, reduced or got[1]
@@ -175,6 +188,15 @@ def random_boxes(
 _turned = [lambda a: a, lambda a: a[:,::-1], lambda a: a[::-1], np.rot90, lambda a: np.rot90(a, 2), lambda a: np.rot90(a, 3),
            lambda a: a.swapaxes(0, 1), lambda a: np.rot90(a, 2).swapaxes(0, 1)]  # what fastai's dihedral(k) does to a PIL image
 
+def part_of(
+    samps:Iterable, # What all processes feed together
+    rank:int, # Which process this is
+    world:int # How many there are
+) -> Iterator: # Every `world`-th, from the `rank`-th on
+    "What one of several processes feeds; the random transforms of each draw numbers of their own."
+    if world > 1: set_seed(torch.randint(2**31, ()).item() + rank)
+    yield from itertools.islice(samps, rank, None, world)
+
 class DecodedDL(TfmdDL):
     "A `TfmdDL` that takes the pictures of `dataset` from memory. Made anew for other pictures (`test_dl`, `export`) it is an ordinary `TfmdDL`, which reads files."
     def __init__(self,
@@ -182,10 +204,11 @@ class DecodedDL(TfmdDL):
         pictures:Decoded=None, # Its pictures
         targets:Tensor=None, # Its labels, `(N,)`
         on_device:bool=None, # Keep all pictures on the device; None: on a GPU where they take at most a quarter of its free memory
+        part:tuple[int,int]=(0,1), # (rank, world): feed only every `world`-th picture from the `rank`-th on, `bs` at a time; crops and flips are those it would have among all
         num_workers:int=0, # Processes that fill batches; none where the pictures are on the device
         **kwargs # Passed to `TfmdDL`
     ):
-        self.pictures, self.targets = pictures, targets
+        self.pictures, self.targets, self.part = pictures, targets, part
         super().__init__(dataset, num_workers=num_workers, **kwargs)
         if on_device is None:
             on_device = (self.device is not None and self.device.type == 'cuda' and pictures.uniform and self._flip_and_crop() is not None
@@ -194,7 +217,7 @@ class DecodedDL(TfmdDL):
         if on_device: self.fake_l.num_workers, self.fake_l.pin_memory = 0, False
 
     def new(self, dataset=None, cls=None, **kwargs):
-        if dataset is None or dataset is self.dataset: kwargs = dict(pictures=self.pictures, targets=self.targets, on_device=self.on_device) | kwargs
+        if dataset is None or dataset is self.dataset: kwargs = dict(pictures=self.pictures, targets=self.targets, on_device=self.on_device, part=self.part) | kwargs
         elif 'pictures' not in kwargs: cls = cls or TfmdDL
         return super().new(dataset, cls, **kwargs)
 
@@ -206,7 +229,7 @@ class DecodedDL(TfmdDL):
         split, known = self.after_item.split_idx, self._flip_and_crop()
         if known and self.on_device and split in (0, 1): return self._on_device(torch.tensor(list(samps)), split, *known)
         if known and split == 0: return self._on_host(samps, *known)
-        return super().create_batches(samps)
+        return super().create_batches(part_of(samps, *self.part))
 
     def _flip_and_crop(self) -> tuple|None:
         "The flip (or None) and the crop among the item transforms, if there is nothing else."
@@ -218,20 +241,24 @@ class DecodedDL(TfmdDL):
     def _on_host(self, samps:Iterable[int], flip, crop) -> Iterator:
         "Training batches with the random numbers of the reference transforms, resized by PyTorch's uint8 kernel (at most 2 grey levels from PIL)."
         w,h = crop.size
-        for idxs in self.chunkify(samps):
-            x = torch.empty(len(idxs), 3, h, w, dtype=torch.uint8)
-            for place,i in zip(x, idxs):
+        rank, world = self.part
+        def boxes():
+            for n,i in enumerate(samps):
                 if flip: flip.before_call(None, 0)
                 a = _turned[getattr(flip, 'k', 1) if flip and flip.do else 0](self.pictures[i])
                 crop.before_call(SimpleNamespace(size=a.shape[1::-1]), 0)
-                (left,top), (nw,nh) = crop.tl, crop.cp_size
+                if n%world == rank: yield i, a, crop.tl, crop.cp_size
+        for some in self.chunkify(boxes()):
+            x = torch.empty(len(some), 3, h, w, dtype=torch.uint8)
+            for place, (_,a,(left,top),(nw,nh)) in zip(x, some):
                 box = torch.from_numpy(a[None, top:top+nh, left:left+nw].copy()).permute(0,3,1,2)
                 place.copy_(F.interpolate(box, (h,w), mode='bilinear', antialias=True)[0])
-            yield TensorImage(x), TensorCategory(self.targets[idxs])
+            yield TensorImage(x), TensorCategory(self.targets[[i for i,*_ in some]])
 
     def _on_device(self, idxs:Tensor, split:int, flip, crop) -> Iterator:
         "Batches out of a tensor on the device: training as `RandomResizedCrop` in float32, validation as PIL in float64."
         x, y = self.pictures.resident(self.device), self.targets.to(self.device)
+        rank, world = self.part
         h,w = x.shape[2:]
         if split:
             crop.before_call(SimpleNamespace(size=(w,h)), 1)
@@ -241,8 +268,8 @@ class DecodedDL(TfmdDL):
         else:
             turn = torch.rand(len(idxs), 3) < .5 if isinstance(flip, DihedralItem) else torch.tensor([[True, False, False]])
             turn = turn & (torch.rand(len(idxs), 1) < (flip.p if flip else 0))  # along x, along y, transposed
-            draws = torch.cat([random_boxes(len(idxs), w, h, crop), turn.float()], 1).to(x.device).split(self.bs)
-        for k,rows in enumerate(idxs.to(x.device).split(self.bs)):
+            draws = torch.cat([random_boxes(len(idxs), w, h, crop), turn.float()], 1)[rank::world].to(x.device).split(self.bs)
+        for k,rows in enumerate(idxs[rank::world].to(x.device).split(self.bs)):
             if self.drop_last and len(rows) < self.bs: return
             if not split:
                 left, top, nw, nh, *turn = draws[k].T
@@ -269,7 +296,7 @@ class DecodedDL(TfmdDL):
         (x, *y), (to_float, normalize) = b, self.after_batch.fs
         return x.float().div_(to_float.div).sub_(normalize.mean).div_(normalize.std), *y
 
-# %% ../nbs/21_feed.ipynb #e6830b55
+# %% ../nbs/21_feed.ipynb #32b94586
 def loader_rate(
     dl, # Any loader of batches that begin with pictures
     seconds:float=2. # How long to draw, the first batch not counted
@@ -295,7 +322,7 @@ def loader_rates(
     ratios = rates.div(rates.iloc[:,0], axis=0)
     return pd.DataFrame(dict(images_per_s=rates.median(), ratio=ratios.median(), lowest=ratios.min(), highest=ratios.max())).rename_axis('loader').reset_index()
 
-# %% ../nbs/21_feed.ipynb #d694ef18
+# %% ../nbs/21_feed.ipynb #4cd6d932
 class _Files(torch.utils.data.Dataset):
     "Files with labels under a torchvision transform."
     def __init__(self, files, targets, tfm): self.files, self.targets, self.tfm = files, targets, tfm

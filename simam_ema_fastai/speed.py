@@ -12,7 +12,7 @@ from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from fastai.learner import AvgLoss, AvgMetric, AvgSmoothLoss, Learner, Recorder
 from fastai.optimizer import Optimizer
-from fastai.torch_core import find_bs, to_detach
+from fastai.torch_core import find_bs, get_model, to_detach
 from torch import Tensor
 from torch.optim.adam import adam
 from torch.optim.adamw import adamw
@@ -99,18 +99,31 @@ def fused_sgd(
 opt_funcs = {'adamw': fused_adam, 'adam': partial(fused_adam, decouple_wd=False), 'sgd': fused_sgd}
 
 # %% ../nbs/28_speed.ipynb #3da15f44
-class DeviceMetric(AvgMetric):
-    "fastai's `AvgMetric`, added up on the device: read when `value` is."
-    def accumulate(self, learn:Learner):
-        bs = find_bs(learn.yb)
-        self.total += learn.to_detach(self.func(learn.pred, *learn.yb), cpu=False)*bs
-        self.count += bs
+def _in_parts(learn:Learner) -> bool:
+    "Whether each of several processes is fed a part of the data (`distributed.Shard`)."
+    return hasattr(learn.dl, 'together')
 
-class _DeviceLoss(AvgLoss):
-    def accumulate(self, learn:Learner):
+class _DeviceMean:
+    "A mean over images, added up on the device and read when `value` is; over the images of all processes that share the work."
+    def _add(self, learn:Learner, x:Tensor):
         bs = find_bs(learn.yb)
-        self.total += learn.to_detach(learn.loss.mean(), cpu=False)*bs
+        self.total += learn.to_detach(x, cpu=False)*bs
         self.count += bs
+        self._parts = _in_parts(learn)
+
+    @property
+    def value(self):
+        if not self.count: return None
+        sums = torch.stack([self.total, torch.full_like(self.total, self.count)])
+        if self._parts: torch.distributed.all_reduce(sums)
+        return sums[0]/sums[1]
+
+class DeviceMetric(_DeviceMean, AvgMetric):
+    "fastai's `AvgMetric`, added up on the device: read when `value` is."
+    def accumulate(self, learn:Learner): self._add(learn, self.func(learn.pred, *learn.yb))
+
+class _DeviceLoss(_DeviceMean, AvgLoss):
+    def accumulate(self, learn:Learner): self._add(learn, learn.loss.mean())
 
 class _DeviceSmoothLoss(AvgSmoothLoss):
     def accumulate(self, learn:Learner):
@@ -126,7 +139,12 @@ class DeviceRecorder(Recorder):
         self.loss, self.smooth_loss = _DeviceLoss(), _DeviceSmoothLoss(beta)
 
     def before_fit(self): super().before_fit(); self._fetched = 0
-    def after_train(self): self._fetch(); super().after_train()
+    def after_train(self):
+        if _in_parts(self.learn):  # the mean of the running means is that of the whole batches
+            torch.distributed.all_reduce(self.smooth_loss.val)
+            self.smooth_loss.val /= torch.distributed.get_world_size()
+        self._fetch()
+        super().after_train()
     def after_fit(self): self._fetch()  # what `lr_find` or an interruption cut short
     def _fetch(self):
         new = self.losses[self._fetched:] if hasattr(self, '_fetched') else []
@@ -160,11 +178,11 @@ class Compile(Callback):
     def before_train(self):
         if self._call is None:
             torch.compiler.reset()  # the limit on recompilations counts all models of a process
-            self._call = torch.compile(self.model._call_impl, backend=self.backend, dynamic=False)
-        self.model._compiled_call_impl = self._call
+            self._call = torch.compile(get_model(self.model)._call_impl, backend=self.backend, dynamic=False)
+        get_model(self.model)._compiled_call_impl = self._call
 
-    def after_train(self): self.model._compiled_call_impl = None
-    def after_fit(self): self.model._compiled_call_impl = None
+    def after_train(self): get_model(self.model)._compiled_call_impl = None
+    def after_fit(self): get_model(self.model)._compiled_call_impl = None
 
 def check_compiler():
     "Raise `UserError` if there is no C++ compiler for `torch.compile`."

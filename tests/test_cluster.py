@@ -1,0 +1,76 @@
+"A grid on a Ray cluster of two nodes, one of which is killed half way: nothing is lost, nothing is done twice."
+import contextlib, os, threading, time
+
+import pandas as pd
+import psutil
+import pytest
+from safetensors.torch import load_file
+import torch
+
+from simam_ema_fastai.ablation import ablate, grid
+from simam_ema_fastai.cluster import on_ray
+from simam_ema_fastai.core import UserError
+from simam_ema_fastai.learner import Recipe
+
+ray = pytest.importorskip('ray')
+
+
+@pytest.fixture(scope='module')
+def cluster(root):
+    "Two nodes on this machine, each with a core for runs."
+    from ray.cluster_utils import Cluster
+    os.environ |= dict(RAY_USAGE_STATS_ENABLED='0', PYTHONPATH=os.pathsep.join([str(root), *filter(None, [os.environ.get('PYTHONPATH')])]))
+    cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1, include_dashboard=False))
+    cluster.second = cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address, log_to_driver=False)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def test_what_a_task_refuses_is_one_line(cluster, tmp_path):
+    missing = grid(dict(name='folder', path=str(tmp_path/'nowhere'), size=32), ('baseline',), arch='resnet18')
+    with pytest.raises(UserError, match=r"^'.*nowhere' is no folder\.$"): ablate(missing, tmp_path/'runs', executor=on_ray)
+    with pytest.raises(UserError, match='no node of the Ray cluster has 64 CPUs'): ablate(missing, tmp_path/'runs', executor=lambda *args: on_ray(*args, cpus=64))
+
+
+def test_a_node_is_killed(cluster, tmp_path):
+    folder, epochs = tmp_path/'runs', 8
+    configs = grid(dict(name='digits', n_train=128, n_valid=20), ('baseline', 'simam', 'se'), arch='resnet18', recipe=Recipe(epochs=epochs, bs=32, strategy='uniform'))
+    histories = lambda: {c.name: pd.read_csv(folder/c.name/'history.csv') for c in configs if (folder/c.name/'history.csv').exists()}
+    killed = {}
+
+    def kill():
+        raylet = cluster.second.all_processes['raylet'][0].process.pid
+        def on_second():
+            for name in histories():
+                with contextlib.suppress(OSError, IndexError, psutil.Error):
+                    process = psutil.Process(int((folder/name/'.lock').read_text().split()[1]))
+                    if raylet in [p.pid for p in process.parents()]: return name, process
+        while not (found := on_second()): time.sleep(.02)  # a run there has done an epoch
+        name, process = found
+        cluster.remove_node(cluster.second, allow_graceful=False)
+        process.wait(20)
+        killed.update(name=name, before=histories())
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    results = ablate(configs, folder, measured=False, executor=on_ray)
+    thread.join(30)
+    after, name = histories(), killed['name']
+    assert 0 < len(killed['before'][name]) < epochs
+    assert sorted(after) == sorted(c.name for c in configs) and all(h.epoch.tolist() == list(range(epochs)) for h in after.values())
+    for n, h in killed['before'].items(): pd.testing.assert_frame_equal(after[n][:len(h)], h)  # went on from there: seconds and all
+    assert not list(folder.rglob('.lock')) and not list(folder.rglob('checkpoint*'))
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try: undisturbed = ablate([c for c in configs if c.name == name], tmp_path/'undisturbed', measured=False)
+    finally: torch.set_num_threads(threads)
+    got = results[[c.name for c in configs].index(name)]
+    assert all(got[k] == undisturbed[0][k] for k in ('n', 'loss', 'top1', 'top5'))
+    a, b = (load_file(d/name/'model.safetensors') for d in (folder, tmp_path/'undisturbed'))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert {f.name for f in (folder/name).iterdir()} == {f.name for f in (tmp_path/'undisturbed'/name).iterdir()}
+    again = {f: f.stat().st_mtime_ns for f in folder.glob('*/*')}
+    assert ablate(configs, folder, measured=False, executor=on_ray) == results and {f: f.stat().st_mtime_ns for f in again} == again
