@@ -18,7 +18,8 @@ from fastai.callback.schedule import Learner, ParamScheduler, SchedCos, SchedNo,
 from fastai.data.core import DataLoaders
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy, top_k_accuracy
-from fastai.torch_core import set_seed
+from fastai.torch_core import get_model, rank_distrib, set_seed
+from fastai.vision.augment import RandomResizedCrop
 from fastcore.foundation import L
 from torch import nn, Tensor
 
@@ -30,8 +31,8 @@ from .speed import Compile, check_compiler, opt_funcs, without_waiting
 from .weights import Weights, load_weights
 
 # %% auto #0
-__all__ = ['attention_splitter', 'CountsEpochs', 'SeedEpochs', 'FreezeAttention', 'TrainOnly', 'Mix', 'variant_learner',
-           'fit_recipe', 'Recipe', 'recipes']
+__all__ = ['attention_splitter', 'CountsEpochs', 'SeedEpochs', 'FreezeAttention', 'TrainOnly', 'Mix', 'GrowPictures',
+           'AverageWeights', 'variant_learner', 'fit_recipe', 'Recipe', 'recipes']
 
 # %% ../nbs/30_learner.ipynb #041e86fa
 _all_ = ['Recipe', 'recipes']
@@ -61,6 +62,7 @@ class SeedEpochs(CountsEpochs):
     def before_train(self):
         state = 1_000_003*self.seed + self.epochs_done
         set_seed(state % 2**32)
+        if rank_distrib(): np.random.seed((state + rank_distrib()) % 2**32)  # of several processes each mixes its part of a batch in its own way
         self.dls.train.rng = random.Random(state)
 
 # %% ../nbs/30_learner.ipynb #144e655f
@@ -102,7 +104,7 @@ class TrainOnly(Callback):
         self.what = what
 
     def before_train(self):
-        free = {m for part in trained_modules(self.model, self.what) for m in part.modules()}
+        free = {m for part in trained_modules(get_model(self.model), self.what) for m in part.modules()}
         ours = {p for m in free for p in m.parameters(recurse=False)}
         self._params = [p for p in self.model.parameters() if p not in ours]
         for m in self.model.modules():
@@ -147,6 +149,65 @@ class Mix(MixHandler):
         return x
 
 # %% ../nbs/30_learner.ipynb #8f9c8af1
+class GrowPictures(CountsEpochs):
+    "Training pictures of `start` pixels in the first epoch, growing in equal steps of 32 to the data's own size in epoch `epochs` of the whole training."
+    _crop, _stateattrs = None, ('_crop',)
+    def __init__(self,
+        start:int, # Side in pixels
+        epochs:int # From this epoch on the size is the data's own
+    ):
+        self.start, self.epochs = start, epochs
+
+    def before_fit(self):
+        if self._crop is None: self._crop, self._full = next((f, f.size) for f in self.dls.train.after_item.fs if isinstance(f, RandomResizedCrop))
+
+    def before_train(self):
+        steps = -(-(self._full[0] - self.start)//32)  # the last may be shorter
+        done = steps*self.epochs_done//self.epochs
+        if done < steps: self._crop.size = (self.start + 32*done,)*2
+
+    def after_train(self):
+        self._crop.size = self._full  # validation shares the crop
+        super().after_train()
+
+# %% ../nbs/30_learner.ipynb #d1e56b80
+class AverageWeights(CountsEpochs):
+    "Average the weights exponentially; validate the averages, and leave them in the model after the last epoch."
+    averages, _swapped, _stateattrs = None, False, ('averages',)
+    def __init__(self,
+        decay:float # Share of the old average after a batch
+    ):
+        self.decay = decay
+
+    def _weights(self) -> dict[str,Tensor]: return {k: v for k,v in get_model(self.model).state_dict().items() if v.is_floating_point()}
+
+    def before_fit(self):
+        self.run = not hasattr(self.learn, 'lr_finder')
+        if not self.run: return
+        if self._swapped: self._swap()  # interrupted while it validated
+        if self.averages is None: self.averages = {k: v.detach().clone() for k,v in self._weights().items()}
+
+    @torch.no_grad()
+    def after_batch(self):
+        if not self.training: return
+        t = self.epochs_done*len(self.dls.train) + self.iter
+        torch._foreach_lerp_(list(self.averages.values()), list(self._weights().values()), 1 - min(self.decay, (1 + t)/(10 + t)))
+
+    @torch.no_grad()
+    def _swap(self):
+        for k,w in self._weights().items():
+            kept = w.clone()
+            w.copy_(self.averages[k]); self.averages[k].copy_(kept)
+        self._swapped = not self._swapped
+
+    def before_validate(self):
+        if self.averages is not None: self._swap()
+    def after_validate(self):
+        if self._swapped: self._swap()
+    def after_fit(self):
+        if self.averages is not None: self._swap(); self.averages, self._swapped = None, False
+
+# %% ../nbs/30_learner.ipynb #062b0336
 def variant_learner(
     dls:DataLoaders, # From `get_dls`, or any image classification `DataLoaders`
     variant:str|Variant|Sequence[Placement]='hybrid', # A name in `variants`, a spec such as 'ema@residual34', or placements of your own
@@ -174,6 +235,8 @@ def variant_learner(
     strategy = recipe.strategy or v.strategy
     lr = recipe.lr if strategy == 'uniform' else slice(recipe.lr/recipe.backbone_lr_div, recipe.lr)
     callbacks = L(SeedEpochs(recipe.seed))
+    if recipe.start_size: callbacks.append(GrowPictures(_check_start(dls, v.arch, recipe.start_size), recipe.resize_epochs))
+    if recipe.average: callbacks.append(AverageWeights(recipe.average))
     if strategy == 'discriminative+freeze' and recipe.freeze_epochs and gate_modules(model):
         if recipe.freeze_epochs >= recipe.epochs:
             warnings.warn(f'the gates stay frozen for {recipe.freeze_epochs} epochs and the training lasts {recipe.epochs}: they will never be trained.')
@@ -194,11 +257,19 @@ def _check_data(dls:DataLoaders, arch:str, w:Weights|None):
     if w is not None and stats is not None and stats != w.stats:
         raise UserError(f"the data are normalised with {stats}, the weights want {w.stats}: get_dls(…, stats=stats_of(weights, '{arch}')).")
 
+def _check_start(dls:DataLoaders, arch:str, start:int) -> int:
+    "Refuse to grow pictures that have no random crop, or that would shrink."
+    crop = next((f for f in dls.train.after_item.fs if isinstance(f, RandomResizedCrop)), None)
+    if crop is None: raise UserError(f'start_size {start}: these data have no RandomResizedCrop whose size could grow.')
+    if start >= crop.size[0]: raise UserError(f'start_size {start}: it has to be below {crop.size[0]}, the size of the pictures.')
+    check_size(arch, start)
+    return start
+
 def _mixed_precision(precision:str) -> list[Callback]:
     if precision == 'auto': precision = 'bf16' if torch.cuda.is_bf16_supported() else 'fp16'
     return [] if precision == 'fp32' else [MixedPrecision(precision)]
 
-# %% ../nbs/30_learner.ipynb #d1e56b80
+# %% ../nbs/30_learner.ipynb #2de0b1a7
 _rates = {
     'cosine': lambda lr: SchedCos(lr, 0*lr),
     'step': lambda lr: combine_scheds([.5, .25, .25], [SchedNo(lr/10**i, lr/10**i) for i in range(3)]),
@@ -210,7 +281,7 @@ def fit_recipe(
     start_epoch:int=0, # Epochs already trained, when resuming
     cbs=None # More callbacks
 ):
-    "Train `learn` by its recipe: its schedule over all its epochs."
+    "Train `learn` by its recipe: its schedule over all its epochs. With all of them trained before it only leaves the averaged weights in the model."
     r = learn.recipe
     if r.schedule == 'one_cycle': return learn.fit_one_cycle(r.epochs, pct_start=r.pct_start, start_epoch=start_epoch, cbs=cbs)
     if learn.opt is None: learn.create_opt()

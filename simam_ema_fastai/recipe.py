@@ -35,6 +35,9 @@ class Recipe:
     mixup:float = 0. # α of MixUp, 0 for none; with `cutmix` too, each batch gets one of them at random
     cutmix:float = 0. # α of CutMix, 0 for none
     rand_augment:int = 0 # Magnitude of RandAugment, 1 to 30; 0 for none
+    start_size:int = 0 # Side in pixels of the training pictures in the first epoch, see `GrowPictures`; 0 for the data's own in every epoch
+    resize_epochs:int = 0 # Epoch from which they have the data's own size
+    average:float = 0. # Decay per batch of the averaged weights, which are evaluated and exported, e.g. 0.999; 0 for none
     seed:int = 1 # Of initial weights, order and augmentation
     precision:str = 'auto' # 'auto' is bf16 on a GPU that has it, else fp16 there, and fp32 on a CPU
     compile:bool = False # Train through `torch.compile`
@@ -43,12 +46,15 @@ class Recipe:
         if self.strategy is not None: one_of(self.strategy, strategies, 'strategy')
         one_of(self.opt, opt_funcs, 'optimiser'); one_of(self.precision, precisions, 'precision')
         one_of(self.schedule, schedules, 'schedule'); one_of(self.trainable, ('all','layer4','head'), 'part to train')
-        for name, low in (('epochs',1), ('bs',1), ('freeze_epochs',0), ('wd',0), ('label_smoothing',0), ('mixup',0), ('cutmix',0), ('rand_augment',0)):
+        for name, low in (('epochs',1), ('bs',1), ('freeze_epochs',0), ('wd',0), ('label_smoothing',0), ('mixup',0), ('cutmix',0), ('rand_augment',0), ('start_size',0), ('resize_epochs',0), ('average',0)):
             if not getattr(self, name) >= low: raise UserError(f"{name} {getattr(self, name)}: at least {low} is needed.")
         for name in ('lr', 'backbone_lr_div'):
             if not getattr(self, name) > 0: raise UserError(f"{name} {getattr(self, name)}: it has to be above 0.")
         if not self.label_smoothing < 1: raise UserError(f"label_smoothing {self.label_smoothing}: it has to be below 1.")
         if not 0 <= self.pct_start <= 1: raise UserError(f"pct_start {self.pct_start}: a share between 0 and 1 is wanted.")
+        if not self.average < 1: raise UserError(f"average {self.average}: it has to be below 1.")
+        if (self.start_size > 0) != (self.resize_epochs > 0): raise UserError(f"start_size {self.start_size} and resize_epochs {self.resize_epochs}: give both or neither.")
+        if self.resize_epochs >= self.epochs and self.resize_epochs: raise UserError(f"resize_epochs {self.resize_epochs}: at least the last of {self.epochs} epochs has to see pictures of full size.")
         if self.rand_augment > 30: raise UserError(f"rand_augment {self.rand_augment}: its magnitude goes up to 30.")
 
 # %% ../nbs/29_recipe.ipynb #98b1f412

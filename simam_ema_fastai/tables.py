@@ -5,21 +5,22 @@
 # %% ../nbs/48_tables.ipynb #937e3b83
 from __future__ import annotations
 import re, time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np, pandas as pd
 
 from .core import UserError, read_json
 from .data import datasets
-from .efficiency import flops_convention
-from .models import strategies, variants
+from .efficiency import count_flops, count_params, flops_convention
+from .models import create_model, strategies, variant_of, variants
 from .statistics import accuracy, difference, factorial, holm, minimum_detectable, of_both, p_text, signed
 
 # %% auto #0
 __all__ = ['study', 'study_note', 'verdicts', 'load_runs', 'load_progress', 'time_left', 'spoken', 'load_history', 'in_study',
            'Outcomes', 'load_outcomes', 'comparison', 'reference_of', 'differences', 'reasons', 'answers', 'headline',
-           'difference_table', 'factor_effects', 'Finding', 'findings', 'to_markdown', 'to_latex']
+           'difference_table', 'factor_effects', 'reproduction', 'counted', 'Finding', 'findings', 'to_markdown',
+           'to_latex']
 
 # %% ../nbs/48_tables.ipynb #1ed47313
 study = pd.DataFrame([
@@ -259,6 +260,49 @@ def factor_effects(
     return factorial({(v,s): outcomes[v,s].top1 for v in vs for s in ss})
 
 # %% ../nbs/48_tables.ipynb #f2f6f43e
+def reproduction(
+    runs:pd.DataFrame, # From `load_runs`
+    outcomes:dict[tuple[str,str],Outcomes], # From `load_outcomes`
+    times:pd.DataFrame=None # A row per variant: `ratio`, `low`, `high` of the latency over the baseline's (`benchmark`)
+) -> pd.DataFrame: # A row per published figure: figure, variant, published, measured, low, high, seeds, verdict
+    "Every accuracy, difference and time that the study published for its variants, beside what was measured in its setting. Raises `UserError` if nothing was."
+    runs, rows = runs[in_study(runs)], []
+    if runs.empty: raise UserError(f"no run in the study's setting: resnet50 on the whole of tiny_imagenet, 20 epochs, {', '.join(study.index)}, each with its own strategy.")
+    cell = dict(zip(runs.variant, zip(runs.variant, runs.strategy)))
+    def add(figure, v, published, value, low=None, high=None, within=0., seeds=''):
+        agrees = low <= published <= high if low is not None else abs(value - published) <= within*published
+        rows.append(dict(figure=figure, variant=v, published=published, measured=value, low=low, high=high, seeds=seeds, verdict='agrees' if agrees else 'measured higher' if value > published else 'measured lower'))
+    for k in ('top1','top5'):
+        given = {v: float(x) for v,x in study[k].items() if x != '–' and v in cell}
+        for v,x in given.items():
+            i = accuracy(getattr(outcomes[cell[v]], k))
+            add(f'Top-{k[3]}, %', v, x, i.value, i.low, i.high, seeds=str(len(outcomes[cell[v]].runs)))
+        for v,x in given.items():
+            if v == 'baseline' or 'baseline' not in given: continue
+            d = difference(*(getattr(outcomes[cell[o]], k) for o in (v, 'baseline')))
+            add(f'Top-{k[3]} over baseline, points', v, round(x - given['baseline'], 2), d.value, d.low, d.high, seeds=f'{d.seeds[0]}, {d.seeds[1]}')
+    hours, latency = (study[k].astype(float) for k in ('train_hours','latency_ms'))
+    mean = runs.groupby('variant').train_seconds.mean()
+    for v in cell:
+        if v != 'baseline' and 'baseline' in cell: add("training time over baseline's", v, round(hours[v]/hours['baseline'], 2), mean[v]/mean['baseline'], within=.1)
+    for r in (times.itertuples() if times is not None else ()):
+        if r.variant in study.index and r.variant != 'baseline': add("latency over baseline's", r.variant, round(latency[r.variant]/latency['baseline'], 2), r.ratio, r.low, r.high)
+    return pd.DataFrame(rows)
+
+def counted() -> pd.DataFrame: # A row per published count: figure, variant, published, measured, verdict
+    "The study's parameters and GFLOPs at 224×224 beside those of the models its text describes, EMA computed as published; and of `hybrid_all`, which its table describes."
+    rows, base = [], None
+    for v,name in [*zip(study.index, study.index), ('hybrid_all', 'hybrid')]:
+        model = create_model([replace(p, options=dict(plain=True)) if p.gate=='ema' else p for p in variant_of(v).placements], 200)
+        g, p = count_flops(model, 224)/1e9, study.loc[name]
+        base = base or g
+        digits = len(p.gflops.strip('%').split('.')[1])
+        said = f'{100*(g/base - 1):+.{digits}f}%' if p.gflops.endswith('%') else f'{g:.{digits}f}'
+        for figure, published, measured in (('parameters', p.parameters, f'{count_params(model)/1e6:.2f}M'), ('GFLOPs', p.gflops, said)):
+            rows.append(dict(figure=figure, variant=v, published=published, measured=measured, verdict='agrees' if published == measured else 'differs'))
+    return pd.DataFrame(rows)
+
+# %% ../nbs/48_tables.ipynb #614f3cac
 @dataclass(frozen=True)
 class Finding:
     "Something that limits what the figures can show."
@@ -324,7 +368,7 @@ def findings(
     if len(unfinished): add('caution', 'unfinished', f'{len(unfinished)} more run{"s are" if len(unfinished) > 1 else " is"} not finished and left out: {", ".join(unfinished.run)}.')
     return sorted(out, key=lambda f: ('stop','caution','note').index(f.kind))
 
-# %% ../nbs/48_tables.ipynb #31ff4382
+# %% ../nbs/48_tables.ipynb #13b34e48
 def to_markdown(table:pd.DataFrame) -> str:
     "A pipe table, the first two columns to the left."
     line = lambda cells: f"| {' | '.join(map(str, cells))} |"
