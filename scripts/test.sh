@@ -19,4 +19,4 @@ ruff check .
 echo "== nbdev_test"
 OMP_NUM_THREADS=1 nbdev_test --path nbs --n_workers 2 --timing  # one thread each on two cores
 echo "== pytest"
-python -m pytest "$@"
+OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile "$@"

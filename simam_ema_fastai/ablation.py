@@ -5,7 +5,7 @@
 # %% ../nbs/50_ablation.ipynb #8b87d3c2
 from __future__ import annotations
 import contextlib, json, os, platform, subprocess, sys, time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,23 +15,26 @@ import numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
-from filelock import FileLock, Timeout
+from fastai.torch_core import get_model
 
 import simam_ema_fastai
 from .backbones import check_size
-from .core import UserError, atomic_path, import_extra, in_notebook, one_of, read_json, write_json, write_text
+from .bundle import write_bundle
+from .core import UserError, alone, import_extra, in_notebook, one_of, read_json, write_json, write_text
 from .data import datasets, get_dls
 from .efficiency import measure
 from .evaluate import evaluate
 from .inference import export
 from .learner import Recipe, fit_recipe, variant_learner
 from .models import variant_of
+from .processes import check_shared, from_first, is_first, one_goes_first, several
+from .survival import StopAtNaN, load_newest, naming_settings, previous, save_checked
 from .tables import load_progress, spoken, time_left
-from .weights import Weights, load_weights, stats_of
+from .weights import load_weights, stats_of
 
 # %% auto #0
-__all__ = ['grids', 'Config', 'environment', 'Checkpoint', 'ShowProgress', 'check_logger', 'loggers', 'run', 'grid', 'ablate',
-           'Grid']
+__all__ = ['grids', 'Config', 'environment', 'Checkpoint', 'ShowProgress', 'check_logger', 'loggers', 'run', 'grid', 'in_turn',
+           'ablate', 'Grid']
 
 # %% ../nbs/50_ablation.ipynb #56d268af
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def environment() -> dict:
     packages = ('simam_ema_fastai', 'torch', 'torchvision', 'fastai', 'fastcore', 'timm', 'numpy', 'pillow', 'pandas')
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return dict(packages={p: v for p in packages if (v := installed(p))}, python=platform.python_version(), commit=_commit(), system=platform.system(),
-                cpu=_cpu(), cores=os.cpu_count(), gpu=gpu, command=' '.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+                cpu=_cpu(), cores=os.cpu_count(), gpu=gpu, processes=torch.distributed.get_world_size() if several() else 1, command=' '.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
 
 # %% ../nbs/50_ablation.ipynb #7e4d29fb
 class Checkpoint(Callback):
@@ -100,12 +103,14 @@ class Checkpoint(Callback):
 
     def resume(self, learn:Learner) -> int:
         "Load the checkpoint into `learn`, if there is one; the number of epochs it has been trained for."
-        if not self.file.exists(): return 0
-        saved = torch.load(self.file, map_location=learn.dls.device, weights_only=True)
+        saved = load_newest(self.file, learn.dls.device)
+        if saved is None: return 0
         learn.model.load_state_dict(saved['model'])
         learn.create_opt()
         learn.opt.load_state_dict(saved['opt'])
         self.history, self._scaler = saved['history'], saved['scaler']
+        if hasattr(learn, 'average_weights'): learn.average_weights.averages = saved['averages']
+        if is_first(): self._write_history()  # it may have been killed, or the disk full, just before
         return len(self.history)
 
     def before_fit(self):
@@ -118,11 +123,18 @@ class Checkpoint(Callback):
         if self.epoch < len(self.history): return  # skipped: trained before
         row = dict(zip(self.recorder.metric_names, self.recorder.log[:-1]))
         self.history.append({**row, 'train_seconds': self._train_seconds, 'seconds': time.perf_counter() - self._start, 'lr': float(self.opt.hypers[-1]['lr'])})
+        if not is_first(): return
         opt = self.opt.state_dict()
-        saved = dict(model=self.model.state_dict(), opt={k: [_plain_numbers(d) for d in opt[k]] for k in ('state','hypers')}, history=self.history,
-                     scaler=self.learn.scaler.state_dict() if getattr(self.learn, 'scaler', None) else None)
-        with atomic_path(self.file) as tmp: torch.save(saved, tmp)
-        write_text(self.folder/'history.csv', pd.DataFrame(self.history).to_csv(index=False))
+        saved = dict(model=get_model(self.model).state_dict(), opt={k: [_plain_numbers(d) for d in opt[k]] for k in ('state','hypers')}, history=self.history,
+                     scaler=self.learn.scaler.state_dict() if getattr(self.learn, 'scaler', None) else None, averages=self.learn.average_weights.averages if hasattr(self.learn, 'average_weights') else None)
+        save_checked(saved, self.file)
+        self._write_history()
+
+    def _write_history(self): write_text(self.folder/'history.csv', pd.DataFrame(self.history).to_csv(index=False))
+
+    def remove(self):
+        "Delete it: the run is done."
+        for f in (self.file, previous(self.file)): f.unlink(missing_ok=True)
 
 def _plain_numbers(d:dict) -> dict:
     "`d` with numpy's scalars as Python's, so that it loads without unpickling code."
@@ -167,7 +179,7 @@ def loggers(
     start_epoch:int=0 # Epochs already trained, when resuming
 ) -> list[Callback]:
     "fastai's logging callbacks for a run."
-    if log is None: return []
+    if log is None or not is_first(): return []
     check_logger(log)
     if log == 'tensorboard':
         from fastai.callback.tensorboard import TensorBoardCallback
@@ -184,51 +196,68 @@ def run(
     folder:str|Path, # The run's own folder
     dls:DataLoaders=None, # `config.dls()` if None
     measured:bool=True, # Also measure latency, throughput and memory
-    log:str=None # Also log to 'tensorboard' or 'wandb'
+    log:str=None, # Also log to 'tensorboard' or 'wandb'
+    patience:float=0 # Seconds to wait for another process that works in the folder
 ) -> dict: # The metrics
-    "Train, evaluate, measure and export one run, going on where an earlier call was interrupted; at once if it is done. Raises `UserError` if the folder holds another config."
-    folder = Path(folder)
+    "Train, evaluate, measure and export one run, going on where an earlier call was interrupted; at once if it is done. Raises `UserError` if the folder holds another config, another process works in it, the loss is no number, or memory runs out."
     if log: check_logger(log)
-    if (folder/'config.json').exists():
-        differs = config.same_as(read_json(folder/'config.json'))
-        if differs: raise UserError(f"{folder} holds a run with {'; '.join(differs)}: repeat that run's settings or choose another folder.")
+    with _first_alone(folder, patience): return from_first(_run(config, Path(folder), dls, measured, log))
+
+def _first_alone(folder, patience=0):
+    "Keep processes out of `folder` that work on something else."
+    return alone(folder, patience) if is_first() else contextlib.nullcontext()
+
+def _shared_out(learn):
+    "Train with the processes that this one has joined, if any."
+    if not several(): return contextlib.nullcontext()
+    from simam_ema_fastai.distributed import distributed
+    return distributed(learn)
+
+def _check_same(config:Config, folder:Path):
+    "Raise `UserError` if `folder` holds another run than `config`'s."
+    if not (folder/'config.json').exists(): return
+    differs = config.same_as(read_json(folder/'config.json'))
+    if differs: raise UserError(f"{folder} holds a run with {'; '.join(differs)}: repeat that run's settings or choose another folder.")
+
+def _run(config, folder, dls, measured, log):
+    _check_same(config, folder)
     checkpoint = Checkpoint(folder)
     if (folder/'metrics.json').exists():
-        checkpoint.file.unlink(missing_ok=True)
+        checkpoint.remove()
         return read_json(folder/'metrics.json')
+    if is_first():
+        for f in folder.glob('.*.tmp'): f.unlink()  # what a killed process left half written
     weights = load_weights(config.weights, config.arch)
     if (folder/'config.json').exists():  # go on with the loader that the run began with; before there were two, it was 'files'
         began = read_json(folder/'config.json')['data'].get('loader', 'files')
         config = replace(config, data={**config.data, 'loader': began})
         if getattr(dls, 'loader', began) != began: dls = None
-    dls = dls or config.dls()
+    with one_goes_first(): dls = dls or config.dls()
     config = replace(config, data={**config.data, 'loader': getattr(dls, 'loader', 'files')})
     learn = variant_learner(dls, config.variant, config.arch, weights, config.recipe, **(config.overrides or {}))
-    folder.mkdir(parents=True, exist_ok=True)
-    for f in folder.glob('.*.tmp'): f.unlink()  # what a killed process left half written
-    write_json(folder/'config.json', config.as_json())
-    write_json(folder/'environment.json', environment())
+    if is_first():
+        write_json(folder/'config.json', config.as_json())
+        write_json(folder/'environment.json', environment())
+    check_shared(folder/'config.json')
     done = checkpoint.resume(learn)
     if done: print(f'  going on after epoch {done} of {config.recipe.epochs}')
-    with contextlib.ExitStack() as quiet:
-        if not in_notebook(): quiet.enter_context(learn.no_bar()); quiet.enter_context(learn.no_logging())
-        if done < config.recipe.epochs: fit_recipe(learn, done, cbs=[checkpoint, *([] if in_notebook() else [ShowProgress(folder.parent, done)]), *loggers(log, folder, config, done)])
-    result = evaluate(learn)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(naming_settings(config.recipe.bs, dls.size))
+        if not in_notebook(): stack.enter_context(learn.no_bar()); stack.enter_context(learn.no_logging())
+        shown = [] if in_notebook() else [ShowProgress(folder.parent, done)]
+        with _shared_out(learn):
+            fit_recipe(learn, done, cbs=[checkpoint, StopAtNaN(checkpoint.file), *shown, *loggers(log, folder, config, done)])
+            result = evaluate(learn)
+        if not is_first(): return
+        if measured: write_json(folder/'efficiency.json', measure(learn.model, dls.size, min(64, config.recipe.bs)))
     write_text(folder/'predictions.csv', result.predictions.to_csv(index=False))
     write_text(folder/'per_class.csv', result.per_class.to_csv(index=False))
-    if measured: write_json(folder/'efficiency.json', measure(learn.model, dls.size, min(64, config.recipe.bs)))
-    _save_weights(learn, weights, config, folder/'weights.pth')
+    write_bundle(learn, folder, result.metrics)
     export(learn, folder/'model.pkl')
     metrics = dict(result.metrics, epochs=config.recipe.epochs, train_seconds=sum(h['train_seconds'] for h in checkpoint.history), seconds=sum(h['seconds'] for h in checkpoint.history))
     write_json(folder/'metrics.json', metrics)
-    checkpoint.file.unlink()
+    checkpoint.remove()
     return metrics
-
-def _save_weights(learn:Learner, pretrained:Weights|None, config:Config, path:Path):
-    "The trained weights with what they assume, inherited from the pretrained ones."
-    base = pretrained or Weights({}, config.arch)
-    replace(base, state_dict={k: v.cpu() for k,v in learn.model.state_dict().items()}, arch=config.arch,
-            source=f'{config.name}, trained from {base.source if pretrained else "scratch"}').save(path)
 
 # %% ../nbs/50_ablation.ipynb #9566648d
 def grid(
@@ -249,46 +278,48 @@ def grid(
     return configs
 
 # %% ../nbs/50_ablation.ipynb #868a767e
+def in_turn(
+    configs:Sequence[Config], # Runs to do
+    folder:Path, # Holds a folder per run
+    measured:bool, # As for `run`
+    log:str|None # As for `run`
+) -> Iterator[tuple[Config,dict]]: # Every config with its metrics, as they come
+    "An executor: one run after the other in this process; runs that want the same data share them."
+    dls = {}
+    for i,c in enumerate(configs, 1):
+        print(f'[{i}/{len(configs)}] {c.name}', flush=True)
+        key = repr(c.dls_args)
+        with one_goes_first(): dls[key] = dls.get(key) or c.dls()
+        yield c, run(c, folder/c.name, dls[key], measured, log)
+
 def ablate(
-    configs:Sequence[Config], # From `grid`; runs that want the same data share them
+    configs:Sequence[Config], # From `grid`
     folder:str|Path, # Run folder: holds a folder per run
     measured:bool=True, # Also measure latency, throughput and memory
-    log:str=None # Also log to 'tensorboard' or 'wandb'
+    log:str=None, # Also log to 'tensorboard' or 'wandb'
+    executor:Callable=in_turn # Does the runs: `in_turn`, `cluster.on_ray`, or another function like them
 ) -> list[dict]: # The metrics of every run
-    "Do the runs that are not done yet, one after the other. Raises `UserError` when another process works in the same folder, or weights cannot be had."
+    "Do the runs that are not done yet. Raises `UserError` when another process works in the same folder, or weights cannot be had."
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    out, dls = [], {}
-    with _alone(folder):
-        todo = [c for c in configs if not (folder/c.name/'metrics.json').exists()]
-        for needed in dict.fromkeys((c.weights, c.arch) for c in todo): load_weights(*needed)  # better now than after the first run
-        _write_plan(configs, folder)
-        for i,c in enumerate(configs, 1):
-            print(f'[{i}/{len(configs)}] {c.name}', end='', flush=True)
-            shared = None
-            if c not in todo: print(': done before')
-            else:
-                print()
-                key = repr(c.dls_args)
-                shared = dls[key] = dls.get(key) or c.dls()
-            out.append(run(c, folder/c.name, shared, measured, log))
-            print(f"  Top-1 {out[-1]['top1']:.2f}%, Top-{out[-1]['k']} {out[-1]['top5']:.2f}% of {out[-1]['n']} images")
-    return out
+    with _first_alone(folder):
+        for c in configs: _check_same(c, folder/c.name)
+        todo = from_first([c for c in configs if not (folder/c.name/'metrics.json').exists()])
+        for needed in dict.fromkeys((c.weights, c.arch) for c in todo):  # better now than after the first run
+            with one_goes_first(): load_weights(*needed)
+        if is_first(): _write_plan(configs, folder)
+        found = {}
+        for c in configs:
+            if c not in todo: print(f'{c.name}: done before'); found[c.name] = run(c, folder/c.name)
+        for c, metrics in executor(todo, folder, measured, log):
+            found[c.name] = metrics
+            print(f"{c.name}: Top-1 {metrics['top1']:.2f}%, Top-{metrics['k']} {metrics['top5']:.2f}% of {metrics['n']} images", flush=True)
+    return [found[c.name] for c in configs]
 
 def _write_plan(configs:Sequence[Config], folder:Path):
     "Note what was asked for, and when, in `folder`/grid.json."
     runs = {c.name: dict(variant=c.variant, strategy=c.recipe.strategy, seed=c.recipe.seed, arch=c.arch, data=c.data['name'], epochs=c.recipe.epochs) for c in configs}
     done = load_progress(folder)
     write_json(folder/'grid.json', dict(started=time.time(), done=int(done.done[done.run.isin(runs)].sum()), runs=runs))
-
-@contextlib.contextmanager
-def _alone(folder:Path):
-    "Keep other processes out of `folder`."
-    lock = FileLock(folder/'.lock')
-    try: lock.acquire(timeout=0)
-    except Timeout: raise UserError(f"another process is working in {folder}: wait for it, or choose another folder.") from None
-    try: yield
-    finally: lock.release()
 
 # %% ../nbs/50_ablation.ipynb #425506a4
 class Grid(NamedTuple):

@@ -256,11 +256,11 @@ def summary(
     table = df.pivot(index=['form','variant'], columns='setting', values='cell').reindex(columns=df.setting.unique()).fillna('').reset_index()
     line = lambda cells: f"| {' | '.join(cells)} |"
     share = df[df.roofline_share.notna() & df.form.isin(['eager','optimised'])] if 'roofline_share' in df else df[:0]
-    e = environment
-    return '\n'.join([f'# Costs of the gates in {arch}, {df.device.iloc[0]}', '', line(table.columns), line(['---']*2 + ['--:']*(len(table.columns) - 2)), *[line(r) for r in table.itertuples(index=False)], '',
+    e, gates = environment, df.task.isin(tasks).any()
+    return '\n'.join([f'# Costs of the gates in {arch}, {df.device.iloc[0]}' if gates else f'# Loaders, {df.device.iloc[0]}', '', line(table.columns), line(['---']*2 + ['--:']*(len(table.columns) - 2)), *[line(r) for r in table.itertuples(index=False)], '',
         'Time (loaders: throughput; memory: peak of a training step) over the baseline\'s in the same form, loaders over fastai\'s without workers; candidates take turns, median of the ratio in each turn with its 95% interval (loaders: range).', '',
         *[f'- {r.form} {r.variant}, {r.setting}: {100*r.roofline_share:.0f}% of what this machine\'s matrix product and copy allow; {r.speedup:.2f} times as fast as the published modules in eager mode.' for r in share.itertuples()], '',
-        f"Machine: {e['gpu'] or e['cpu']}, {e['cores']} cores; torch {e['packages']['torch']}, commit {(e['commit'] or 'unknown')[:12]}", '', f"    {e['command']}", '', '![Time over the baseline\'s, by form](benchmark.png)', ''])
+        f"Machine: {e['gpu'] or e['cpu']}, {e['cores']} cores; torch {e['packages']['torch']}, commit {(e['commit'] or 'unknown')[:12]}", '', f"    {e['command']}", '', *['![Time over the baseline\'s, by form](benchmark.png)', '']*bool(gates)])
 
 # %% ../nbs/46_benchmark.ipynb #390a0f2f
 def benchmark(
