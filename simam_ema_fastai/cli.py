@@ -108,7 +108,7 @@ def ablate(
     run_gpus:float=None, # GPUs that ray gives a run, e.g. 0.5; 1 if left out and the cluster has any
     no_report:store_true=False, # Accuracy alone: no latency, throughput and memory, and no report
     watch:store_true=False, # Show the report on this machine as it grows
-    port:int=8765, # Where: http://127.0.0.1:PORT/; 0 for any that is free
+    port:int=8765, # Its port on 127.0.0.1; 0 for any that is free
     **kwargs
 ):
     "Compare variants: fine-tune, evaluate and measure each under the same data and recipe, and write the report. Interrupted, the same command goes on."
@@ -278,7 +278,7 @@ def report(
 
 def watch(
     runs:str, # Run folder that a training is filling, or has filled
-    port:int=8765, # The page is at http://127.0.0.1:PORT/; 0 for any that is free
+    port:int=8765, # Port of the page on 127.0.0.1; 0 for any that is free
 ):
     "Show the report of a run folder on this machine as it grows, until Ctrl-C."
     from simam_ema_fastai.watch import Watch, address, listen

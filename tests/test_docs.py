@@ -23,7 +23,7 @@ def docs(root):
 
 
 def test_a_page_for_every_notebook(site, root):
-    titles = {f.stem for f in site.rglob('*.html')}
+    titles = {f.stem.strip('_') for f in site.rglob('*.html')}
     for notebook in (root/'nbs').rglob('*.ipynb'):
         if '.ipynb_checkpoints' not in notebook.parts: assert notebook.stem.lstrip('0123456789_') in titles
 

@@ -148,7 +148,7 @@ def test_disk_full(forked, training, small_disk, undisturbed):
     leave(490)
     stopped_after(forked, training, out, 2)  # written when going on, and after the third epoch
     fails(290, *evaluated)
-    fails(340, *evaluated, 'model.safetensors')
+    fails(340, *evaluated, 'model.json', 'model.safetensors')
     leave(490)
     assert forked(*training, out, befalls=spare)[0] == 0
     assert_same(out, undisturbed[0], baseline)
