@@ -175,7 +175,7 @@ def random_boxes(
     r0, r1 = crop.ratio
     area = torch.empty(n, 10).uniform_(crop.min_scale, crop.max_scale)*(w*h)
     ratio = torch.empty(n, 10).uniform_(math.log(r0), math.log(r1)).exp()
-    nw, nh = (area*ratio).sqrt().round(), (area/ratio).sqrt().round()
+    nw, nh = (area*ratio).sqrt().round().clamp(min=1), (area/ratio).sqrt().round().clamp(min=1)
     fits = (nw <= w) & (nh <= h)
     first = fits.int().argmax(1, keepdim=True)
     size = torch.cat([nw.gather(1, first), nh.gather(1, first)], 1)
@@ -251,7 +251,8 @@ class DecodedDL(TfmdDL):
         for some in self.chunkify(boxes()):
             x = torch.empty(len(some), 3, h, w, dtype=torch.uint8)
             for place, (_,a,(left,top),(nw,nh)) in zip(x, some):
-                box = torch.from_numpy(a[None, top:top+nh, left:left+nw].copy()).permute(0,3,1,2)
+                left, top = min(left, a.shape[1] - 1), min(top, a.shape[0] - 1)  # of a thin picture the crop may be 0 wide
+                box = torch.from_numpy(a[None, top:top+max(nh, 1), left:left+max(nw, 1)].copy()).permute(0,3,1,2)
                 place.copy_(F.interpolate(box, (h,w), mode='bilinear', antialias=True)[0])
             yield TensorImage(x), TensorCategory(self.targets[[i for i,*_ in some]])
 
@@ -296,7 +297,7 @@ class DecodedDL(TfmdDL):
         (x, *y), (to_float, normalize) = b, self.after_batch.fs
         return x.float().div_(to_float.div).sub_(normalize.mean).div_(normalize.std), *y
 
-# %% ../nbs/21_feed.ipynb #32b94586
+# %% ../nbs/21_feed.ipynb #7ebc3c31
 def loader_rate(
     dl, # Any loader of batches that begin with pictures
     seconds:float=2. # How long to draw, the first batch not counted
@@ -322,7 +323,7 @@ def loader_rates(
     ratios = rates.div(rates.iloc[:,0], axis=0)
     return pd.DataFrame(dict(images_per_s=rates.median(), ratio=ratios.median(), lowest=ratios.min(), highest=ratios.max())).rename_axis('loader').reset_index()
 
-# %% ../nbs/21_feed.ipynb #4cd6d932
+# %% ../nbs/21_feed.ipynb #9ac57a74
 class _Files(torch.utils.data.Dataset):
     "Files with labels under a torchvision transform."
     def __init__(self, files, targets, tfm): self.files, self.targets, self.tfm = files, targets, tfm

@@ -25,6 +25,7 @@ class Run(_forks.Process):
     def __init__(self, folder, argv, befalls):
         n = len(list(folder.iterdir()))
         self.files = folder/f'{n}.out', folder/f'{n}.err'
+        for f in self.files: f.touch()
         super().__init__(target=_main, args=([str(a) for a in argv], *self.files, befalls))
 
     def end(self, timeout=300):
@@ -33,7 +34,7 @@ class Run(_forks.Process):
         assert self.exitcode is not None, f'still running after {timeout} s\n{self.texts()}'
         return self.exitcode, *self.texts()
 
-    def texts(self): return tuple(f.read_text() if f.exists() else '' for f in self.files)
+    def texts(self): return tuple(f.read_text() for f in self.files)
 
 
 class Forked:
@@ -91,13 +92,27 @@ def worker_killed(history):
 
 
 def at_batch(epoch, batch, what):
-    "The loss is `what`, or it is raised, at one batch (both counted from 0)."
+    "The loss is times `what`, or it is raised, or it is the signal sent, at one batch (both counted from 0)."
     from fastai.callback.core import Callback
     from simam_ema_fastai import ablation
     class Break(Callback):
         def after_loss(self):
             if not self.training or (self.epoch, self.iter) != (epoch, batch): return
-            if isinstance(what, float): self.learn.loss_grad = self.learn.loss = self.loss*what
+            if isinstance(what, signal.Signals): os.kill(os.getpid(), what)
+            elif isinstance(what, float): self.learn.loss_grad = self.learn.loss = self.loss*what
             else: raise what
     learner = ablation.variant_learner
     ablation.variant_learner = lambda *args, **kwargs: learner(*args, **kwargs, cbs=Break())
+
+
+def one_of_two(rank, port):
+    "What a launcher tells each of two processes."
+    import torch
+    os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), ACCELERATE_USE_CPU='yes', GLOO_SOCKET_IFNAME='lo', OMP_NUM_THREADS='1')
+    torch.set_num_threads(1)
+
+
+def evaluation_fails(e):
+    from simam_ema_fastai import ablation
+    def fail(*args, **kwargs): raise e
+    ablation.evaluate = fail

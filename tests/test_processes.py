@@ -1,38 +1,29 @@
 """Several processes, one training: the result of one process, the same after a kill, and one line when one of them fails.
 
-Processes are forked from this one where that serves, which saves their imports; one test goes the user's way through `accelerate launch`."""
-import json, multiprocessing, os, signal, socket, subprocess, sys
+Processes are forked where that serves, which saves their imports; one test goes the user's way through `accelerate launch`."""
+import json, os, signal, socket, subprocess, sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from safetensors.torch import load_file
 import torch
-from fastai.callback.core import Callback
 
-from simam_ema_fastai import ablation
-from simam_ema_fastai.cli import main
+from forked import Forked, at_batch, evaluation_fails, one_of_two
 from simam_ema_fastai.core import UserError
 
 run_name = 'hybrid-discriminative+freeze-s1'
 
 
-def in_two(folder, *args, change=lambda rank: None):
-    "Exit statuses, outputs and errors of two processes that run `simam_ema ARGS`; `change(rank)` is called in each before."
-    def process(rank, port):
-        env = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=2, LOCAL_WORLD_SIZE=2, MASTER_ADDR='127.0.0.1', MASTER_PORT=port, ACCELERATE_USE_CPU='yes', GLOO_SOCKET_IFNAME='lo', OMP_NUM_THREADS=1)
-        os.environ.update({k: str(v) for k, v in env.items()})
-        torch.set_num_threads(1)
-        sys.stdout, sys.stderr = (open(folder/f'{what}{rank}', 'w', buffering=1) for what in ('out', 'err'))
-        change(rank)
-        status = 1
-        try: status = main(list(map(str, args)))
-        finally: sys.stdout.flush(); sys.stderr.flush(); os._exit(status)
-    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
-    started = [multiprocessing.get_context('fork').Process(target=process, args=(r, port)) for r in range(2)]
-    for p in started: p.start()
-    for p in started: p.join(120)
-    return [p.exitcode for p in started], *([(folder/f'{what}{r}').read_text() for r in range(2)] for what in ('out', 'err'))
+@pytest.fixture(scope='module')
+def in_two(tmp_path_factory):
+    "Exit statuses, outputs and errors of two processes that run `simam_ema ARGS`; `befalls` the second."
+    forked = Forked(tmp_path_factory.mktemp('output'))
+    def in_two(*args, befalls=()):
+        with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+        started = [forked.start(*args, befalls=[(one_of_two, rank, port), *(befalls if rank else ())]) for rank in range(2)]
+        return tuple(zip(*(p.end(120) for p in started)))
+    return in_two
 
 
 @pytest.fixture(scope='module')
@@ -71,41 +62,27 @@ def test_equals_one_process(launched, args, simam_ema, tmp_path):
     assert status == 0 and '\n51 images: ' in out, out + err
 
 
-def test_evaluation_counts_every_picture_once(launched, simam_ema, tmp_path):
+def test_evaluation_counts_every_picture_once(launched, simam_ema, in_two, tmp_path):
     status, out, err = simam_ema('evaluate', launched, '--out', tmp_path/'one.csv')
-    statuses, outs, errs = in_two(tmp_path, 'evaluate', launched, '--out', tmp_path/'two.csv')
-    assert statuses == [0, 0] and errs == ['', ''], errs
+    statuses, outs, errs = in_two('evaluate', launched, '--out', tmp_path/'two.csv')
+    assert statuses == (0, 0) and errs == ('', ''), errs
     assert [o.splitlines()[:-1] for o in outs] == [out.splitlines()[:-1], []]
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path/'one.csv'), pd.read_csv(tmp_path/'two.csv'), atol=1e-6)
 
 
-class Kill(Callback):
-    "kill -9 in the first batch of the second epoch."
-    def before_batch(self):
-        if self.training and self.epoch == 1: os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_killed_and_continued(launched, args, tmp_path):
-    def kill_the_second(rank):
-        original = ablation.variant_learner
-        if rank: ablation.variant_learner = lambda *a, **k: original(*a, **k, cbs=Kill())
-    statuses, _, errs = in_two(tmp_path, 'train', *args, '--out', tmp_path/'runs', change=kill_the_second)
-    assert statuses == [2, -signal.SIGKILL] and 'another process of this training was lost' in errs[0] and len(errs[0].splitlines()) == 1, errs
+def test_killed_and_continued(launched, args, in_two, tmp_path):
+    statuses, _, errs = in_two('train', *args, '--out', tmp_path/'runs', befalls=[(at_batch, 1, 0, signal.SIGKILL)])
+    assert statuses == (2, -signal.SIGKILL) and 'another process of this training was lost' in errs[0] and len(errs[0].splitlines()) == 1, errs
     assert (tmp_path/'runs'/run_name/'checkpoint.pth').exists()
-    statuses, outs, errs = in_two(tmp_path, 'train', *args, '--out', tmp_path/'runs')
-    assert statuses == [0, 0] and 'going on after epoch 1 of 2' in outs[0], outs[0] + errs[0]
+    statuses, outs, errs = in_two('train', *args, '--out', tmp_path/'runs')
+    assert statuses == (0, 0) and 'going on after epoch 1 of 2' in outs[0], outs[0] + errs[0]
     a, b = weights(launched), weights(tmp_path/'runs'/run_name)
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def only_the_second_fails(rank):
-    def fail(*args, **kwargs): raise UserError('7.png is no readable picture.')
-    if rank: ablation.evaluate = fail
-
-
-@pytest.mark.parametrize('more, change, line', [(['--bs', 63], lambda rank: None, 'batch size 63, which all processes share, is not divisible by their number, 2'),
-                                                ([], only_the_second_fails, '7.png is no readable picture.')])
-def test_one_line_and_status_2(args, tmp_path, more, change, line):
-    statuses, _, errs = in_two(tmp_path, 'train', *args, '--epochs', 1, '--freeze-epochs', 0, *more, '--out', tmp_path/'runs', change=change)
+@pytest.mark.parametrize('more, befalls, line', [(['--bs', 63], [], 'batch size 63, which all processes share, is not divisible by their number, 2'),
+                                                 ([], [(evaluation_fails, UserError('7.png is no readable picture.'))], '7.png is no readable picture.')])
+def test_one_line_and_status_2(args, in_two, tmp_path, more, befalls, line):
+    statuses, _, errs = in_two('train', *args, '--epochs', 1, '--freeze-epochs', 0, *more, '--out', tmp_path/'runs', befalls=befalls)
     said = ''.join(errs)
-    assert statuses == [2, 2] and line in said and len(said.splitlines()) == 1, (statuses, errs)
+    assert statuses == (2, 2) and line in said and len(said.splitlines()) == 1, (statuses, errs)
