@@ -4,7 +4,7 @@
 
 # %% ../nbs/50_ablation.ipynb #8b87d3c2
 from __future__ import annotations
-import contextlib, json, os, platform, subprocess, sys, time
+import contextlib, json, os, platform, shlex, subprocess, sys, time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -84,6 +84,14 @@ def _cpu() -> str:
     try: return next(l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))
     except (OSError, StopIteration): return platform.processor() or platform.machine()
 
+def _command() -> str:
+    "What started this process, as it can be typed again."
+    if in_notebook(): return 'in a notebook'
+    program, *args = sys.argv
+    path = Path(program)
+    program = ['simam_ema'] if path.name in ('-c', '-m', '__main__.py') else ['python', f'{path.parent.name}/{path.name}'] if path.suffix == '.py' else [path.name]
+    return shlex.join([*program, *args])
+
 def environment() -> dict:
     "Packages, commit, machine and command of this process."
     def installed(p):
@@ -92,9 +100,9 @@ def environment() -> dict:
     packages = ('simam_ema_fastai', 'torch', 'torchvision', 'fastai', 'fastcore', 'timm', 'numpy', 'pillow', 'pandas')
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return dict(packages={p: v for p in packages if (v := installed(p))}, python=platform.python_version(), commit=_commit(), system=platform.system(),
-                cpu=_cpu(), cores=os.cpu_count(), gpu=gpu, processes=torch.distributed.get_world_size() if several() else 1, command=' '.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+                cpu=_cpu(), cores=os.cpu_count(), gpu=gpu, processes=torch.distributed.get_world_size() if several() else 1, command=_command())
 
-# %% ../nbs/50_ablation.ipynb #7e4d29fb
+# %% ../nbs/50_ablation.ipynb #9b8ccee2
 class Checkpoint(Callback):
     "Save model, optimiser, scaler and history after every epoch, and take them up again."
     order = 95  # after the recorder has logged the epoch
@@ -140,7 +148,7 @@ def _plain_numbers(d:dict) -> dict:
     "`d` with numpy's scalars as Python's, so that it loads without unpickling code."
     return {k: v.item() if isinstance(v, np.generic) else v for k,v in d.items()}
 
-# %% ../nbs/50_ablation.ipynb #61901685
+# %% ../nbs/50_ablation.ipynb #a280affc
 class ShowProgress(Callback):
     "Tell the epochs of a run and the time left for its grid."
     order = 96  # after Checkpoint
@@ -162,7 +170,7 @@ class ShowProgress(Callback):
 
     def after_fit(self): self._moving()
 
-# %% ../nbs/50_ablation.ipynb #ceee015e
+# %% ../nbs/50_ablation.ipynb #c548afb0
 def check_logger(log:str):
     "Raise `UserError` if `log` is no logger, or is not installed."
     import_extra(one_of(log, ('tensorboard','wandb'), 'logger'), 'log')
@@ -190,7 +198,7 @@ def loggers(
     wandb.init(project='simam_ema_fastai', name=config.name, dir=folder/'log', config=config.as_json(), reinit=True)
     return [_CountSkipped(start_epoch), WandbCallback(log=None, log_preds=False)]
 
-# %% ../nbs/50_ablation.ipynb #c548afb0
+# %% ../nbs/50_ablation.ipynb #403ffd1e
 def run(
     config:Config, # What to run
     folder:str|Path, # The run's own folder
@@ -259,7 +267,7 @@ def _run(config, folder, dls, measured, log):
     checkpoint.remove()
     return metrics
 
-# %% ../nbs/50_ablation.ipynb #9566648d
+# %% ../nbs/50_ablation.ipynb #868a767e
 def grid(
     data:dict, # Arguments of `get_dls`: name, path, size, …
     variants:Sequence[str]=('baseline','simam','ema','hybrid'), # Names in `models.variants`, or specs
@@ -277,7 +285,7 @@ def grid(
     for c in configs: check_size(c.arch, data.get('size') or datasets[data['name']].size)
     return configs
 
-# %% ../nbs/50_ablation.ipynb #868a767e
+# %% ../nbs/50_ablation.ipynb #2828bdae
 def in_turn(
     configs:Sequence[Config], # Runs to do
     folder:Path, # Holds a folder per run
@@ -321,7 +329,7 @@ def _write_plan(configs:Sequence[Config], folder:Path):
     done = load_progress(folder)
     write_json(folder/'grid.json', dict(started=time.time(), done=int(done.done[done.run.isin(runs)].sum()), runs=runs))
 
-# %% ../nbs/50_ablation.ipynb #425506a4
+# %% ../nbs/50_ablation.ipynb #2bccbd40
 class Grid(NamedTuple):
     "A comparison by name."
     variants:tuple[str,...] # Names in `models.variants`, or specs
