@@ -95,16 +95,18 @@ def main(
     onnx:bool=False, # Make an ONNX file of it
     seconds:int=15, # For each number of clients
     n:int=10_000, # Requests over which memory is watched
-    out:str='results/service', # Where the tables go: pytorch.csv and .md, or onnx.csv and .md
+    out:str=None, # Where service.csv and report.md go; None: results/service_onnx or results/service_pytorch
 ):
     "The service under load: latency and rate against the bare model's, memory, overload, a stop in full flight."
-    out, tmp = Path(out), tempfile.TemporaryDirectory()
+    tmp = tempfile.TemporaryDirectory()
     if picture is None:
         from PIL import Image
         from sklearn.datasets import load_sample_image
         picture = Path(tmp.name)/'china.jpg'
         Image.fromarray(load_sample_image('china.jpg')).save(picture, quality=90)
     picture, model = Path(picture), model or made(Path(tmp.name), arch, size, onnx)
+    kind = 'ONNX' if str(model).endswith('.onnx') else 'PyTorch'
+    out = Path(out or f'results/service_{kind.lower()}')
     classifier, rows, told = open_model(model, trust=True), [], []
     options = ['--trust'] if str(model).endswith('.pkl') else []
 
@@ -137,20 +139,21 @@ def main(
     if not stop['taken'] == stop['answered'] == stop['received'] or stop['status']: wrong.append('requests were lost at the stop')
     if not over['not_2xx'] or over['broken'] or after['not_2xx'] or after['broken']: wrong.append('overload was not refused, or not recovered from')
     df = pd.DataFrame(rows)
-    env, stem = environment(), 'onnx' if str(model).endswith('.onnx') else 'pytorch'
-    write_text(out/f'{stem}.csv', df.to_csv(index=False, float_format='%.4g'))
+    env = environment()
+    write_text(out/'service.csv', df.to_csv(index=False, float_format='%.4g'))
     table = '\n'.join(['| clients | pictures/s | bare model | share | p50 ms | p95 ms | p99 ms |', '|---:|---:|---:|---:|---:|---:|---:|',
                        *(f'| {r.clients} | {r.rate:.1f} | {r.bare:.1f} | {100*r.share:.0f}% | {r.p50:.1f} | {r.p95:.1f} | {r.p99:.1f} |' for r in df.itertuples())])
-    write_text(out/f'{stem}.md', f'''# The service under load: {dict(onnx='ONNX', pytorch='PyTorch')[stem]}
-
-    bash scripts/load_test.sh {' '.join(sys.argv[1:])}
-
-{classifier.source.replace(tmp.name + '/', '')}; a JPEG of {picture.stat().st_size/1024:.0f} KiB a request; {env['cpu']}, {env['cores']} cores, which wrk, the service and the bare model share; torch {env['packages'].get('torch')}, Python {platform.python_version()}.
+    write_text(out/'report.md', f'''# The service under load: {kind}
 
 {table}
 
-The bare model decodes, prepares and classifies the same picture in batches of as many as there are clients, 32 at most, in one process without a service, in turns with it.
+The bare model decodes, prepares and classifies the same picture in batches of as many as there are clients, 32 at most, in one process without a service, in turns with it. A request is a JPEG of {picture.stat().st_size/1024:.0f} KiB.
 
-''' + '\n'.join(f'- {t}' for t in told) + '\n')
+''' + '\n'.join(f'- {t}' for t in told) + f'''
+
+Machine: {env['cpu']}, {env['cores']} cores, which wrk, the service and the bare model share; {classifier.source.replace(tmp.name + '/', '')}, torch {env['packages'].get('torch')}, Python {platform.python_version()}, commit {(env['commit'] or 'unknown')[:12]}
+
+    bash scripts/load_test.sh {' '.join(sys.argv[1:])}
+''')
     print(f'{table}\n' + '\n'.join(told))
     if wrong: sys.exit('; '.join(wrong))

@@ -3,7 +3,7 @@
     python scripts/measure_runtimes.py RUN… --out results/runtime
 
 Each RUN is a run folder. Everything computes with one thread, in turns; `speedup` is the median of the turns' ratios to PyTorch. Calibration uses
-training pictures, accuracy is of validation pictures. Writes runtimes.csv, runtimes.md and environment.json."""
+training pictures, accuracy is of validation pictures. Writes runtimes.csv, report.md and environment.json."""
 import argparse, tempfile
 from pathlib import Path
 
@@ -51,10 +51,13 @@ env = environment() | dict(command=' '.join(['python scripts/measure_runtimes.py
 write_json(out/'environment.json', env)
 cells = [[f'{v:.3g}' if isinstance(v, float) and pd.notna(v) else '' if v is None or v != v else str(v) for v in r] for r in df.values.tolist()]
 table = '\n'.join('| ' + ' | '.join(r) + ' |' for r in [list(df.columns), ['---']*len(df.columns), *cells])
-write_text(out/'runtimes.md', f"""{table}
+write_text(out/'report.md', f"""# Trained models in other runtimes
+
+{table}
 
 One thread each, in turns; speedup: median of the turns' ratios to PyTorch, low and high their quartiles. Eight bits calibrated on {a.n_calibrate} training pictures.
-Machine: {env['cpu']}; torch {env['packages']['torch']}. Command:
+
+Machine: {env['cpu']}, {env['cores']} cores; torch {env['packages']['torch']}, commit {(env['commit'] or 'unknown')[:12]}
 
     {env['command']}
 """)
