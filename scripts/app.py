@@ -3,12 +3,16 @@ import sys
 
 import gradio as gr
 
+from simam_ema_fastai.core import UserError
 from simam_ema_fastai.runtime import open_model
 
-model = open_model(sys.argv[1], trust='--trust' in sys.argv)
+try: model = open_model(next((a for a in sys.argv[1:] if a != '--trust'), 'MODEL'), trust='--trust' in sys.argv)
+except UserError as e: print(f'app.py: {e}', file=sys.stderr); sys.exit(2)
 
 
-def classify(file): return dict(model.classify([file])[0]) if file else None
+def classify(file):
+    try: return dict(model.classify([file])[0]) if file else None
+    except UserError as e: raise gr.Error(str(e), print_exception=False) from None
 
 
 picture = gr.Image(type='filepath', image_mode=None, sources=['upload', 'webcam', 'clipboard'], label='A picture')

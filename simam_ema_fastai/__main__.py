@@ -6,9 +6,10 @@
 __all__ = ['main']
 
 # %% ../nbs/75_main.ipynb #f8d91a26
-import sys
+import os, sys
 from importlib.util import find_spec
 
+from . import __version__
 from .core import UserError
 
 # %% ../nbs/75_main.ipynb #344d2cbd
@@ -17,21 +18,35 @@ def main(
 ) -> int: # Exit status
     "The command line: all of `cli` where PyTorch and fastai are installed, and `predict` alone where only onnxruntime, numpy and Pillow are."
     argv = sys.argv[1:] if argv is None else list(argv)
-    if find_spec('torch') and find_spec('fastai'):
-        from simam_ema_fastai.cli import main
-        return main(argv)
-    from simam_ema_fastai.batch import parser, predict
+    if find_spec('torch') and find_spec('fastai'): from simam_ema_fastai.cli import main as of
+    else: of = _predict_alone
     try:
-        if argv[:1] != ['predict']: raise UserError('PyTorch and fastai are not installed: `simam_ema predict MODEL.onnx FOLDER` is all there is. For the rest: pip install simam_ema_fastai.')
+        status = of(argv)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever read has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+_alone = 'PyTorch and fastai are not installed: `simam_ema predict MODEL.onnx FOLDER` is all there is. For the rest: pip install simam_ema_fastai.'
+
+def _predict_alone(argv:list[str]) -> int:
+    from simam_ema_fastai.batch import parser, predict
+    if argv == ['--version']: print(__version__); return 0
+    if argv in (['-h'], ['--help']): print(f'simam_ema {__version__}: {_alone}'); return 0
+    try:
+        if argv[:1] != ['predict']: raise UserError(_alone)
         predict(**vars(parser().parse_args(argv[1:])))
         return 0
     except KeyboardInterrupt:
-        print('\nsimam_ema: interrupted. The same command goes on where it was.', file=sys.stderr)
+        print('\nsimam_ema: interrupted. The same command goes on from what was saved.', file=sys.stderr)
         return 130
-    except (UserError, OSError) as e:
-        print(f'simam_ema: {e}', file=sys.stderr)
-        return 2
+    except BrokenPipeError: raise
+    except OSError as e:
+        print(f"simam_ema: {f'{e.filename}: ' if e.filename else ''}{e.strerror or e}. When that is mended, the same command goes on from what was saved.", file=sys.stderr)
+    except UserError as e: print(f'simam_ema: {e}', file=sys.stderr)
+    return 2
 
-# %% ../nbs/75_main.ipynb #107726a3
+# %% ../nbs/75_main.ipynb #311f858b
 #| eval: false
 if __name__ == '__main__': sys.exit(main())

@@ -6,7 +6,7 @@
 __all__ = ['suffixes', 'pictures_in', 'columns', 'answers', 'predict_to', 'predict', 'parser']
 
 # %% ../nbs/08_batch.ipynb #700066fe
-import argparse, contextlib, csv, hashlib, inspect, io, itertools, mimetypes, os, re, sys, time
+import argparse, contextlib, csv, hashlib, inspect, itertools, mimetypes, os, re, sys, time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -94,9 +94,12 @@ def _appending(part:Path):
             except OSError: raise UserError(f"another process is writing {part}: wait for it, or choose another --out.") from None
         yield f
 
+class _Lines(list):
+    write = list.append
+
 def _csv(rows:list[list]) -> bytes:
-    csv.writer(text := io.StringIO(), lineterminator='\n').writerows(rows)
-    return text.getvalue().encode('utf-8', 'backslashreplace')  # a file's name may be no text
+    csv.writer(lines := _Lines()).writerows(rows)  # quotes every character of its own line ends, CR and LF
+    return ''.join(f'{l[:-2]}\n' for l in lines).encode('utf-8', 'backslashreplace')  # a file's name may be no text
 
 def predict_to(
     model:Classifier,
@@ -120,7 +123,7 @@ def predict_to(
     with _appending(part) as f:
         if state_file.exists():
             state = read_json(state_file)
-            if {s: state.get(s) for s in settings} != settings: raise UserError(f"{part} was begun with another model, folder or settings: repeat those, or delete it.")
+            if other := [f'{s} {state.get(s)}' for s,v in settings.items() if state.get(s) != v]: raise UserError(f"{part} was begun with other settings ({', '.join(other)}): repeat those, or delete it.")
             for p in itertools.islice(paths, state['done']): names.update(os.fsencode(p) + b'\0')
             if names.hexdigest() != state['names'] or f.tell() < state['bytes']: raise UserError(f"the pictures in {folder} are not those that {part} was begun with: delete it to begin anew.")
             print(f"going on after {state['done']} of {total} pictures", file=sys.stderr)

@@ -96,10 +96,12 @@ def read_bundle(
 ) -> Learner: # On the CPU, without data: for `predict`, `evaluate_files`, `optimise`; what `model.json` says is its `about`
     "Build the model of a bundle and fill it, running none of its content as code. Raises `UserError` for what is missing, damaged, too new, or does not fit."
     about, w = read_about(folder), from_bundle(folder)
-    try: v = Variant(tuple(Placement(p['gate'], p['site'], tuple(p['stages']), p['options']) for p in about['placements']), arch=about['arch'], act=about['act'])
-    except (KeyError, TypeError) as e: raise UserError(f"{folder}/model.json does not describe a network ({type(e).__name__}: {e}).") from None
     n = len(about['classes'])
-    with torch.random.fork_rng(devices=[]): model = create_model(v, n, weights=w)
+    try:
+        v = Variant(tuple(Placement(p['gate'], p['site'], tuple(p['stages']), p['options']) for p in about['placements']), arch=about['arch'], act=about['act'])
+        with torch.random.fork_rng(devices=[]): model = create_model(v, n, weights=w)
+    except UserError: raise
+    except Exception as e: raise UserError(f"{folder}/model.json does not describe a network ({type(e).__name__}: {' '.join(str(e).split())[:200]}).") from None
     model.weights.source = about['weights']['source']
     differ = {k for k in model.state_dict().keys() ^ w.state_dict.keys()} | {k for k,t in model.state_dict().items() if k in w.state_dict and w.state_dict[k].shape != t.shape}
     if differ: raise UserError(f"{folder}: the tensors do not fit {about['variant']} on {v.arch} with {n} classes: {min(differ)} for one.")

@@ -205,10 +205,10 @@ def export(
         found = list(pictures_in(pictures))
         if not (some := found[::max(1, len(found)//n)][:n]): raise UserError(f"no image in '{pictures}'.")
     elif onnx or int8: some = _training_pictures(Path(model), n, needed=bool(int8))
+    if bundle: print(f'bundle: {export(learn, bundle)}')  # first: it replaces what stands in its folder, where an ONNX file may go
     if onnx: print(f'ONNX: {to_onnx(learn, onnx, preprocess, some)}')
     if int8: print(f'ONNX, eight bits: {to_int8(learn, int8, some, preprocess)}')
     if torch_export: print(f'torch.export: {to_program(learn, torch_export, preprocess)}')
-    if bundle: print(f'bundle: {export(learn, bundle)}')
 
 def _training_pictures(model:Path, n:int, needed:bool) -> list[Path]|None:
     "About `n` pictures that the run which exported `model` was trained on."
@@ -332,19 +332,19 @@ def _disk_full(e:BaseException|None) -> bool:
 
 def _refusal(e:BaseException) -> str|None:
     "One line for an error that is the user's to mend, else None."
-    from simam_ema_fastai.survival import loader_killed, memory_full
     if isinstance(e, UserError): return str(e).split('UserError: ')[-1].strip()  # from a worker process it comes wrapped in its traceback
     if _disk_full(e):
-        return f'no space left to write{f" {e.filename}" if getattr(e, "filename", None) else ""}: free some, then the same command goes on from the last completed epoch.'
+        return f'no space left to write{f" {e.filename}" if getattr(e, "filename", None) else ""}: free some, then the same command goes on from what was saved.'
     if isinstance(e, (PermissionError, NotADirectoryError, FileExistsError)) or getattr(e, 'errno', None) == errno.EROFS:
-        return f'cannot write {e.filename}: {e.strerror}. Choose another folder with --out, or for the cache with SIMAM_EMA_HOME.'
+        return f'no access to {e.filename}: {e.strerror}. Choose another place with --out, or for the cache with SIMAM_EMA_HOME, if it is to be written.'
+    from simam_ema_fastai.survival import loader_killed, memory_full
     if kind := memory_full(e): return f'out of {kind} memory: use a smaller --bs or --size, or fewer --workers.'
     return loader_killed(e)
 
 def _say(e:BaseException) -> int:
     "Say on standard error what went wrong, and give the exit status; a defect of ours is raised again."
     if isinstance(e, KeyboardInterrupt):
-        print('\nsimam_ema: interrupted. The same command goes on from the last completed epoch.', file=sys.stderr)
+        print('\nsimam_ema: interrupted. The same command goes on from what was saved.', file=sys.stderr)
         return 130
     line = _refusal(e)
     if line is None: raise e
@@ -367,12 +367,12 @@ def main(
     if argv[0] == '--version':
         from simam_ema_fastai import __version__
         print(__version__); return 0
-    try:
-        command = one_of(argv[0], commands, 'command')
-        with warnings.catch_warnings():
-            warnings.filterwarnings('ignore', category=FutureWarning)
-            warnings.showwarning = lambda message, *_, **__: print(f'simam_ema: warning: {message}', file=sys.stderr)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', category=FutureWarning)
+        warnings.showwarning = lambda message, *_, **__: print(f'simam_ema: warning: {message}', file=sys.stderr)
+        try:
+            command = one_of(argv[0], commands, 'command')
             args = _parse(command, argv[1:])
             with _joined(command): commands[command](**args)
-        return 0
-    except (Exception, KeyboardInterrupt) as e: return _say(e)
+            return 0
+        except (Exception, KeyboardInterrupt) as e: return _say(e)

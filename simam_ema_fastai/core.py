@@ -4,7 +4,7 @@
 
 # %% ../nbs/00_core.ipynb #235356ed
 from __future__ import annotations
-import contextlib, difflib, hashlib, importlib, json, os, platform, shutil, sys, time, urllib.error, urllib.request, warnings
+import contextlib, difflib, hashlib, importlib.util, json, os, platform, shutil, sys, time, urllib.error, urllib.request, warnings
 from pathlib import Path
 from collections.abc import Iterable
 
@@ -43,7 +43,9 @@ def import_extra(
 ):
     "Import an optional requirement; raises `UserError` that says how to install it."
     try: return importlib.import_module(module)
-    except ImportError: raise UserError(f"{module} is needed for this: pip install 'simam_ema_fastai[{extra}]'.") from None
+    except ImportError:
+        package = f"'simam_ema_fastai[{extra}]'" if importlib.util.find_spec('torch') else module  # an extra would bring PyTorch along
+        raise UserError(f"{module} is needed for this: pip install {package}.") from None
 
 # %% ../nbs/00_core.ipynb #790c0cb3
 @contextlib.contextmanager

@@ -136,7 +136,7 @@ const send = async files => {
     const { results } = await ask('predict?k=5&maps=' + (about.gates.length > 0), { method: 'POST', body: form })
     results.map((r, i) => [files[i], r]).reverse().forEach(pair => show(...pair)); paint()
     $('look').hidden = !document.querySelector('.heat')
-    say(results.map(r => r.error ? r.error : r.name + ': ' + r.classes[0].label + ', ' + percent(r.classes[0].prob)).join('. '), results.every(r => r.error))
+    say(results.map(r => r.error ? r.error.replace(/[.]$/, '') : r.name + ': ' + r.classes[0].label + ', ' + percent(r.classes[0].prob)).join('. '), results.every(r => r.error))
   } catch (e) { say(e.message + (e.wait ? ' Try again in ' + e.wait + ' s.' : ''), true) }
   $('results').removeAttribute('aria-busy')
 }

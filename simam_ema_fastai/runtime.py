@@ -4,7 +4,7 @@
 
 # %% ../nbs/04_runtime.ipynb #40bc6011
 from __future__ import annotations
-import hashlib, importlib.util, json, sys, threading
+import hashlib, importlib.util, json, math, sys, threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -36,9 +36,9 @@ def check_about(
     if about.get('digest') != digest_of(about): raise UserError(f"{where} was changed or damaged after it was written: its digest is wrong. Export the model again.")
     classes, t = about.get('classes'), about.get('transforms')
     if not isinstance(classes, list) or not classes or not all(isinstance(c, str) for c in classes): raise UserError(f"{where} names no classes.")
-    pair = lambda o, kind, n: isinstance(o, list) and len(o) == n and all(isinstance(v, kind) and v > 0 for v in o)
+    pair = lambda o, kind, n: isinstance(o, list) and len(o) == n and all(isinstance(v, kind) and 0 < v < math.inf for v in o)
     if not isinstance(t, dict) or not pair(t.get('resize'), int, 2) or not pair(t.get('crop'), int, 2) or not pair(t.get('std'), (int,float), 3) \
-       or not isinstance(t.get('mean'), list) or len(t['mean']) != 3 or max(t['resize']) > 10_000 or any(c > r for c,r in zip(t['crop'], t['resize'])):
+       or not isinstance(t.get('mean'), list) or len(t['mean']) != 3 or not all(isinstance(v, (int,float)) and math.isfinite(v) for v in t['mean']) or max(t['resize']) > 10_000 or any(c > r for c,r in zip(t['crop'], t['resize'])):
         raise UserError(f"{where} does not say how pictures are prepared.")
     return about
 
@@ -48,13 +48,17 @@ def read_about(
     "What the bundle in `folder` says of itself; raises `UserError` if it is no bundle, damaged or too new."
     file = Path(folder)/'model.json'
     if not file.is_file(): raise UserError(f"{folder} is no bundle: it holds no model.json.")
-    return check_about(read_json(file), file)
+    about = check_about(read_json(file), file)
+    texts = lambda o, *keys: isinstance(o, dict) and all(isinstance(o.get(k), str) for k in keys)
+    if not (texts(about, 'variant', 'arch') and texts(about.get('data'), 'name', 'licence') and texts(about.get('weights'), 'source', 'licence') and texts(about.get('files'), 'model.safetensors')):
+        raise UserError(f"{file} does not say which network it is, where that comes from, and what lies beside it.")
+    return about
 
 def check_file(folder:str|Path, about:dict, name:str) -> Path:
     "The file `name` of a bundle, if it is what `about` says it is; raises `UserError` otherwise."
     path = Path(folder)/name
     if not path.is_file(): raise UserError(f"{folder} is no whole bundle: {name} is missing.")
-    check_hash(path, str((about.get('files') or {}).get(name, 'sha256:unknown')))
+    check_hash(path, 'sha256:' + about['files'].get(name, '').removeprefix('sha256:'))
     return path
 
 # %% ../nbs/04_runtime.ipynb #15e973fb

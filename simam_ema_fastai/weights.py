@@ -156,9 +156,10 @@ def from_bundle(folder:str|Path) -> Weights:
     "The weights of a bundle or a run, checked against its `model.json`; raises `UserError` if they are missing or damaged."
     about = read_about(folder)
     file = check_file(folder, about, 'model.safetensors')
-    try: sd, w, t = safetensors.torch.load_file(file), about['weights'], about['transforms']
+    try: sd = safetensors.torch.load_file(file)
     except (KeyError, safetensors.SafetensorError) as e: raise UserError(f"{folder} is no bundle of weights ({type(e).__name__}: {e}).") from None
-    return Weights(sd, about['arch'], f"{about['variant']}, trained from {w['source']}", w['licence'], tuple(t['mean']), tuple(t['std']), about['stride_on'])
+    w, t = about['weights'], about['transforms']
+    return Weights(sd, about['arch'], f"{about['variant']}, trained from {w['source']}", w['licence'], tuple(t['mean']), tuple(t['std']), about.get('stride_on'))
 
 def _load_file(path:Path) -> Weights:
     if path.is_dir() or path.name == 'model.safetensors': return from_bundle(path if path.is_dir() else path.parent)
