@@ -92,6 +92,10 @@ def public(tree):
         yield from ((n, node) for n in names if not n.startswith('_'))
 
 
+class Execute(ExecutePreprocessor):
+    def preprocess_cell(self, cell, resources, index): return (cell, resources) if '#| eval: false' in cell.source else super().preprocess_cell(cell, resources, index)
+
+
 def execute(page: Page, pages: dict, run: bool):
     "The notebook with its outputs: from build/docs if nothing it rests on has changed, else executed if `run`, else without."
     seen, todo = set(), [page]
@@ -109,7 +113,8 @@ def execute(page: Page, pages: dict, run: bool):
     print(f'executing {page.source}', flush=True)
     nb = nbformat.from_dict(page.nb)
     os.environ['MPLBACKEND'] = 'module://matplotlib_inline.backend_inline'  # pictures in the notebook, whatever the shell prefers
-    try: ExecutePreprocessor(timeout=1800).preprocess(nb, {'metadata': {'path': str((root/page.source).parent)}})
+    os.environ['PYTHONWARNINGS'] = 'ignore:IProgress not found'  # tqdm misses widgets
+    try: Execute(timeout=1800).preprocess(nb, {'metadata': {'path': str((root/page.source).parent)}})
     except CellExecutionError as e: sys.exit(f'{page.source} fails, so there is nothing to show: {e.ename}: {e.evalue}')
     kept.parent.mkdir(parents=True, exist_ok=True)
     for old in kept.parent.glob(f'{Path(page.url).stem}-*.ipynb'): old.unlink()

@@ -180,23 +180,33 @@ class _CountSkipped(Callback):
     def __init__(self, start_epoch:int): self.start_epoch = start_epoch
     def before_fit(self): self.learn.train_iter = self.start_epoch*len(self.dls.train)
 
+def _wandb(folder:Path, config:Config, start_epoch:int) -> Callback:
+    import wandb
+    from fastai.callback.wandb import WandbCallback
+    class Wandb(WandbCallback):
+        def before_fit(self):
+            super().before_fit()
+            self._wandb_epoch, self._wandb_step = start_epoch, start_epoch*len(self.dls.train) - 1
+        def after_fit(self): super().after_fit(); wandb.finish()
+    folder.mkdir(parents=True, exist_ok=True)
+    wandb.finish()  # one that was interrupted
+    try: wandb.init(project='simam_ema_fastai', name=config.name, dir=folder, config=config.as_json())
+    except wandb.Error as e:
+        raise UserError(f"Weights & Biases cannot be used ({str(e).splitlines()[0]}): log in with `wandb login`, or set WANDB_MODE=offline and upload later with `wandb sync`.") from None
+    return Wandb(log=None, log_preds=False)
+
 def loggers(
     log:str|None, # 'tensorboard', 'wandb', or None
     folder:Path, # Of the run; logs go into its folder `log`
     config:Config,
     start_epoch:int=0 # Epochs already trained, when resuming
 ) -> list[Callback]:
-    "fastai's logging callbacks for a run."
+    "fastai's logging callbacks for a run. Raises `UserError` if Weights & Biases cannot be reached."
     if log is None or not is_first(): return []
     check_logger(log)
-    if log == 'tensorboard':
-        from fastai.callback.tensorboard import TensorBoardCallback
-        return [_CountSkipped(start_epoch), TensorBoardCallback(folder/'log', trace_model=False, log_preds=False)]
-    import wandb
-    from fastai.callback.wandb import WandbCallback
-    (folder/'log').mkdir(parents=True, exist_ok=True)
-    wandb.init(project='simam_ema_fastai', name=config.name, dir=folder/'log', config=config.as_json(), reinit=True)
-    return [_CountSkipped(start_epoch), WandbCallback(log=None, log_preds=False)]
+    if log == 'wandb': return [_wandb(folder/'log', config, start_epoch)]
+    from fastai.callback.tensorboard import TensorBoardCallback
+    return [_CountSkipped(start_epoch), TensorBoardCallback(folder/'log', trace_model=False, log_preds=False)]
 
 # %% ../nbs/50_ablation.ipynb #403ffd1e
 def run(
@@ -309,6 +319,7 @@ def ablate(
 ) -> list[dict]: # The metrics of every run
     "Do the runs that are not done yet. Raises `UserError` when another process works in the same folder, or weights cannot be had."
     folder = Path(folder)
+    if log: check_logger(log)
     with _first_alone(folder):
         for c in configs: _check_same(c, folder/c.name)
         todo = from_first([c for c in configs if not (folder/c.name/'metrics.json').exists()])

@@ -133,14 +133,14 @@ def in_notebook() -> bool:
 
 def progress(
     items:Iterable, # What to go through
-    total:int=None, # How many there are, if `items` has no length
+    total:int=None, # How many there are, if `items` has no length and it is known; the bar, and with it the loop, ends there
     comment:str='' # Shown behind the bar
 ) -> Iterable:
     "`items` with a progress bar where somebody is watching and fastprogress is installed."
     if not (sys.stderr.isatty() or in_notebook()): return items
     try: from fastprogress.fastprogress import progress_bar
     except ImportError: return items
-    bar = progress_bar(items, total=total)
+    bar = progress_bar(items, total='noinfer' if total is None and not hasattr(items, '__len__') else total)
     bar.comment = comment
     return bar
 
@@ -183,10 +183,10 @@ def download(
     try:
         with urllib.request.urlopen(request, timeout=timeout) as response:
             resumed = response.status == 206
-            total = int(response.headers.get('Content-Length') or 0) + (done if resumed else 0)
-            chunks = iter(lambda: response.read(1<<16), b'')
+            coming = int(response.headers.get('Content-Length') or 0)  # 0: not said
+            total, chunks = coming + (done if resumed else 0), iter(lambda: response.read(1<<16), b'')
             with open(part, 'ab' if resumed else 'wb') as f:
-                for chunk in progress(chunks, total=max(1, total>>16), comment=dest.name): f.write(chunk)
+                for chunk in progress(chunks, total=-(-coming >> 16) or None, comment=dest.name): f.write(chunk)
     except urllib.error.HTTPError as e:
         if e.code != 416: raise UserError(f"{url} answered {e.code} {e.reason}.") from e  # 416: `part` is already whole
     except OSError as e:

@@ -14,12 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from .statistics import Calibration, accuracy
+from .statistics import Calibration, accuracy, of_both
 from .tables import Outcomes
 
 # %% auto #0
-__all__ = ['costs', 'Look', 'styled', 'inline_svg', 'save_figure', 'plot_differences', 'plot_curves', 'pareto', 'plot_tradeoff',
-           'plot_factorial', 'plot_effects', 'plot_classes', 'confusion', 'plot_confusion', 'plot_reliability']
+__all__ = ['costs', 'Look', 'styled', 'svg_of', 'inline_svg', 'save_pdf', 'plot_differences', 'plot_curves', 'pareto',
+           'plot_tradeoff', 'plot_factorial', 'plot_effects', 'plot_classes', 'confusion', 'plot_confusion',
+           'plot_reliability']
 
 # %% ../nbs/56_figures.ipynb #f918b2c2
 _ink = '#010203'  # stands for the page's text colour
@@ -62,16 +63,19 @@ def styled(draw):
     _inner.__name__, _inner.__doc__, _inner.__wrapped__ = draw.__name__, draw.__doc__, draw
     return _inner
 
+def svg_of(fig:Figure) -> str:
+    "The figure as SVG: black on nothing, and the same text every time."
+    buffer = io.StringIO()
+    with mpl.rc_context(_style): fig.savefig(buffer, format='svg', metadata=dict(Date=None, Creator=None, Format=None, Type=None))
+    return buffer.getvalue()
+
 def inline_svg(
-    fig:Figure,
+    svg:str, # From `svg_of`
     name:str, # Unique on the page
     title:str, # What it is
     text:str='' # What it shows, for those who do not see it
 ) -> str:
     "SVG to stand in an HTML page: scales with it, takes its text colour and font, and has no id that another figure could have."
-    buffer = io.StringIO()
-    with mpl.rc_context(_style): fig.savefig(buffer, format='svg', metadata=dict(Date=None, Creator=None, Format=None, Type=None))
-    svg = buffer.getvalue()
     svg = svg[svg.index('<svg'):].replace(_ink, 'currentColor')
     svg = re.sub(r'<metadata>.*?</metadata>\s*', '', svg, flags=re.S)
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
@@ -82,13 +86,9 @@ def inline_svg(
     head = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" {box} role="img" aria-labelledby="{name}-t {name}-d" style="max-width:{width*4/3:.0f}px">'
     return f'{head}<title id="{name}-t">{escape(title)}</title><desc id="{name}-d">{escape(text)}</desc>{svg[len(opening):]}'.strip()
 
-def save_figure(
-    fig:Figure,
-    path:str|Path,
-    format:str # 'svg' or 'pdf'
-):
+def save_pdf(fig:Figure, path:str|Path):
     "The figure for a document: black on nothing, and the same bytes every time."
-    with mpl.rc_context(_style): fig.savefig(path, format=format, metadata=dict(Date=None) if format=='svg' else dict(CreationDate=None))
+    with mpl.rc_context(_style): fig.savefig(path, format='pdf', metadata=dict(CreationDate=None))
 
 # %% ../nbs/56_figures.ipynb #9f42ce65
 @styled
@@ -186,14 +186,15 @@ def plot_effects(
     effects:pd.DataFrame, # From `tables.factor_effects`
     look:Look
 ) -> Figure:
-    "Main effects and interactions with their intervals."
+    "Main effects and interactions with their intervals, dotted where a cell has one seed."
     df = effects[effects.kind.isin(['architecture','strategy','interaction'])]
     df = df.sort_values('kind', key=lambda s: s.map(dict(strategy=0, architecture=1, interaction=2)), kind='stable')
     fig, ax = _new(4.8, 1 + .42*len(df))
     for i,r in enumerate(df.itertuples()):
         c = look.colour(r.architecture) if r.kind != 'strategy' else _ink
-        ax.plot([r.low, r.high], [i,i], color=c, lw=2.2, solid_capstyle='round')
-        ax.plot(r.value, i, dict(strategy='D', architecture='o', interaction='x')[r.kind], color=c, ms=8, mew=2, mfc=c if r.p_holm < .05 else 'none')
+        ax.plot([r.low, r.high], [i,i], color=c, lw=2.2, ls='-' if r.about==of_both else ':', solid_capstyle='round')
+        real = r.p_holm < .05 and r.about==of_both
+        ax.plot(r.value, i, dict(strategy='D', architecture='o', interaction='x')[r.kind], color=c, ms=8, mew=2, mfc=c if real else 'none')
     ax.axvline(0, color=_ink, lw=1)
     several = df.strategy.dropna().nunique() > 1
     names = [r.strategy if r.kind=='strategy' else r.architecture if r.kind=='architecture' else f'{r.architecture} × {r.strategy if several else "strategy"}' for r in df.itertuples()]

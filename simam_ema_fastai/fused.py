@@ -4,7 +4,7 @@
 
 # %% ../nbs/06_fused.ipynb #4d0efc80
 from __future__ import annotations
-import contextlib
+import contextlib, os
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from . import kernels
 
 try: import triton, triton.language as tl
 except ImportError: triton = None  # no wheel for this platform: everything falls back on kernels
+if os.environ.get('SIMAM_EMA_FUSED') == '0': triton = None  # asked to
 _jit = triton.jit if triton else lambda f: f
 
 # %% auto #0
@@ -157,24 +158,53 @@ def _strip_product(w, s, DOT:tl.constexpr, HALF:tl.constexpr):
     return r
 
 @_jit
-def _shift(m, by, AXIS:tl.constexpr, SIZE:tl.constexpr, BH:tl.constexpr, BW:tl.constexpr):
-    "The map whose value at p is that of `m` at p + by along an axis, zero outside."
+def _shift(m, by, AXIS:tl.constexpr, BH:tl.constexpr, BW:tl.constexpr):
+    "The map whose value at p is that of `m` at p + by along an axis, zero outside of the block; `m` is zero outside of the map."
     to = (tl.arange(0, BH)[:,None] if AXIS == 0 else tl.arange(0, BW)[None,:]) + by + tl.zeros((BH, BW), tl.int32)
-    inside = (to >= 0) & (to < SIZE)
+    inside = (to >= 0) & (to < (BH if AXIS == 0 else BW))
     return tl.where(inside, tl.gather(m, tl.where(inside, to, 0), AXIS), 0.)
 
 @_jit
-def _window_sums(x, rows, cols, sc, sh, sw, C:tl.constexpr, H:tl.constexpr, W:tl.constexpr, BC:tl.constexpr, BH:tl.constexpr, BW:tl.constexpr):
-    "The sums S of a group under the nine taps, `(BC, 16)`; `x` points at it."
-    k, h, w, j = tl.arange(0, BC), tl.arange(0, BH), tl.arange(0, BW), tl.arange(0, 16)
-    du, dv = j//3 - 1, j%3 - 1
-    lost_h, lost_w = tl.where(du > 0, 0, H-1), tl.where(dv > 0, 0, W-1)  # the row and the column a tap never sees
-    top, bottom = tl.sum(tl.where(h[None,:] == 0, rows, 0.), 1), tl.sum(tl.where(h[None,:] == H-1, rows, 0.), 1)
-    left, right = tl.sum(tl.where(w[None,:] == 0, cols, 0.), 1), tl.sum(tl.where(w[None,:] == W-1, cols, 0.), 1)
-    corner = tl.load(x + k[:,None]*sc + (lost_h*sh + lost_w*sw)[None,:], (k < C)[:,None] & ((du != 0) & (dv != 0) & (j < 9))[None,:], other=0.)
-    lost = tl.where(du[None,:] > 0, top[:,None], tl.where(du[None,:] < 0, bottom[:,None], 0.)) \
-         + tl.where(dv[None,:] > 0, left[:,None], tl.where(dv[None,:] < 0, right[:,None], 0.))
-    return tl.sum(rows, 1)[:,None] - lost + corner.to(tl.float32)
+def _shift_each(m, SIGN:tl.constexpr, AXIS:tl.constexpr):
+    "Map i of a `(4, BH, BW)` block moved by SIGN·(i - 1) along its axis (1 or 2), zero outside."
+    n: tl.constexpr = m.shape[AXIS]
+    to = (tl.arange(0, n)[None,:,None] if AXIS == 1 else tl.arange(0, n)[None,None,:]) + SIGN*(tl.arange(0, m.shape[0])%4 - 1)[:,None,None] + tl.zeros(m.shape, tl.int32)
+    inside = (to >= 0) & (to < n)
+    return tl.where(inside, tl.gather(m, tl.where(inside, to, 0), AXIS), 0.)
+
+@_jit
+def _map_sums(v):
+    "Sums over all pixels, `(BC,)`."
+    return tl.sum(tl.reshape(v, (v.shape[0], v.shape[1]*v.shape[2])), 1)
+
+@_jit
+def _line_sums(v, raw, BC:tl.constexpr, BH:tl.constexpr, BW:tl.constexpr, DOT:tl.constexpr):
+    "Sums over the width and over the height, `(BC, BH)` and `(BC, BW)`."
+    if DOT is not None:
+        p, m = tl.arange(0, BH*BW), tl.reshape(raw.to(DOT), (BC, BH*BW))
+        rows = tl.dot(m, (p[:,None]//BW == tl.arange(0, BH)[None,:]).to(m.dtype))
+        cols = tl.dot(m, (p[:,None]%BW == tl.arange(0, BW)[None,:]).to(m.dtype))
+    else: rows, cols = tl.sum(v, 2), tl.sum(v, 1)
+    return rows, cols
+
+@_jit
+def _edges(rows, cols, H:tl.constexpr, W:tl.constexpr, BH:tl.constexpr, BW:tl.constexpr):
+    "Total, first and last row, first and last column, `(BC,)` each."
+    h, w = tl.arange(0, BH)[None,:], tl.arange(0, BW)[None,:]
+    return tl.sum(rows, 1), tl.sum(tl.where(h == 0, rows, 0.), 1), tl.sum(tl.where(h == H-1, rows, 0.), 1), tl.sum(tl.where(w == 0, cols, 0.), 1), tl.sum(tl.where(w == W-1, cols, 0.), 1)
+
+@_jit
+def _window_sum(x, total, top, bottom, left, right, j:tl.constexpr, sc, sh, sw, C:tl.constexpr, H:tl.constexpr, W:tl.constexpr, BC:tl.constexpr):
+    "The sums of a group under tap j, `(BC,)`: all but the row and the column that the tap never sees; `x` points at the group."
+    s = total
+    if j//3 == 0: s -= bottom
+    if j//3 == 2: s -= top
+    if j%3 == 0: s -= right
+    if j%3 == 2: s -= left
+    if j//3 != 1 and j%3 != 1:
+        k = tl.arange(0, BC)
+        s += tl.load(x + k*sc + ((H-1)*(j//3 == 0)*sh + (W-1)*(j%3 == 0)*sw), k < C, other=0.).to(tl.float32)
+    return s
 
 @_jit
 def _vector(p, C:tl.constexpr, BC:tl.constexpr, other):
@@ -202,67 +232,73 @@ def _w3_tap(w3, j, C:tl.constexpr, BC:tl.constexpr):
     return tl.load(w3 + j*(C*C) + k[:,None]*C + k[None,:], (k < C)[:,None] & (k < C)[None,:], other=0.)
 
 @_jit
-def _taps(wa, C:tl.constexpr, BC:tl.constexpr):
-    "A `(c, 9)` float32 tensor as `(BC, 16)`."
-    k, j = tl.arange(0, BC), tl.arange(0, 16)
-    return tl.load(wa + k[:,None]*9 + j[None,:], (k < C)[:,None] & (j < 9)[None,:], other=0.)
+def _square(wa, C:tl.constexpr, BC:tl.constexpr):
+    "The taps `(9, c)` as `(BC, 16)`: tap (u, v) in column 4u + v, the other seven zero."
+    k, j = tl.arange(0, BC)[:,None], tl.arange(0, 16)[None,:]
+    return tl.load(wa + (j//4*3 + j%4)*C + k, (k < C) & (j < 12) & (j%4 < 3), other=0.)
 
 @_jit
-def _tap(wa, j):
-    "Column j of a `(BC, 16)` block."
-    return tl.sum(tl.where(tl.arange(0, 16)[None,:] == j, wa, 0.), 1)
+def _conv_to_one(v, raw, wa, C:tl.constexpr, BC:tl.constexpr, BH:tl.constexpr, BW:tl.constexpr, DOT:tl.constexpr):
+    "The 3×3 convolution of a group to one map, `(BH, BW)`: weigh the channels, then shift the maps and add them."
+    if DOT is not None:
+        taps, m = tl.trans(_square(wa, C, BC)), tl.reshape(raw.to(DOT), (BC, BH*BW))
+        high = taps.to(m.dtype)  # with the rest as a second product: as exact as tf32, and x stays as it is
+        maps = tl.dot((taps - high.to(tl.float32)).to(m.dtype), m, tl.dot(high, m))
+        lines = tl.sum(tl.reshape(_shift_each(tl.reshape(maps, (16, BH, BW)), 1, 2), (4, 4, BH*BW)), 1)
+        r = tl.sum(_shift_each(tl.reshape(lines, (4, BH, BW)), 1, 1), 0)
+    else:
+        r = tl.zeros((BH, BW), tl.float32)
+        for u in tl.static_range(3):
+            line = tl.zeros((BH, BW), tl.float32)
+            for w in tl.static_range(3): line += _shift(tl.sum(v*_vector(wa + (3*u + w)*C, C, BC, 0.)[:,None,None], 0), w - 1, 1, BH, BW)
+            r += _shift(line, u - 1, 0, BH, BW)
+    return r
 
 @_jit
-def _set_tap(wa, j, column):
-    "The `(BC, 16)` block with another column j."
-    return tl.where(tl.arange(0, 16)[None,:] == j, column[:,None], wa)
-
-@_jit
-def _ema_windows(x, S, G, xn, xc, xh, xw, C:tl.constexpr, H:tl.constexpr, W:tl.constexpr, BC:tl.constexpr, BH:tl.constexpr, BW:tl.constexpr):
-    "The window sums of every group, `(N·G, c, 9)`: what W3 is multiplied with where it does not fit in the main kernel."
+def _ema_windows(x, S, G, xn, xc, xh, xw, C:tl.constexpr, H:tl.constexpr, W:tl.constexpr, BC:tl.constexpr, BH:tl.constexpr, BW:tl.constexpr, DOT:tl.constexpr):
+    "The window sums of every group, `(N·G, 9, c)`: what W3 is multiplied with where it does not fit in the main kernel."
     i = tl.program_id(0)
-    k, h, w, j = tl.arange(0, BC), tl.arange(0, BH), tl.arange(0, BW), tl.arange(0, 16)
+    k, h, w = tl.arange(0, BC), tl.arange(0, BH), tl.arange(0, BW)
     x += (i//G).to(tl.int64)*xn + i%G*C*xc
     mask = (k < C)[:,None,None] & (h < H)[None,:,None] & (w < W)[None,None,:]
-    v = tl.load(x + k[:,None,None]*xc + h[None,:,None]*xh + w[None,None,:]*xw, mask, other=0.).to(tl.float32)
-    s = _window_sums(x, tl.sum(v, 2), tl.sum(v, 1), xc, xh, xw, C, H, W, BC, BH, BW)
-    tl.store(S + i.to(tl.int64)*C*9 + k[:,None]*9 + j[None,:], s, (k < C)[:,None] & (j < 9)[None,:])
+    raw = tl.load(x + k[:,None,None]*xc + h[None,:,None]*xh + w[None,None,:]*xw, mask, other=0.)
+    rows, cols = _line_sums(raw.to(tl.float32), raw, BC, BH, BW, DOT)
+    total, top, bottom, left, right = _edges(rows, cols, H, W, BH, BW)
+    S += i.to(tl.int64)*C*9 + k
+    for j in tl.static_range(9): tl.store(S + j*C, _window_sum(x, total, top, bottom, left, right, j, xc, xh, xw, C, H, W, BC), k < C)
 
 @_jit
 def _ema_fwd(x, res, y, gate, stats, w1, b1, w3, b3, gamma, beta, wa, ba, u, eps, G,
              xn, xc, xh, xw, rn, rc, rh, rw, yn, yc, yh, yw,
              C:tl.constexpr, H:tl.constexpr, W:tl.constexpr, BC:tl.constexpr, BH:tl.constexpr, BW:tl.constexpr,
-             INLINE:tl.constexpr, RES:tl.constexpr, RELU:tl.constexpr, SAVE:tl.constexpr, HALF:tl.constexpr):
+             INLINE:tl.constexpr, RES:tl.constexpr, RELU:tl.constexpr, SAVE:tl.constexpr, HALF:tl.constexpr, DOT:tl.constexpr):
     i = tl.program_id(0)
     n, c0 = (i//G).to(tl.int64), i%G*C
     k, h, w = tl.arange(0, BC), tl.arange(0, BH), tl.arange(0, BW)
     there, on_map = k < C, (h < H)[:,None] & (w < W)[None,:]
     mask = there[:,None,None] & on_map[None,:,:]
     x += n*xn + c0*xc
-    v = tl.load(x + k[:,None,None]*xc + h[None,:,None]*xh + w[None,None,:]*xw, mask, other=0.).to(tl.float32)
-    rows, cols = tl.sum(v, 2), tl.sum(v, 1)
+    raw = tl.load(x + k[:,None,None]*xc + h[None,:,None]*xh + w[None,None,:]*xw, mask, other=0.)
+    v = raw.to(tl.float32)
+    rows, cols = _line_sums(v, raw, BC, BH, BW, DOT)
 
-    taps, bias = _taps(wa, C, BC), tl.load(ba)
     if INLINE:
-        S = _window_sums(x, rows, cols, xc, xh, xw, C, H, W, BC, BH, BW)
+        total, top, bottom, left, right = _edges(rows, cols, H, W, BH, BW)
         acc = tl.zeros((BC, BC), tl.float32)
-        for j in range(9): acc += _w3_tap(w3, j, C, BC)*_tap(S, j)[:,None]
+        for j in tl.static_range(9): acc += _w3_tap(w3, j, C, BC)*_window_sum(x, total, top, bottom, left, right, j, xc, xh, xw, C, H, W, BC)[:,None]
         mean2 = tl.sum(acc, 0)/(H*W) + _vector(b3, C, BC, 0.)
     else: mean2 = tl.load(u + i.to(tl.int64)*C + k, there, other=0.)
     b = _softmax(tl.where(there, mean2, float('-inf')))
 
     sh, sw = _strips(rows, cols, w1, b1, C, H, W, BC, HALF)
     f = sh[:,:,None]*sw[:,None,:]
-    mean = tl.sum(tl.sum(v*f, 2), 1)/(H*W)
-    d = tl.where(mask, v*f - mean[:,None,None], 0.)
-    rstd = tl.rsqrt(tl.sum(tl.sum(d*d, 2), 1)/(H*W) + eps)
+    t = v*f
+    mean = _map_sums(t)/(H*W)
+    d = tl.where(mask, t - mean[:,None,None], 0.)
+    rstd = tl.rsqrt(_map_sums(d*d)/(H*W) + eps)
     coef = b*_vector(gamma, C, BC, 0.)*rstd
-    m = tl.zeros((BH, BW), tl.float32) + bias + tl.sum(b*_vector(beta, C, BC, 0.) - coef*mean, 0)
-    m += tl.sum(v*f*coef[:,None,None], 0)
-    for du in range(3):
-        line = tl.zeros((BH, BW), tl.float32)
-        for dv in range(3): line += _shift(tl.sum(v*_tap(taps, du*3 + dv)[:,None,None], 0), dv - 1, 1, W, BH, BW)
-        m += _shift(line, du - 1, 0, H, BH, BW)
+    m = tl.sum(t*coef[:,None,None], 0) + _conv_to_one(v, raw, wa, C, BC, BH, BW, DOT)
+    m += tl.load(ba) + tl.sum(b*_vector(beta, C, BC, 0.) - coef*mean, 0)
 
     s = tl.sigmoid(m)
     out = v*s[None,:,:]
@@ -281,14 +317,15 @@ def _ema_fwd(x, res, y, gate, stats, w1, b1, w3, b3, gamma, beta, wa, ba, u, eps
 def _ema_bwd(x, g, y, gate, stats, dx, dres, w1, b1, w3, gamma, beta, wa, dS, S, du, vectors, dwa, pi, means, G,
              xn, xc, xh, xw, gn, gc, gh, gw, yn, yc, yh, yw, on, oc, oh, ow,
              C:tl.constexpr, H:tl.constexpr, W:tl.constexpr, BC:tl.constexpr, BH:tl.constexpr, BW:tl.constexpr,
-             PHASE:tl.constexpr, RELU:tl.constexpr, RES:tl.constexpr, PARAMS:tl.constexpr, HALF:tl.constexpr):
+             PHASE:tl.constexpr, RELU:tl.constexpr, RES:tl.constexpr, PARAMS:tl.constexpr, HALF:tl.constexpr, DOT:tl.constexpr):
     i = tl.program_id(0)
     n, c0, i64 = (i//G).to(tl.int64), i%G*C, i.to(tl.int64)
-    k, h, w, j = tl.arange(0, BC), tl.arange(0, BH), tl.arange(0, BW), tl.arange(0, 16)
-    there, on_map, nine = k < C, (h < H)[:,None] & (w < W)[None,:], (k < C)[:,None] & (j < 9)[None,:]
+    k, h, w = tl.arange(0, BC), tl.arange(0, BH), tl.arange(0, BW)
+    there, on_map = k < C, (h < H)[:,None] & (w < W)[None,:]
     mask = there[:,None,None] & on_map[None,:,:]
     x += n*xn + c0*xc
-    v = tl.load(x + k[:,None,None]*xc + h[None,:,None]*xh + w[None,None,:]*xw, mask, other=0.).to(tl.float32)
+    raw = tl.load(x + k[:,None,None]*xc + h[None,:,None]*xh + w[None,None,:]*xw, mask, other=0.)
+    v = raw.to(tl.float32)
     gv = tl.load(g + n*gn + (c0 + k)[:,None,None]*gc + h[None,:,None]*gh + w[None,None,:]*gw, mask, other=0.).to(tl.float32)
     if RELU:
         out = tl.load(y + n*yn + (c0 + k)[:,None,None]*yc + h[None,:,None]*yh + w[None,None,:]*yw, mask, other=0.)
@@ -296,47 +333,64 @@ def _ema_bwd(x, g, y, gate, stats, dx, dres, w1, b1, w3, gamma, beta, wa, dS, S,
     s = tl.load(gate + i64*(H*W) + h[:,None]*W + w[None,:], on_map, other=0.)
     stats += i64*(3*C) + k
     mean, rstd, b = tl.load(stats, there, other=0.), tl.load(stats + C, there, other=0.), tl.load(stats + 2*C, there, other=0.)
-    rows, cols = tl.sum(v, 2), tl.sum(v, 1)
-    sh, sw = _strips(rows, cols, w1, b1, C, H, W, BC, HALF)
-    f = sh[:,:,None]*sw[:,None,:]
     q = tl.sum(v*gv, 0)*s*(1 - s)
     Q = tl.sum(tl.sum(q, 1), 0)
-    T = rstd*(tl.sum(tl.sum(v*f*q[None,:,:], 2), 1) - mean*Q)
+    rows, cols = _line_sums(v, raw, BC, BH, BW, DOT)
+    sh, sw = _strips(rows, cols, w1, b1, C, H, W, BC, HALF)
+    f = sh[:,:,None]*sw[:,None,:]
+    T = rstd*(_map_sums(v*f*q[None,:,:]) - mean*Q)
+    scale = _vector(gamma, C, BC, 0.)
 
     if PHASE != 2:
-        scale = _vector(gamma, C, BC, 0.)
         db = scale*T + _vector(beta, C, BC, 0.)*Q
         grad_u = b*(db - tl.sum(b*db, 0))
         tl.store(du + i64*C + k, grad_u, there)
-        if PARAMS: tl.store(S + i64*(9*C) + k[:,None]*9 + j[None,:], _window_sums(x, rows, cols, xc, xh, xw, C, H, W, BC, BH, BW), nine)
+        if PARAMS:
+            total, top, bottom, left, right = _edges(rows, cols, H, W, BH, BW)
+            S += i64*(9*C) + k
+            for j in tl.static_range(9): tl.store(S + j*C, _window_sum(x, total, top, bottom, left, right, j, xc, xh, xw, C, H, W, BC), there)
     if PHASE != 1:
-        if PHASE == 0:
-            grad_S = tl.zeros((BC, 16), tl.float32)
-            for j_ in range(9): grad_S = _set_tap(grad_S, j_, tl.sum(_w3_tap(w3, j_, C, BC)*grad_u[None,:], 1)/(H*W))
-        else: grad_S = _taps(dS + i64*(9*C), C, BC)
-        taps, M = _taps(wa, C, BC), H*W
-        coef = b*_vector(gamma, C, BC, 0.)*rstd
-        that = rstd[:,None,None]*(v*f - mean[:,None,None])
-        dt = tl.where(on_map[None,:,:], coef[:,None,None]*(q[None,:,:] - Q/M - that*(T/M)[:,None,None]), 0.)
-        out = gv*s[None,:,:] + dt*f
+        coef, M = b*scale*rstd, H*W
+        by_t = -coef*rstd*(T/M)
+        dt = coef[:,None,None]*q[None,:,:] + (by_t[:,None,None]*(v*f) - (coef*(Q/M) + by_t*mean)[:,None,None])
         if RES: tl.store(dres + n*on + (c0 + k)[:,None,None]*oc + h[None,:,None]*oh + w[None,None,:]*ow, gv.to(dres.dtype.element_ty), mask)
+        out = gv*s[None,:,:] + dt*f
         dt *= v
         pi_h, pi_w = tl.sum(dt*sw[:,None,:], 2)*sh*(1 - sh), tl.sum(dt*sh[:,:,None], 1)*sw*(1 - sw)
         transposed = tl.load(w1 + k[None,:]*C + k[:,None], there[:,None] & there[None,:], other=0.).to(tl.float32)
-        out += (_strip_product(transposed, pi_h, BC >= 16, HALF)/W)[:,:,None]
-        out += (_strip_product(transposed, pi_w, BC >= 16, HALF)/H)[:,None,:]
-        grad_wa = tl.zeros((BC, 16), tl.float32)
-        for dv in range(3):
-            qv = _shift(q, 1 - dv, 1, W, BH, BW)
-            in_w = (w + 1 - dv >= 0) & (w + 1 - dv < W)
-            for du_ in range(3):
-                quv = _shift(qv, 1 - du_, 0, H, BH, BW)
-                ones = tl.where(((h + 1 - du_ >= 0) & (h + 1 - du_ < H))[:,None] & in_w[None,:], 1., 0.)
-                out += _tap(taps, du_*3 + dv)[:,None,None]*quv[None,:,:] + _tap(grad_S, du_*3 + dv)[:,None,None]*ones[None,:,:]
-                if PARAMS: grad_wa = _set_tap(grad_wa, du_*3 + dv, tl.sum(tl.sum(v*quv[None,:,:], 2), 1))
+        along_h, along_w = _strip_product(transposed, pi_h, BC >= 16, HALF)/W, _strip_product(transposed, pi_w, BC >= 16, HALF)/H
+
+        # ∂S under the taps is a constant but for the first and last row and column, and their corners
+        top, bottom = tl.zeros((BC, BW), tl.float32), tl.zeros((BC, BW), tl.float32)
+        for j in tl.static_range(9):
+            if PHASE == 0: grad = (tl.sum(_w3_tap(w3, j, C, BC)*grad_u[None,:], 1)/M)[:,None]
+            else: grad = tl.load(dS + i64*(9*C) + j*C + k, there, other=0.)[:,None]
+            seen = grad + tl.zeros((BC, BW), tl.float32)
+            if j%3 == 0: seen = tl.where(w[None,:] == W-1, 0., seen)
+            if j%3 == 2: seen = tl.where(w[None,:] == 0, 0., seen)
+            along_w += seen
+            if j//3 == 0: bottom += seen
+            if j//3 == 2: top += seen
+        out += along_h[:,:,None] + along_w[:,None,:]
+        out -= tl.where((h == 0)[None,:,None], top[:,None,:], 0.) + tl.where((h == H-1)[None,:,None], bottom[:,None,:], 0.)
+
+        dwa += i64*(9*C) + k
+        if DOT is not None:
+            lines = _shift_each(q[None,:,:] + tl.zeros((4, BH, BW), tl.float32), -1, 1)
+            maps = _shift_each(tl.reshape(lines[:,None,:,:] + tl.zeros((4, 4, BH, BW), tl.float32), (16, BH, BW)), -1, 2)
+            maps = tl.reshape(maps, (16, BH*BW))
+            out += tl.reshape(tl.trans(tl.dot(tl.trans(maps), tl.trans(_square(wa, C, BC)), input_precision='tf32')), (BC, BH, BW))
+            if PARAMS:
+                j = tl.arange(0, 16)[None,:]
+                grad_wa = tl.dot(tl.reshape(raw.to(DOT), (BC, BH*BW)), tl.trans(maps.to(DOT)))
+                tl.store(dwa[:,None] + (j//4*3 + j%4)*C, grad_wa, there[:,None] & (j < 12) & (j%4 < 3))
+        else:
+            for j in range(9):
+                moved = _shift(_shift(q, 1 - j%3, 1, BH, BW), 1 - j//3, 0, BH, BW)[None,:,:]
+                out += _vector(wa + j*C, C, BC, 0.)[:,None,None]*moved
+                if PARAMS: tl.store(dwa + j*C, _map_sums(v*moved), there)
         tl.store(dx + n*on + (c0 + k)[:,None,None]*oc + h[None,:,None]*oh + w[None,None,:]*ow, out.to(dx.dtype.element_ty), mask)
         if PARAMS:
-            tl.store(dwa + i64*(9*C) + k[:,None]*9 + j[None,:], grad_wa, nine)
             vectors += i64*(2*C) + k
             tl.store(vectors, b*T, there)
             tl.store(vectors + C, b*Q, there)
@@ -362,7 +416,7 @@ def _launch_simam(kernel, chunked_kernel, inputs, out, extra, e_lambda, **flags)
     to = out.flatten(2)
     BR, BP, warps, chunked = _simam_blocks(N*C, P, maps[0].stride(1) == 1 and P > 1, out.element_size(), len(maps))
     strides = [s for t in (*maps, to) for s in t.stride()]
-    with _on(out): (chunked_kernel if chunked else kernel)[(-(-N*C//BR),)](*maps, to, *extra, N*C, C, *strides, e_lambda, P=P, BR=BR, BP=BP, num_warps=warps, **flags)
+    with _on(out): (chunked_kernel if chunked else kernel)[(-(-N*C//BR),)](*maps, to, *extra, N*C, C, *strides, e_lambda, P=P, BR=BR, BP=BP, num_warps=warps, enable_fp_fusion=True, **flags)
     return out
 
 def _like(x:Tensor) -> Tensor:
@@ -397,33 +451,36 @@ def _ema_launch(x:Tensor, c:int):
     "Grid, block and the other launch arguments of EMA's kernels."
     N, C, H, W = x.shape
     BC, BH, BW = (max(_pow2(n), 2) for n in (c, H, W))
-    return (N*(C//c),), C//c, dict(C=c, H=H, W=W, BC=BC, BH=BH, BW=BW), BC*BH*BW
+    products = x.element_size() == 2 and BC >= 16 and min(BH, BW) >= 8 and BH*BW <= 256
+    dot = (tl.float32 if interpreted else getattr(tl, str(x.dtype)[6:])) if products else None  # the interpreter has no product of bfloat16
+    values = BC*BH*BW
+    return (N*(C//c),), C//c, dict(C=c, H=H, W=W, BC=BC, BH=BH, BW=BW, DOT=dot, num_warps=_warps(values, 64 if dot and values > 4096 else 32), enable_fp_fusion=True)
 
 def ema_constants(
     w3:Tensor, b3:Tensor, # `conv3x3`: `(c, c, 3, 3)` and `(c,)`
     beta:Tensor # Bias of `gn`: `(c,)`
-) -> tuple[Tensor,Tensor,Tensor]: # `(c, 9)`: the 3×3 convolution with one output that is left of `conv3x3`; `()`: its bias; `(9·c, c)`: `w3` by tap, input and output. In float32
+) -> tuple[Tensor,Tensor,Tensor]: # `(9, c)`: the 3×3 convolution with one output that is left of `conv3x3`; `()`: its bias; `(9·c, c)`: `w3` by tap, input and output. In float32
     "What EMA computes from parameters alone, for inference: Σ a_o W_o and a·b₃ with a = softmax(β), and W in the order its kernel reads."
     a, w = beta.float().softmax(0), w3.float()
-    with kernels._no_autocast(w3): return (a@w.flatten(1)).view(-1, 9), a@b3.float(), w.permute(2, 3, 1, 0).flatten(0, 1).contiguous()
+    with kernels._no_autocast(w3): return (a@w.flatten(1)).view(-1, 9).T.contiguous(), a@b3.float(), w.permute(2, 3, 1, 0).flatten(0, 2).contiguous()
 
 @torch.library.custom_op('simam_ema::ema', mutates_args=())
 def _ema_op(x:Tensor, shortcut:Tensor|None, w1:Tensor, b1:Tensor, w3:Tensor, b3:Tensor, gamma:Tensor, beta:Tensor, eps:float,
             taps:Tensor|None, bias:Tensor|None, w3_taps:Tensor|None, relu:bool, save:bool) -> tuple[Tensor, Tensor, Tensor]:
     y, gate, stats = _ema_fake(x, shortcut, w1, b1, w3, b3, gamma, beta, eps, taps, bias, w3_taps, relu, save)
     w1, b1, w3, b3, gamma, beta = (p.contiguous() for p in (w1, b1, w3, b3, gamma, beta))
-    grid, G, shape, values = _ema_launch(x, len(w1))
+    grid, G, shape = _ema_launch(x, len(w1))
     inline, c = _inline(len(w1), grid[0]), len(w1)
     with _on(x), kernels._no_autocast(x):
         if taps is None: taps, bias, w3_taps = ema_constants(w3, b3, beta)
         u, res = x, x if shortcut is None else shortcut
         if not inline:
-            S = x.new_empty(grid[0], c, 9, dtype=torch.float32)
-            _ema_windows[grid](x, S, G, *x.stride(), **shape, num_warps=_warps(values, 8))
-            u = torch.addmm(b3.float(), S.flatten(1), w3.float().flatten(1).T, alpha=1/(x.shape[2]*x.shape[3]))
+            S = x.new_empty(grid[0], 9*c, dtype=torch.float32)
+            _ema_windows[grid](x, S, G, *x.stride(), **shape)
+            u = torch.addmm(b3.float(), S, w3_taps, alpha=1/(x.shape[2]*x.shape[3]))
         _ema_fwd[grid](x, res, y, gate, stats, w1, b1, w3_taps, b3, gamma, beta, taps, bias, u, eps, G,
                        *x.stride(), *res.stride(), *y.stride(), **shape, INLINE=inline, RES=shortcut is not None, RELU=relu, SAVE=save,
-                       HALF=x.element_size() == 2, num_warps=_warps(values, 8))
+                       HALF=x.element_size() == 2)
     return y, gate, stats
 
 @_ema_op.register_fake
@@ -438,7 +495,7 @@ def _ema_backward_op(g:Tensor, x:Tensor, y:Tensor|None, gate:Tensor, stats:Tenso
     out = _ema_backward_fake(g, x, y, gate, stats, w1, b1, w3, b3, gamma, beta, residual, params)
     dx, dres, *dp = out
     W1, B1, W3, B3, Gamma, Beta = (p.contiguous() for p in (w1, b1, w3, b3, gamma, beta))
-    grid, G, shape, values = _ema_launch(x, len(w1))
+    grid, G, shape = _ema_launch(x, len(w1))
     (H, W), c, B = x.shape[2:], len(w1), grid[0]
     new = lambda *shape: x.new_empty(*shape, dtype=torch.float32)
     with _on(x), kernels._no_autocast(x):
@@ -449,19 +506,19 @@ def _ema_backward_op(g:Tensor, x:Tensor, y:Tensor|None, gate:Tensor, stats:Tenso
             out_y = x if y is None else y
             _ema_bwd[grid](x, g, out_y, gate, stats, dx, dres, W1, B1, w3_taps, Gamma, Beta, taps, dS, S, du, vectors, dwa, pi, means, G,
                            *x.stride(), *g.stride(), *out_y.stride(), *dx.stride(), **shape, PHASE=phase, RELU=y is not None, RES=residual, PARAMS=params,
-                           HALF=x.element_size() == 2, num_warps=_warps(values, 8))
+                           HALF=x.element_size() == 2)
         if _inline(c, B): run(0)
         else:
             run(1)
-            dS = du@W3.float().flatten(1)/(H*W)
+            dS = du@w3_taps.T/(H*W)
             run(2)
         if params:
             a, (dgamma, dbeta), dwa = Beta.float().softmax(0), vectors.sum(0), dwa.sum(0)
             Q = dbeta.sum()  # b sums to one
-            da = W3.float().flatten(1)@dwa + B3.float()*Q
+            da = dwa@w3_taps + B3.float()*Q
+            dW3 = torch.addmm(a[:,None]*dwa, du.T, S, alpha=1/(H*W)).view(c, 9, c).transpose(1, 2)
             pi = pi.flatten(0, 1)
-            grads = (pi.T@means.flatten(0, 1), pi.sum(0), torch.addmm(a[:,None]*dwa, du.T, S, alpha=1/(H*W)), du.sum(0) + a*Q, dgamma, dbeta + a*(da - a@da))
-            for d, grad in zip(dp, grads): d.copy_(grad.view_as(d))
+            for d, grad in zip(dp, (pi.T@means.flatten(0, 1), pi.sum(0), dW3, du.sum(0) + a*Q, dgamma, dbeta + a*(da - a@da))): d.copy_(grad.reshape(d.shape))
     return out
 
 @_ema_backward_op.register_fake
@@ -495,7 +552,7 @@ def _has_kernel(x:Tensor) -> bool:
     if x.dim() != 4 or x.dtype not in (torch.float32, torch.float16, torch.bfloat16) or x.numel() == 0 or _reach(x) >= 2**31: return False
     if interpreted: return x.device.type == 'cpu'
     if not x.is_cuda or triton is None or torch.version.hip: return False
-    return torch.compiler.is_compiling() or torch.cuda.get_device_capability(x.device) >= (8, 0)
+    return torch.cuda.get_device_properties(x.device).major >= 8  # which the compiler can read too
 
 def _ema_has_kernel(x:Tensor, c:int) -> bool:
     return _has_kernel(x) and c <= 128 and max(_pow2(c), 2)*max(_pow2(x.shape[2]), 2)*max(_pow2(x.shape[3]), 2) <= 32768

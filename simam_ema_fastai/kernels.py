@@ -82,7 +82,9 @@ def window_weights(
     w3:Tensor # `(c, c, 3, 3)`
 ) -> Tensor: # `(c, c·9)`
     "`w3` as weights of the nine features of every channel, see `window_features`."
-    return (w3.flatten(2)@_windows.flatten(1).T.to(w3)).flatten(1)
+    if not w3.is_cuda: return (w3.flatten(2)@_windows.flatten(1).T.to(w3)).flatten(1)
+    rows, cols, corners = w3.sum(3).flip(2), w3.sum(2).flip(2), w3.flip(2, 3)[:,:,::2,::2].flatten(2)  # the same, and nothing to copy to the GPU and wait for
+    return torch.cat([rows.sum(2, keepdim=True), -rows[...,::2], -cols[...,::2], corners], 2).flatten(1)
 
 def window_features(
     g:Tensor, # `(B, c, H, W)`

@@ -25,9 +25,10 @@ __all__ = ['most_changed', 'look_closer', 'Evidence', 'render', 'report']
 
 # %% ../nbs/60_report.ipynb #c497db6f
 def _focus(diffs:pd.DataFrame) -> tuple[tuple[str,str],tuple[str,str]]|None:
-    "The comparison to look into, (cell, reference): that with the largest difference."
+    "The comparison to look into, (cell, reference): that with the largest difference, among those with two seeds or more if there are any."
     if diffs.empty: return None
-    r = diffs.loc[diffs.value.abs().idxmax()]
+    judged = diffs[diffs.about==of_both]
+    r = diffs.loc[(diffs if judged.empty else judged).value.abs().idxmax()]
     return (r.variant, r.strategy), (r.reference, r.reference_strategy)
 
 def _maps_file(folder:Path, a:str, b:str) -> Path: return folder/'maps'/f'{a} vs {b}.json'
@@ -94,7 +95,7 @@ details { margin: .8rem 0 } summary { cursor: pointer; font-weight: 600 } progre
 footer { color: var(--soft); padding-top: 2.5rem; padding-bottom: 3rem; font-size: .9rem }
 @media (min-width: 60rem) { td:last-child { white-space: normal } }
 @media (max-width: 30rem) { .card { padding: .75rem .7rem } main, header { padding: 0 .9rem } header { padding-top: 1.2rem } }
-@media print { :root { color-scheme: light; --ink: #000; --soft: #444; --page: #fff; --card: #fff; --line: #bbb; --plainbg: #f2f2f2 } nav, .skip, th button::after { display: none } body { font-size: 10pt } .card, figure, tr, .shot { break-inside: avoid } h2, h3, section > p { break-after: avoid } p { break-inside: avoid } table { font-size: 7.5pt } th, td { padding: .2rem .35rem } thead th, td:last-child { white-space: normal } .scroll { overflow: visible } .two > .scroll { grid-column: 1 / -1 } a { color: inherit; text-decoration: none } footer { padding: 1rem 0 0 } }
+@media print { :root { color-scheme: light; --ink: #000; --soft: #444; --page: #fff; --card: #fff; --line: #bbb; --plainbg: #f2f2f2 } nav, .skip, th button::after { display: none } body { font-size: 10pt } .card, figure, tr, .shot, .scroll { break-inside: avoid } h2, h3, section > p { break-after: avoid } p { break-inside: avoid } table { font-size: 7.5pt } th, td { padding: .2rem .35rem } thead th, td:last-child { white-space: normal } .scroll { overflow: visible } .two > .scroll { grid-column: 1 / -1 } a { color: inherit; text-decoration: none } footer { padding: 1rem 0 0 } }
 """
 
 # %% ../nbs/60_report.ipynb #285174c6
@@ -173,8 +174,11 @@ class _Figure:
     caption:str
     values:str='' # For those who do not see it
 
+    @cached_property
+    def svg(self) -> str: return fig.svg_of(self.drawn)
+
     def html(self) -> Markup:
-        svg = Markup(fig.inline_svg(self.drawn, self.name, self.title, self.values or self.caption))
+        svg = Markup(fig.inline_svg(self.svg, self.name, self.title, self.values or self.caption))
         return Markup('<figure class="card">{}<figcaption><b>{}.</b> {}</figcaption></figure>').format(svg, self.title, self.caption)
 
 def _code(text:str) -> Markup: return Markup(re.sub(r'`(.+?)`', r'<code>\1</code>', str(Markup.escape(text))))
@@ -208,7 +212,15 @@ class Evidence:
     def title(self) -> str:
         p = self.progress
         part = f' ({self.runs.part.iloc[0]})' if len(self.runs) and self.runs.part.iloc[0] else ''
-        return f'{", ".join(p.arch.unique())} on {p["data"].iloc[0]}{part}'
+        size = f', {self.runs["size"].iloc[0]:.0f}×{self.runs["size"].iloc[0]:.0f} pixels' if 'size' in self.runs else ''
+        return f'{", ".join(p.arch.unique())} on {p["data"].iloc[0]}{part}{size}, {", ".join(map(str, p.epochs.unique()))} epochs'
+
+    @property
+    def extent(self) -> list[str]:
+        "How much was run, in words."
+        p = self.progress
+        count = lambda n, what: f'{n} {what}{"s" if n != 1 else ""}'
+        return [count(p.variant.nunique(), 'variant'), *([f'{p.strategy.nunique()} strategies'] if self.several else []), count(p.seed.nunique(), 'seed'), count(int(p.finished.sum()), 'finished run')]
 
     def class_table(self) -> pd.DataFrame:
         a, b = (self.outcomes[c] for c in self.focus)
@@ -240,7 +252,7 @@ class Evidence:
     @cached_property
     def figures(self) -> dict[str,_Figure]:
         "By name."
-        out, history = {}, tab.load_history(self.folder)
+        out, history, runs = {}, tab.load_history(self.folder), tab.pooled(self.runs)
         def add(name, drawn, *words): out[name] = _Figure(drawn, name, *words)
         if len(self.diffs):
             legend = ['Filled: established. Open: not.'] + ['Dotted: one seed.']*bool((self.diffs.verdict=='one seed').any()) + ['*: the training strategy differs too.']*bool(self.diffs.confounded.any())
@@ -252,14 +264,14 @@ class Evidence:
                 add(f'curves_{column}', fig.plot_curves(history, self.look, column), title,
                     'Line: mean over seeds; band: lowest to highest seed.', 'After the last epoch: ' + ', '.join(f'{self.name(c)} {scale*g[column].mean():.{1 if scale==100 else 2}f}{unit}' for c,g in last) + '.')
         for cost in fig.costs:
-            if len(self.runs) and cost in self.runs and self.runs[cost].notna().all():
-                means = self.runs.groupby(['variant','strategy'], sort=False)[[cost,'top1']].mean()
+            if cost in runs and runs[cost].notna().all():
+                means = runs.groupby(['variant','strategy'], sort=False)[[cost,'top1']].mean()
                 front = [self.name(means.index[i]) for i in fig.pareto(means[cost].tolist(), means.top1.tolist())]
-                add(f'cost_{cost}', fig.plot_tradeoff(self.runs, self.look, cost), f'Top-1 against {fig.costs[cost]}', f'On the line, the Pareto front: {"; ".join(front)}. Small: single runs.',
+                add(f'cost_{cost}', fig.plot_tradeoff(runs, self.look, cost), f'Top-1 against {fig.costs[cost]}', f'On the line, the Pareto front: {"; ".join(front)}. Small: single runs.',
                     '; '.join(f'{self.name(c)}: {m[cost]:.4g}, {m.top1:.1f}%' for c,m in means.iterrows()))
         if self.effects is not None:
             add('factors', fig.plot_factorial(self.outcomes, self.look), 'Top-1 by strategy and variant', 'Lines that run parallel mean that the strategy brings the same to every variant.')
-            add('effects', fig.plot_effects(self.effects, self.look), 'Effects', 'Main effects averaged over the other factor (◆ strategy, ● modules) and interactions (×), with 95% intervals; filled where p stays below 0.05 after Holm.')
+            add('effects', fig.plot_effects(self.effects, self.look), 'Effects', 'Main effects averaged over the other factor (◆ strategy, ● modules) and interactions (×), with 95% intervals; filled where p stays below 0.05 after Holm' + ('.' if (self.effects.about==of_both).all() else ', dotted where a cell has one seed: these say nothing about other trainings, and none counts as established.'))
         if self.focus:
             c = self.class_table()
             best, worst = c.loc[c.change.idxmax()], c.loc[c.change.idxmin()]
@@ -286,20 +298,20 @@ def render(
     figs, runs, parts = e.figures, e.runs, []
     html = lambda *names: _two(figs[n].html() for n in names if n in figs)
     if len(runs):
-        parts.append(_part('table', 'Table', 'All variants', _table(tab.comparison(runs), 'A row per variant and strategy. Times are medians on the machine below.'),
-            f'Brackets are 95% intervals of the row: over seeds ({of_trainings}), or where there is one seed over images ({of_networks}). Whether two rows differ is another question, answered below.',
+        parts.append(_part('table', 'Table', 'All variants', _table(tab.comparison(runs), 'A row per variant and strategy.'),
+            f'Brackets are 95% intervals of the row: over seeds ({of_trainings}), or where there is one seed, or all agree to the image, over images ({of_networks}). Whether two rows differ is another question, answered below. Training minutes are means over seeds; latency is the median of one image over all runs of a variant, on the machine below.',
             *([tab.study_note] if tab.in_study(runs).any() else [])))
     if len(e.diffs):
         parts.append(_part('differences-table', 'Differences', 'Differences to the reference', _table(tab.difference_table(e.diffs, e.diffs5), 'Each variant against its reference, on the same images.'),
             f'The interval of a difference speaks about {of_both}' + (f'; with one seed only about {of_networks}' if e.diffs.about.ne(of_both).any() else '') + '. “These networks” is the paired bootstrap over images, the networks being given. '
-            f'p is two-sided and corrected by Holm over {len(e.diffs)} comparison{"s" if len(e.diffs) > 1 else ""}. “Detectable” is the true difference that would be found with 80% probability. McNemar’s exact test counts, seed by seed, the images that only the variant and only its reference got right.'))
+            f'p is two-sided and corrected by Holm over {len(e.diffs)} comparison{"s" if len(e.diffs) > 1 else ""}. “Detectable” is the true difference that would be found with 80% probability at the corrected level. McNemar’s exact test counts, seed by seed, the images that only the variant and only its reference got right.'))
     if e.effects is not None:
-        parts.append(_part('modules-or-training', 'Factors', 'Modules or training?', Markup('{}{}').format(html('factors','effects'), _table(e.effect_table(), 'Effects on Top-1. Main effects are averaged over the other factor; interactions are against baseline and the first strategy.')),
-            'Every variant was trained with every strategy, so the part of the modules and that of the training come apart.'))
+        parts.append(_part('modules-or-training', 'Factors', 'Modules or training?', Markup('{}{}').format(html('factors','effects'), _table(e.effect_table(), 'Effects on Top-1. Main effects are averaged over the other factor; interactions are against the first variant and the first strategy.')),
+            'Every variant was trained with every strategy, so the part of the modules and that of the training come apart. p is corrected by Holm among the effects of a kind.' + ('' if (e.effects.about==of_both).all() else f' Where a cell has one seed, intervals and p speak only about {of_networks}.')))
     if 'curves_accuracy' in figs: parts.append(_part('curves', 'Curves', 'Learning curves', html('curves_accuracy','curves_valid_loss')))
     if any(n.startswith('cost_') for n in figs): parts.append(_part('cost', 'Cost', 'Accuracy against cost', html(*[n for n in figs if n.startswith('cost_')])))
     if e.focus:
-        name = f'{e.name(e.focus[0])} against {e.name(e.focus[1])}, the largest difference of this report'
+        name = f'{e.name(e.focus[0])} against {e.name(e.focus[1])}, the largest difference of this report{"" if e.diffs.about.ne(of_both).all() else " among those with two seeds or more"}'
         c = e.class_table()
         shown = pd.DataFrame({'class': c['class'], 'images': c.n, 'from %': c['from'].map('{:.1f}'.format), 'to %': c.to.map('{:.1f}'.format), 'change': c.change.map(tab.signed), 'better': c.better, 'worse': c.worse, 'p, Holm': c.p_holm.map(p_text)})
         parts.append(_part('classes', 'Classes', 'Class by class', Markup('{}<details><summary>All classes as a table</summary>{}</details>').format(html('classes'), _table(shown, 'Better and worse count images.', left=1)), name + '. The test is exact and speaks about these networks.'))
@@ -315,8 +327,7 @@ def render(
     rows = [dict(kind=r.verdict.replace(' ', '-'), chip=tab.verdicts[r.verdict], name=e.name((r.variant, r.strategy)), interval=f'{signed(r.value)} [{signed(r.low)}, {signed(r.high)}]', text=tab.reasons(r)) for r in e.diffs.itertuples()]
     p = e.progress
     unfinished = p[~p.finished.astype(bool)]
-    count = lambda n, what: f'{n} {what}{"s" if n != 1 else ""}'
-    setting = f'{e.title} · {count(p.variant.nunique(), "variant")} · {count(p.seed.nunique(), "seed")} · {count(int(p.finished.sum()), "finished run")}' + (f' · {int(runs.n.iloc[0]):,} validation images' if len(runs) else '')
+    setting = ' · '.join([e.title, *e.extent, *([f'{int(runs.n.iloc[0]):,} validation images'] if len(runs) else [])])
     sections = [('answer','In short'), *([('progress','Progress')] if len(unfinished) else []), *((s['id'], s['short']) for s in parts)]
     return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_page).render(
         question=f'Does an attention module help on {p["data"].iloc[0]}?', setting=setting, css=Markup(_css), js=Markup(_js), code=_code, headline=tab.headline(e.diffs, e.effects) if len(runs) else 'Nothing is finished yet.', rows=rows, splits=e.splits(),
@@ -332,7 +343,7 @@ def _pictures(e:Evidence, why:str) -> dict:
     for p in read_json(file):
         tile = lambda url, what, of: Markup('<div><img src="{}" alt="{} of {}" width="144" height="144"><span>{}</span></div>').format(url, what, of, what)
         tiles = [tile(p['a']['picture'], 'picture', p['file'])] + [tile(url, f'{k}, {cell[0]}', p['file']) for cell, side in ((e.focus[1], p['b']), (e.focus[0], p['a'])) for k,url in side.items() if k not in ('picture','answer','prob')]
-        shots.append(Markup('<div class="card"><b>{}</b>, true class {}: probability {:.0f}% → {:.0f}%<br><span class="soft small">{}: {} ({:.0f}%) · {}: {} ({:.0f}%)</span><div class="shot">{}</div></div>').format(
+        shots.append(Markup('<div class="card"><b>{}</b>, true class “{}”: its probability {:.0f}% → {:.0f}%<br><span class="soft small">{} says “{}” ({:.0f}%) · {} says “{}” ({:.0f}%)</span><div class="shot">{}</div></div>').format(
             p['file'], p['true'], 100*p['prob_b'], 100*p['prob_a'], e.focus[1][0], p['b']['answer'], 100*p['b']['prob'], e.focus[0][0], p['a']['answer'], 100*p['a']['prob'], Markup('').join(tiles)))
     licence = next((f.text for f in e.findings if f.about=='licence'), '')
     return _part('pictures', 'Pictures', 'The images that changed most', Markup('<div class="shots">{}</div>').format(Markup('').join(shots)),
@@ -377,8 +388,8 @@ def report(
     if e.effects is not None: write_text(out/'effects.csv', e.effects.to_csv(index=False))
     figs = e.figures
     for f in figs.values():
-        for ending in ('svg','pdf'):
-            with atomic_path(out/'figures'/f'{f.name}.{ending}') as tmp: fig.save_figure(f.drawn, tmp, ending)
+        write_text(out/'figures'/f'{f.name}.svg', f.svg)
+        with atomic_path(out/'figures'/f'{f.name}.pdf') as tmp: fig.save_pdf(f.drawn, tmp)
     write_text(out/'tables.tex', '\n'.join(['% \\usepackage{booktabs}', *[tab.to_latex(t, caption, f'tab:{label}') for t,caption,label in _thesis_tables(e)]]))
     write_text(out/'report.md', _markdown(e, figs))
     return out/'report.html'
@@ -393,6 +404,6 @@ def _markdown(e:Evidence, figs:dict) -> str:
     env = read_json(e.folder/e.runs.run.iloc[0]/'environment.json')
     machine = f"{env['gpu'] or env['cpu']}, {env['cores']} cores; torch {env['packages'].get('torch')}, fastai {env['packages'].get('fastai')}, commit {(env['commit'] or 'unknown')[:12]}"
     commands = list(dict.fromkeys(read_json(e.folder/r/'environment.json')['command'] for r in e.runs.run))
-    lines = [f'# {e.title}', '', tab.headline(e.diffs, e.effects), '', tab.to_markdown(tab.comparison(e.runs)), '']
+    lines = [f'# {e.title}: {", ".join(e.extent)}', '', tab.headline(e.diffs, e.effects), '', tab.to_markdown(tab.comparison(e.runs)), '']
     lines += [*[f"- {a}" for a in tab.answers(e.diffs)], *[f'- {s}' for s in e.splits()], '', *[f'- {f.text}' for f in e.findings], '', f'Machine: {machine}', '', *[f'    {c}' for c in commands], '']
     return '\n'.join(lines + [f'![{f.title}](figures/{f.name}.svg)' for f in figs.values()] + [''])

@@ -4,7 +4,7 @@
 
 # %% ../nbs/75_serve.ipynb #5ab0bda7
 from __future__ import annotations
-import asyncio, contextlib, functools, hmac, ipaddress, json, logging, math, os, signal, socket, tempfile, threading, time, traceback, warnings
+import asyncio, contextlib, functools, hmac, ipaddress, json, logging, math, os, signal, socket, sys, tempfile, threading, time, traceback, warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -464,6 +464,7 @@ def serve(
         name = ' '.join(str(classifier.about[k]) for k in ('variant','arch') if classifier.about.get(k)) or Path(model).stem
         app = create_app(classifier, name, token, limits, {'localhost', '127.0.0.1', shown} if local and not token else None,
                          lambda: print(f'{Path(model).name}: http://{shown}:{port} (Ctrl-C stops it)', flush=True))
+        sys.setswitchinterval(5e-4)  # the thread that computes shares Python with those that decode; at the usual 5 ms it waits
         before = signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn's own handler replaces this one and raises the signal again when it is done
         try: _server(app, limits.seconds).run([sock])
         except KeyboardInterrupt: pass

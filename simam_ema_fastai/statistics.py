@@ -148,12 +148,12 @@ def difference(
     b:np.ndarray, # `(S_b, N)`
     level:float=.95
 ) -> Difference:
-    "Compare two variants on the same images. The p-value is that of the contrast, and with one seed McNemar's."
+    "Compare two variants on the same images. The p-value is that of the contrast, and with one seed of each McNemar's."
     e = contrast([a, b], [1, -1], level)
     tests = tuple(mcnemar_exact(x, y) for x,y in zip(a, b))
     ma, mb = a.mean(0), b.mean(0)
     boot = np.quantile(hierarchical_bootstrap(a, b), [(1 - level)/2, (1 + level)/2])
-    p = e.p if e.about==of_both else tests[0][2]
+    p = tests[0][2] if len(a)==len(b)==1 else e.p
     return Difference(**{**vars(e), 'p': p}, seeds=(len(a), len(b)), n=a.shape[1], discordant=float(100*(ma*(1 - mb) + mb*(1 - ma)).mean()),
                       mcnemar=tests, boot_low=float(boot[0]), boot_high=float(boot[1]))
 
@@ -262,8 +262,8 @@ def split_sentence(
     architecture:str,
     strategy:str
 ) -> str:
-    "Where the difference between a cell and the reference comes from, in a sentence."
+    "Where the difference between a cell and the reference comes from, in a sentence; a part in which a cell has one seed is marked."
     one = effects[(effects.architecture==architecture) & (effects.strategy==strategy)].set_index('kind')
-    said = lambda kind: f'{signed(one.value[kind])} [{signed(one.low[kind])}, {signed(one.high[kind])}]'
+    said = lambda kind: f'{signed(one.value[kind])} [{signed(one.low[kind])}, {signed(one.high[kind])}]{"" if one.about[kind]==of_both else " (these networks only)"}'
     return (f"Of the {signed(one.value['total'])} points of {architecture} with {strategy}, {said('training')} come from the training strategy, "
             f"{said('modules')} from the modules, and {said('interaction')} from their combination.")

@@ -18,9 +18,9 @@ from .statistics import accuracy, difference, factorial, holm, minimum_detectabl
 
 # %% auto #0
 __all__ = ['study', 'study_note', 'verdicts', 'load_runs', 'load_progress', 'time_left', 'spoken', 'load_history', 'in_study',
-           'Outcomes', 'load_outcomes', 'comparison', 'reference_of', 'differences', 'reasons', 'answers', 'headline',
-           'difference_table', 'factor_effects', 'reproduction', 'counted', 'Finding', 'findings', 'to_markdown',
-           'to_latex']
+           'Outcomes', 'load_outcomes', 'pooled', 'comparison', 'reference_of', 'differences', 'reasons', 'answers',
+           'headline', 'difference_table', 'factor_effects', 'reproduction', 'counted', 'Finding', 'findings',
+           'to_markdown', 'to_latex']
 
 # %% ../nbs/48_tables.ipynb #1ed47313
 study = pd.DataFrame([
@@ -138,11 +138,19 @@ def load_outcomes(
     return out
 
 # %% ../nbs/48_tables.ipynb #1f0e2378
+def pooled(
+    runs:pd.DataFrame # From `load_runs`
+) -> pd.DataFrame: # The same with one latency per variant
+    "The runs with the latency of their network."
+    if 'latency_ms' not in runs: return runs
+    return runs.assign(latency_ms=runs.groupby(['arch','variant']).latency_ms.transform('median'))
+
+# %% ../nbs/48_tables.ipynb #bd2de997
 def comparison(
     runs:pd.DataFrame # From `load_runs`
 ) -> pd.DataFrame: # Formatted: a row per variant and strategy, and the study's row below it where the setting is the study's
     "The comparison table."
-    rows = []
+    rows, runs = [], pooled(runs)
     for (v, s), g in runs.groupby(['variant','strategy'], sort=False):
         def percent(k):
             hits = np.arange(g.n.iloc[0]) < (g[k]*g.n/100).round().values[:,None]
@@ -158,7 +166,7 @@ def comparison(
                          'training min': f'{60*float(p.train_hours):.1f}', 'latency ms': p.latency_ms})
     return pd.DataFrame(rows)
 
-# %% ../nbs/48_tables.ipynb #bd2de997
+# %% ../nbs/48_tables.ipynb #6c99ba84
 def reference_of(
     cell:tuple[str,str], # Variant and strategy
     cells # All of them
@@ -174,7 +182,7 @@ verdicts = {'helps': 'helps', 'hurts': 'hurts', 'open': 'no difference shown', '
 def differences(
     outcomes:dict[tuple[str,str],Outcomes], # From `load_outcomes`
     metric:str='top1' # Or 'top5'
-) -> pd.DataFrame: # A row per comparison: names, then the fields of `Difference`, p_holm, detectable (points, for 80% power), confounded, verdict (a key of `verdicts`)
+) -> pd.DataFrame: # A row per comparison: names, then the fields of `Difference`, p_holm, detectable (points, for 80% power; NaN with one seed), confounded, verdict (a key of `verdicts`)
     "Every variant against its reference."
     rows = []
     for cell, o in outcomes.items():
@@ -184,7 +192,7 @@ def differences(
     df = pd.DataFrame(rows)
     if df.empty: return df
     df['p_holm'] = holm(df.p.tolist())
-    df['detectable'] = [minimum_detectable(r.se, r.df, m=len(df)) for r in df.itertuples()]
+    df['detectable'] = [minimum_detectable(r.se, r.df, m=len(df)) if r.about==of_both else np.nan for r in df.itertuples()]
     def verdict(r):
         if r.about != of_both: return 'one seed'
         return 'open' if r.p_holm >= .05 else 'helps' if r.value > 0 else 'hurts'
@@ -197,8 +205,9 @@ def reasons(
 ) -> str:
     "What its difference was measured against, and why the verdict is what it is."
     p = f'p = {p_text(r.p_holm)} after Holm'.replace('= <', '< ')
-    why = {'one seed': f'With one seed {"these two networks differ" if r.p_holm < .05 else "not even these two networks can be told apart"} ({p}); whether the next training would is unknown.',
-           'open': f'Not shown to differ ({p}). A true difference of {r.detectable:.1f} points would have been found in four of five such comparisons.'}
+    once = 'Both were' if r.seeds==(1, 1) else f'{r.variant if r.seeds[0]==1 else r.reference} was'
+    why = {'one seed': f'{once} trained once: {"these networks differ" if r.p_holm < .05 else "not even these networks can be told apart"} ({p}); whether others would is unknown.',
+           'open': f'Not shown to differ ({p}).{" Alone it would count, among all comparisons of this report it does not." if r.low*r.high > 0 else ""} A true difference of {r.detectable:.1f} points would have been found in four of five such comparisons.'}
     said = why.get(r.verdict, f'It {r.verdict} ({p}, {min(r.seeds)} seeds{", where three are better" if min(r.seeds)==2 else ""}).')
     mixed = ' The training strategy changed as well: this is not the effect of the modules alone.' if r.confounded else ''
     return f'Against {_named(r.reference, r.reference_strategy, r.confounded)}. {said}{mixed}'
@@ -221,7 +230,7 @@ def headline(
 
 def _modules_headline(diffs:pd.DataFrame) -> str:
     if diffs.empty: return 'Nothing to compare yet.'
-    fair = diffs[~diffs.confounded]
+    fair, to = diffs[~diffs.confounded], 'the baseline' if (diffs.reference=='baseline').all() else ', '.join(dict.fromkeys(diffs.reference))
     def join(df):  # with the strategies where it is not so under all
         some = lambda v: len(df[df.variant==v]) < len(diffs[diffs.variant==v])
         return ', '.join(dict.fromkeys(f'{r.variant} (with {r.strategy})' if some(r.variant) else r.variant for r in df.itertuples()))
@@ -229,11 +238,14 @@ def _modules_headline(diffs:pd.DataFrame) -> str:
     if (diffs.verdict=='one seed').all(): return 'Not shown either way: with one seed per variant nothing can be established.'
     parts = ([f'Yes: {join(helps)}.'] if len(helps) else []) + ([f'{"No: " if not len(helps) else ""}{join(hurts)} lower{"s" if hurts.variant.nunique()==1 else ""} the accuracy.'] if len(hurts) else [])
     mixed = diffs[diffs.confounded & diffs.verdict.isin(['helps','hurts'])]
-    if len(mixed): parts.append(f'{join(mixed)} differ{"s" if mixed.variant.nunique()==1 else ""} from the baseline, but was trained differently too: the cause cannot be told.')
-    left = [v for v in dict.fromkeys(diffs.variant) if v not in {*helps.variant, *hurts.variant, *mixed.variant}]
-    return ' '.join(parts + ([f'No difference to the baseline is shown for {", ".join(left)}.' if parts else f'Not shown: no difference to the baseline is established for {", ".join(left)}.'] if left else []))
+    if len(mixed): parts.append(f'{join(mixed)} differ{"s" if mixed.variant.nunique()==1 else ""} from {to}, but was trained differently too: the cause cannot be told.')
+    if left := [v for v in dict.fromkeys(diffs.variant) if v not in {*helps.variant, *hurts.variant, *mixed.variant}]:
+        parts.append(f'No difference to {to} is shown for {", ".join(left)}.' if parts else f'Not shown: no difference to {to} is established for {", ".join(left)}.')
+        least = diffs.detectable[diffs.verdict=='open'].min()
+        if least > 0: parts.append(f'Only differences of about {least:.2g} points or more would be found reliably.')
+    return ' '.join(parts)
 
-# %% ../nbs/48_tables.ipynb #6c99ba84
+# %% ../nbs/48_tables.ipynb #8c870d97
 def difference_table(
     diffs:pd.DataFrame, # From `differences`
     top5:pd.DataFrame=None # The same for Top-5
@@ -244,11 +256,11 @@ def difference_table(
     for i,r in enumerate(diffs.itertuples()):
         tests = ', '.join(f'{a}:{b} ({p_text(p)})' for a,b,p in r.mcnemar)
         rows.append({'variant': r.variant, 'strategy': r.strategy, 'against': r.reference + (f', {r.reference_strategy}' if r.confounded else ''), 'Top-1, points [95%]': interval(r),
-                     'p, Holm': p_text(r.p_holm), 'verdict': verdicts[r.verdict], 'detectable': f'{r.detectable:.1f}', **({'Top-5, points [95%]': interval(list(top5.itertuples())[i])} if top5 is not None else {}),
+                     'p, Holm': p_text(r.p_holm), 'verdict': verdicts[r.verdict], 'detectable': '–' if np.isnan(r.detectable) else f'{r.detectable:.1f}', **({'Top-5, points [95%]': interval(list(top5.itertuples())[i])} if top5 is not None else {}),
                      'these networks [95%]': f'[{signed(r.images_low)}, {signed(r.images_high)}]', 'McNemar by seed': tests})
     return pd.DataFrame(rows)
 
-# %% ../nbs/48_tables.ipynb #8c870d97
+# %% ../nbs/48_tables.ipynb #f2f6f43e
 def factor_effects(
     outcomes:dict[tuple[str,str],Outcomes]
 ) -> pd.DataFrame|None: # From `statistics.factorial`; None unless every variant was trained with every one of two strategies or more
@@ -259,7 +271,7 @@ def factor_effects(
     if min(len(vs), len(ss)) < 2 or any((v,s) not in outcomes for v in vs for s in ss): return None
     return factorial({(v,s): outcomes[v,s].top1 for v in vs for s in ss})
 
-# %% ../nbs/48_tables.ipynb #f2f6f43e
+# %% ../nbs/48_tables.ipynb #31ff4382
 def reproduction(
     runs:pd.DataFrame, # From `load_runs`
     outcomes:dict[tuple[str,str],Outcomes], # From `load_outcomes`
@@ -302,7 +314,7 @@ def counted() -> pd.DataFrame: # A row per published count: figure, variant, pub
             rows.append(dict(figure=figure, variant=v, published=published, measured=measured, verdict='agrees' if published == measured else 'differs'))
     return pd.DataFrame(rows)
 
-# %% ../nbs/48_tables.ipynb #614f3cac
+# %% ../nbs/48_tables.ipynb #13b34e48
 @dataclass(frozen=True)
 class Finding:
     "Something that limits what the figures can show."
@@ -339,7 +351,10 @@ def findings(
     if d := _differing({r: c['recipe'] for r,c in configs.items()}, ('seed','strategy')): add('stop', 'recipes differ', f'The runs were not trained by the same recipe. {_listed(d)}.')
     if d := _differing({r: {k: c.get(k) for k in ('weights','overrides')} for r,c in configs.items()}): add('caution', 'models differ', f'The runs differ in more than their variant. {_listed(d)}.')
     if runs.arch.nunique() > 1: add('caution', 'backbones', f'The runs have different backbones: {", ".join(runs.arch.unique())}.')
-    if least==1: add('stop', 'one seed', 'At least one variant was trained once. Two trainings that differ in nothing but their seed differ too, and one cannot show by how much: its interval speaks about this trained network only. No difference in this report is established.')
+    if least==1:
+        judged = any(min(len(s), len(seeds[ref])) > 1 for c,s in seeds.items() if (ref := reference_of(c, seeds.index)))
+        add('caution' if judged else 'stop', 'one seed', f'{"; ".join(f"{v}, {s}" for (v,s),x in seeds.items() if len(x)==1)}: trained once. Two trainings that differ in nothing but their seed differ too, and one cannot show by how much: '
+            + ('a comparison with one seed on either side is not judged, and its interval speaks about these trained networks only.' if judged else 'the intervals speak about these trained networks only. No difference in this report is established.'))
     elif least==2: add('caution', 'two seeds', 'Two seeds are the least that shows the luck of a training at all; their intervals are wide. Three or more are better.')
     if seeds.nunique() > 1: add('note', 'uneven seeds', f'Not all variants were trained with the same seeds: {"; ".join(f"{v}, {s}: {list(x)}" for (v,s),x in seeds.items())}.')
     if runs.groupby('variant').strategy.nunique().max()==1 and runs.strategy.nunique() > 1: add('caution', 'confounded', 'Architecture and training strategy change together between rows, as in the study: a difference can come from either. `simam_ema ablate --strategies uniform,discriminative+freeze` tells them apart.')
@@ -347,6 +362,10 @@ def findings(
     if any(str(e['commit']).endswith('+') for e in envs.values()): add('caution', 'uncommitted', 'Some runs were made with changes that are in no commit (marked +): the commit alone does not repeat them.')
     if d := _differing({r: {**e['packages'], 'python': e['python']} for r,e in envs.items()}): add('caution', 'packages differ', f'The runs were made with different packages. {_listed(d)}.')
     if 'latency_ms' in runs and (d := _differing({r: {k: e[k] for k in ('cpu','cores','gpu')} for r,e in envs.items()})): add('caution', 'machines differ', f'Times were measured on different machines and cannot be compared. {_listed(d)}.')
+    if 'latency_ms' in runs:
+        between = runs.groupby(['arch','variant']).latency_ms.agg(['min','max'])
+        (_, v), (low, high) = (spread := between['max']/between['min']).idxmax(), between.loc[spread.idxmax()]
+        if high > 1.05*low: add('note', 'latency', f'The latency of one and the same network ({v}) was measured between {low:.2f} and {high:.2f} ms: between variants a difference like that means nothing.')
     last = {r: pd.read_csv(folder/r/'history.csv').accuracy for r in runs.run}
     off = [r for r,a in zip(runs.run, runs.top1) if abs(100*last[r].iloc[-1] - a) > .5]
     if off: add('caution', 'not the last epoch', f'The evaluation of {", ".join(off)} is not that of the last epoch: if the best epoch was chosen on the validation images, its accuracy is too high.')
@@ -368,7 +387,7 @@ def findings(
     if len(unfinished): add('caution', 'unfinished', f'{len(unfinished)} more run{"s are" if len(unfinished) > 1 else " is"} not finished and left out: {", ".join(unfinished.run)}.')
     return sorted(out, key=lambda f: ('stop','caution','note').index(f.kind))
 
-# %% ../nbs/48_tables.ipynb #13b34e48
+# %% ../nbs/48_tables.ipynb #aaa69612
 def to_markdown(table:pd.DataFrame) -> str:
     "A pipe table, the first two columns to the left."
     line = lambda cells: f"| {' | '.join(map(str, cells))} |"
@@ -382,4 +401,4 @@ def to_latex(
     r"A table environment in the style of the package booktabs; \usepackage{booktabs} is all it needs."
     tex = table.fillna('–').to_latex(index=False, escape=True, column_format='ll' + 'r'*(len(table.columns) - 2), caption=caption.replace('%', r'\%'), label=label, position='htbp')
     tex = re.sub(r'[+−]\d+(?:\.\d+)?', lambda m: f'${m[0]}$'.replace('−', '-'), tex)
-    return tex.replace('–', '--').replace('×', r'$\times$')
+    return tex.replace('–', '--').replace('×', r'$\times$').replace('<', '$<$')

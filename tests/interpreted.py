@@ -180,7 +180,9 @@ class Gates(nn.Module):
         super().__init__()
         self.p = nn.ParameterList(some_ema(4))
 
-    def forward(self, x): return fused.ema_add_relu(fused.ema(fused.simam(x), *self.p), x, *self.p)
+    def forward(self, x):
+        p = [self.p[i] for i in range(6)]  # torch 2.11 cannot trace `*self.p`
+        return fused.ema_add_relu(fused.ema(fused.simam(x), *p), x, *p)
 
 
 def test_compile_and_export():

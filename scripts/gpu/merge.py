@@ -62,7 +62,7 @@ def search_table(runs:Path, done:dict) -> pd.DataFrame:
     rows = []
     for key in (k for k in done if 'search/' in k):
         argv = read_json(runs/key/'step.json')['argv']
-        rows.append(dict(search='beyond' if key.startswith('beyond') else 'recipe', candidate=key.split('/')[-2], **{k: v for k,v in read_json(runs/key/'metrics.json').items() if k in ('top1','top5','loss','n')}, command=' '.join(argv)))
+        rows.append(dict(search='beyond' if key.startswith('beyond') else 'recipe', variant=argv[argv.index('--variant') + 1], candidate=key.split('/')[-2], **{k: v for k,v in read_json(runs/key/'metrics.json').items() if k in ('top1','top5','loss','n')}, command=' '.join(argv)))
     return pd.DataFrame(rows)
 
 def freeze(recipe:dict, runs:Path):
@@ -79,18 +79,20 @@ def merge(results:Path, runs:Path, tables:Path|None):
             unpack(archive, Path(d))
             if (pack := Path(d)/'pack.json').exists() and read_json(pack)['tiny']: scale = steps.tiny
             if (recipe := Path(d)/'runs'/'recipe.json').exists(): freeze(read_json(recipe), runs)
+            if (failed := Path(d)/'runs'/'failed.json').exists(): write_json(runs/'failed.json', (read_json(runs/'failed.json') if (runs/'failed.json').exists() else {}) | read_json(failed))
             for key in steps.found(Path(d)/'runs'): new += take(Path(d)/'runs'/key, runs/key)
-    done, frozen = steps.state_of(runs)
+    done, frozen, failed = steps.state_of(runs)
     if tables:
         search = search_table(runs, done)
         if len(search): write_text(tables/'search.csv', search.to_csv(index=False))
         if frozen: write_json(tables/'recipe.json', frozen)
         timed = [dict(step=k, **{n: round(v, 2) if isinstance(v, float) else v for n,v in read_json(runs/k/'step.json').items() if n != 'argv'}, command=' '.join(read_json(runs/k/'step.json')['argv'])) for k in done]
         write_text(tables/'steps.csv', pd.DataFrame(timed).to_csv(index=False))
-        for f in [*(runs/'check'/'kernels').glob('*.*'), *(runs/'efficiency').rglob('benchmark.csv')]:
-            if f.name != 'step.json': write_text(tables/f.relative_to(runs), f.read_text())
-    todo = [s for s in steps.queue(done, scale, frozen) if s.key not in done]
-    print(f"{new} new steps in {runs}; {len(todo)} left" + (f', next: {todo[0].key}' if todo else ''))
+        if failed: write_text(tables/'failed.csv', pd.DataFrame(failed.items(), columns=['step', 'said']).to_csv(index=False))
+        for f in [f for name in ('check', 'efficiency') for f in (runs/name).glob('*/*') if f.suffix in ('.csv', '.png', '.md') or f.name == 'machine.json']:
+            with atomic_path(tables/f.relative_to(runs)) as tmp: shutil.copy(f, tmp)
+    todo = [s for s in steps.queue(done, scale, frozen, steps.hopeless(failed)) if s.key not in done and s.key not in steps.hopeless(failed)]
+    print(f"{new} new steps in {runs}; {len(todo)} left" + (f', next: {todo[0].key}' if todo else '') + (f'; {len(failed)} failed: {", ".join(failed)}' if failed else ''))
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -55,7 +55,8 @@ def build_site(site:Path, requirements:list[str], target:tuple):
             (shutil.copytree if (root/name).is_dir() else shutil.copy)(root/name, Path(d)/name)
         install(d)
     for f in site.rglob('__pycache__'): shutil.rmtree(f)
-    for f in site.glob('*.dist-info/direct_url.json'): f.unlink()
+    for f in site.glob('*.dist-info/*'):
+        if f.name in ('direct_url.json', 'uv_cache.json', 'RECORD'): f.unlink()  # where and when it was installed
 
 def halved(w:Weights) -> Weights:
     "Convolutions and head in 16 bits, norms as they are; a model takes them up in its own precision."
@@ -109,8 +110,8 @@ def pack(out:Path, data:Path|None, image:list[str], python:str, platform:str, mb
         print(f'weights in 16 bits: {same} of 32 Top-1 answers are the same, no probability moved by more than {change:.1g}', flush=True)
         if change > .01: raise UserError('16 bits are too few for these weights')
         write_json(tmp/'pack.json', dict(commit=commit, python=python, requirements=requirements, left_out=left_out, weights=halved(pretrained).source, tiny=tiny))
-        done, frozen = steps.state_of(runs) if runs else ({}, None)
-        write_json(tmp/'state.json', dict(done=done, recipe=frozen))
+        done, frozen, failed = steps.state_of(runs) if runs else ({}, None, {})
+        write_json(tmp/'state.json', dict(done=done, recipe=frozen, failed=failed))
 
         scripts = [(here/f, f'queue/{f}') for f in ('check.py', 'run_queue.py', 'steps.py', 'archive.py')] + [(here.parent/'gpu_check.py', 'queue/gpu_check.py')]
         site = [(f, f'site/{f.relative_to(tmp/"site")}') for f in sorted((tmp/'site').rglob('*')) if f.is_file()]
@@ -130,7 +131,7 @@ def main():
     p.add_argument('--image', type=Path, default=here/'image.txt', help='what the machine has, as `python3 -m pip list --format=freeze` prints it there')
     p.add_argument('--python', default='3.12.3', help="the machine's Python")
     p.add_argument('--platform', default='x86_64-manylinux_2_28', help='the machine, as uv names it')
-    p.add_argument('--mb', type=float, default=62, help='largest file')
+    p.add_argument('--mb', type=float, default=58, help='largest file')
     p.add_argument('--runs', type=Path, help='what merge.py brought together, to be gone on from')
     p.add_argument('--tiny', action='store_true', help='three classes, for a rehearsal')
     a = p.parse_args()

@@ -4,7 +4,7 @@
 
 What is done is skipped, what was interrupted goes on from its last epoch: the same command can be killed and repeated at any moment.
 A step begins only if it is thought to end in time. OUT gets results-*.tar.gz (all that was found on this machine, without weights) after every step, and queue.log."""
-import argparse, ctypes, fcntl, json, os, shutil, signal, statistics, subprocess, sys, time
+import argparse, contextlib, ctypes, fcntl, json, os, shutil, signal, statistics, subprocess, sys, time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -13,33 +13,37 @@ from archive import light_files, write_archives
 
 last_words = .4 # Minutes kept at the end to stop trainings and write results
 
+def _replace(file:Path, text:str):
+    (tmp := file.with_name(f'.{file.name}')).write_text(text)
+    os.replace(tmp, file)
+
 def _die_with_parent(): ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no orphan keeps the GPU or a lock
 
 class Job:
     "A step under way in a process of its own, writing below WORK/started until it is done; packages, cache and compiled kernels lie in WORK too."
-    def __init__(self, work:Path, step:steps.Step):
-        self.step, self.start, self.most = step, time.monotonic(), 1
+    def __init__(self, work:Path, step:steps.Step, fused:bool):
+        self.step, self.start, self.most, self.fused = step, time.monotonic(), 1, fused
         self.folder, self.log = work/'started'/step.key, work/'logs'/f'{step.key}.txt'
         self.fresh = not self.folder.exists()
         for d in (self.folder, self.log.parent): d.mkdir(parents=True, exist_ok=True)
         places = {'data': work/'home'/'tiny_imagenet'/'tiny-imagenet-200', 'out': self.folder}
         program = work/'site'/'bin'/'simam_ema' if step.argv[0] == 'simam_ema' else work/'queue'/step.argv[0]
         env = os.environ | dict(PYTHONPATH=str(work/'site'), SIMAM_EMA_HOME=str(work/'home'), MPLBACKEND='agg', PYTHONUNBUFFERED='1',
-                                TORCHINDUCTOR_CACHE_DIR=str(work/'compiled'/'inductor'), TRITON_CACHE_DIR=str(work/'compiled'/'triton'))
+                                TORCHINDUCTOR_CACHE_DIR=str(work/'compiled'/'inductor'), TRITON_CACHE_DIR=str(work/'compiled'/'triton'), SIMAM_EMA_FUSED=str(int(fused)))
         with open(self.log, 'a') as log:
             self.process = subprocess.Popen([sys.executable, program, *(a.format(**places) for a in step.argv[1:])], env=env, cwd=work,
                                             stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, preexec_fn=_die_with_parent)
 
     @property
     def minutes(self) -> float: return (time.monotonic() - self.start)/60
-    def last_line(self) -> str: return (self.log.read_text(errors='replace').strip().splitlines() or ['starting'])[-1].strip()[:90]
+    def last_line(self) -> str: return (self.log.read_text(errors='replace').strip().splitlines() or ['starting'])[-1].strip()[:200]
 
     def finish(self, runs:Path, commit:str|None) -> bool:
         "Whether the step succeeded; what it wrote is then moved to where finished steps are, with the commit it was packed from."
         if self.process.returncode: return False
         run = self.folder/self.step.name if (self.folder/self.step.name).is_dir() else self.folder
         if (record := run/'environment.json').exists(): record.write_text(json.dumps({**json.loads(record.read_text()), 'commit': commit}, indent=2))
-        about = dict(argv=self.step.argv, estimate=self.step.minutes, minutes=self.minutes, beside=self.most, fresh=self.fresh)
+        about = dict(argv=self.step.argv, estimate=self.step.minutes, minutes=self.minutes, beside=self.most, fresh=self.fresh, fused=self.fused)
         (run/'step.json').write_text(json.dumps(about, indent=2))
         (runs/self.step.key).parent.mkdir(parents=True, exist_ok=True)
         os.replace(run, runs/self.step.key)
@@ -54,8 +58,9 @@ class Queue:
         pack = json.loads((work/'pack.json').read_text())
         self.scale, self.commit = steps.tiny if pack['tiny'] else steps.full, pack['commit']
         self.state = json.loads((work/'state.json').read_text())
-        self.running, self.failed = [], set()
         for folder in (out, self.runs): folder.mkdir(parents=True, exist_ok=True)
+        before = self.state['failed'] | steps.state_of(self.runs)[2]
+        self.running, self.failed = [], {k: before[k] for k in steps.hopeless(before)} # `failed`: key to last words
 
     @property
     def left(self) -> float: return (self.deadline - time.monotonic())/60
@@ -63,19 +68,23 @@ class Queue:
     def say(self, text:str):
         line = f'{time.strftime("%H:%M:%S")} {text}'
         print(line, flush=True)
-        with open(self.work/'queue.log', 'a') as f: f.write(line + '\n')
-        shutil.copy(self.work/'queue.log', self.out/'queue.log')
+        with contextlib.suppress(OSError):  # a full disk ends trainings, not the queue
+            with open(self.work/'queue.log', 'a') as f: f.write(line + '\n')
+            shutil.copy(self.work/'queue.log', self.out/'queue.log')
 
     def todo(self) -> list[steps.Step]:
         "Steps to begin or to go on with, in order."
-        done, frozen = steps.state_of(self.runs)
+        done, frozen, _ = steps.state_of(self.runs)
         done, frozen, failed = self.state['done'] | done, frozen or self.state['recipe'], frozenset(self.failed)
         if not frozen and (frozen := steps.recipe_of(done, self.scale, failed)):
-            (tmp := self.runs/'.recipe.json').write_text(json.dumps(frozen))
-            os.replace(tmp, self.runs/'recipe.json')
+            _replace(self.runs/'recipe.json', json.dumps(frozen))
             self.say(f'recipe: {frozen}')
-        busy = self.failed | {j.step.key for j in self.running}
-        return [s for s in steps.queue(done, self.scale, frozen, failed) if s.key not in done and s.key not in busy and s.setting.startswith(self.only) and not (s.gated and 'check/kernels' in failed)]
+        todo = [s for s in steps.queue(done, self.scale, frozen, failed) if s.key not in done and s.key not in failed]
+        checking, busy = any(s.setting == 'check' for s in todo), {j.step.key for j in self.running}
+        return [s for s in todo if s.key not in busy and s.setting.startswith(('check', *self.only)) and not (s.gated and checking)]
+
+    @property
+    def fused(self) -> bool: return not any(k.startswith('check/') for k in self.failed) # Whether the gates' kernels can be relied on
 
     def factor(self) -> float:
         "How much longer steps take here than thought: the median."
@@ -91,8 +100,10 @@ class Queue:
     def write(self):
         "All that was found on this machine, in archives that stand by themselves."
         named = lambda files: [(f, str(f.relative_to(self.work))) for f in files if f.exists()]
-        logs = [self.work/'pack.json', self.work/'queue.log', self.runs/'recipe.json', *light_files(self.work/'logs')]
-        write_archives(self.out, 'results', [named(logs), *(named(light_files(self.runs/k)) for k in steps.found(self.runs))], self.mb)
+        logs = [self.work/'pack.json', self.work/'queue.log', self.runs/'recipe.json', self.runs/'failed.json', *light_files(self.work/'logs')]
+        unfinished = named(light_files(self.work/'started'))  # to look at: merge.py leaves it alone
+        try: write_archives(self.out, 'results', [named(logs) + unfinished, *(named(light_files(self.runs/k)) for k in steps.found(self.runs))], self.mb)
+        except OSError as e: self.say(f'the results cannot be written to {self.out}: {e.strerror}. Make room; --minutes 0 writes them again.')
 
     def harvest(self) -> bool: # Whether a step ended
         ended = [j for j in self.running if j.process.poll() is not None]
@@ -100,8 +111,10 @@ class Queue:
             self.running.remove(j)
             ok = j.finish(self.runs, self.commit)
             self.say(f"{'done' if ok else 'FAILED'}: {j.step.key}, {j.minutes:.1f} min (thought {j.step.minutes:.1f})" + ('' if ok else f': {j.last_line()}'))
-            if not ok: self.failed.add(j.step.key)
-            if not ok and j.step.setting == 'check': self.say('the gates are left out: only baselines are trained until the kernels are right')
+            if not ok:
+                self.failed[j.step.key] = j.last_line()
+                _replace(self.runs/'failed.json', json.dumps(self.failed, indent=2))
+                if j.step.setting == 'check': self.say('the gates do without their GPU kernels: plain PyTorch from here on')
         return bool(ended)
 
     def stop(self):
@@ -120,7 +133,7 @@ class Queue:
         while True:
             ended = self.harvest()
             while self.left > 0 and (step := self.next()):
-                self.running.append(Job(self.work, step))
+                self.running.append(Job(self.work, step, self.fused))
                 for j in self.running: j.most = max(j.most, len(self.running))
                 self.say(f"{'begun' if self.running[-1].fresh else 'going on'}: {step.key}")
             if ended: self.write()
