@@ -241,8 +241,8 @@ def _modules_headline(diffs:pd.DataFrame) -> str:
     if len(mixed): parts.append(f'{join(mixed)} differ{"s" if mixed.variant.nunique()==1 else ""} from {to}, but was trained differently too: the cause cannot be told.')
     if left := [v for v in dict.fromkeys(diffs.variant) if v not in {*helps.variant, *hurts.variant, *mixed.variant}]:
         parts.append(f'No difference to {to} is shown for {", ".join(left)}.' if parts else f'Not shown: no difference to {to} is established for {", ".join(left)}.')
-        least = diffs.detectable[diffs.verdict=='open'].min()
-        if least > 0: parts.append(f'Only differences of about {least:.2g} points or more would be found reliably.')
+        least, most = diffs.detectable[diffs.verdict=='open'].agg(['min','max'])
+        if least > 0: parts.append(f'Only differences of about {least:.2g} points or more would be found reliably{f", in some comparisons {most:.2g}" if most > 1.5*least else ""}.')
     return ' '.join(parts)
 
 # %% ../nbs/48_tables.ipynb #8c870d97
