@@ -71,7 +71,7 @@ def test_weights_of_another_shape(refused, digits_args, tmp_path):
 
 def test_output_folder_not_writable(refused, digits_args, tmp_path):
     (tmp_path/'file').touch()
-    refused('train', *digits_args, '--out', tmp_path/'file'/'runs', says='Choose another folder with --out')
+    refused('train', *digits_args, '--out', tmp_path/'file'/'runs', says='Choose another place with --out')
 
 
 def test_freeze_outlasts_training(simam_ema, digits_args, tmp_path):
