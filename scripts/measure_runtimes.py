@@ -15,6 +15,7 @@ from simam_ema_fastai.data import load_samples
 from simam_ema_fastai.deploy import compare, to_int8, to_onnx
 from simam_ema_fastai.inference import classifier, load
 from simam_ema_fastai.runtime import open_model
+from simam_ema_fastai.tables import to_markdown
 
 p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 p.add_argument('runs', nargs='+')
@@ -50,7 +51,7 @@ write_text(out/'runtimes.csv', df.to_csv(index=False))
 env = environment() | dict(command=' '.join(['python scripts/measure_runtimes.py', *(Path(r).name for r in a.runs), f'--seconds {a.seconds:g}']))
 write_json(out/'environment.json', env)
 cells = [[f'{v:.3g}' if isinstance(v, float) and pd.notna(v) else '' if v is None or v != v else str(v) for v in r] for r in df.values.tolist()]
-table = '\n'.join('| ' + ' | '.join(r) + ' |' for r in [list(df.columns), ['---']*len(df.columns), *cells])
+table = to_markdown(pd.DataFrame(cells, columns=df.columns))
 write_text(out/'report.md', f"""# Trained models in other runtimes
 
 {table}

@@ -361,8 +361,8 @@ def findings(
     if d := _differing({r: dict(commit=e['commit']) for r,e in envs.items()}): add('caution', 'commits differ', f'The runs were made by different versions of the code. {_listed(d)}.')
     if any(str(e['commit']).endswith('+') for e in envs.values()): add('caution', 'uncommitted', 'Some runs were made with changes that are in no commit (marked +): the commit alone does not repeat them.')
     if d := _differing({r: {**e['packages'], 'python': e['python']} for r,e in envs.items()}): add('caution', 'packages differ', f'The runs were made with different packages. {_listed(d)}.')
-    if 'latency_ms' in runs and (d := _differing({r: {k: e[k] for k in ('cpu','cores','gpu')} for r,e in envs.items()})): add('caution', 'machines differ', f'Times were measured on different machines and cannot be compared. {_listed(d)}.')
     if 'latency_ms' in runs:
+        if d := _differing({r: {k: e[k] for k in ('cpu','cores','gpu')} for r,e in envs.items()}): add('caution', 'machines differ', f'Times were measured on different machines and cannot be compared. {_listed(d)}.')
         between = runs.groupby(['arch','variant']).latency_ms.agg(['min','max'])
         (_, v), (low, high) = (spread := between['max']/between['min']).idxmax(), between.loc[spread.idxmax()]
         if high > 1.05*low: add('note', 'latency', f'The latency of one and the same network ({v}) was measured between {low:.2f} and {high:.2f} ms: between variants a difference like that means nothing.')

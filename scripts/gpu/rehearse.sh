@@ -38,7 +38,7 @@ setsid nohup "${machine[@]}" python3 work/queue/run_queue.py work --minutes 60 -
 until [ -n "$(find work/started -name history.csv 2>/dev/null)" ]; do kill -0 $pid; sleep .1; done
 kill -9 $pid; wait $pid 2>/dev/null || true
 sleep 1
-if pgrep -f "$PWD/work/site/bin/simam_ema"; then echo "a training outlived the queue"; exit 1; fi
+if pgrep -f "$(cd work && pwd)/site/bin/simam_ema"; then echo "a training outlived the queue"; exit 1; fi
 "${machine[@]}" python3 work/queue/run_queue.py work --minutes 60 --out out1 --jobs 1 $only & pid=$!
 sleep 5; kill -9 $pid; wait $pid 2>/dev/null || true
 
