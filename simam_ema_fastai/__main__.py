@@ -48,5 +48,4 @@ def _predict_alone(argv:list[str]) -> int:
     return 2
 
 # %% ../nbs/75_main.ipynb #311f858b
-#| eval: false
-if __name__ == '__main__': sys.exit(main())
+if __name__ == '__main__' and __package__: sys.exit(main())  # not in a notebook, which belongs to no package

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
-from fastai.learner import Learner
+from fastai.learner import Learner, Recorder
 from fastai.torch_core import get_model
 
 import simam_ema_fastai
@@ -180,20 +180,28 @@ class _CountSkipped(Callback):
     def __init__(self, start_epoch:int): self.start_epoch = start_epoch
     def before_fit(self): self.learn.train_iter = self.start_epoch*len(self.dls.train)
 
+class _Wandb(Callback):
+    "Log losses and hyperparameters of every batch and metrics of every epoch to `run`; a resumed training counts from where it was."
+    order = Recorder.order + 1
+    def __init__(self, run, start_epoch:int): self._run, self._start = run, start_epoch  # a callback's own `run` says whether it runs
+    def before_fit(self): self._step = self._start*len(self.dls.train) - 1
+    def after_batch(self):
+        if not self.training: return
+        self._step += 1
+        hypers = {f'{k}_{i}': v for i,h in enumerate(self.opt.hypers) for k,v in h.items()}
+        self._run.log({'epoch': (self._step + 1)/self.n_iter, 'train_loss': float(self.smooth_loss), 'raw_loss': float(self.loss), **hypers}, step=self._step)
+    def after_epoch(self):
+        metrics = {n: v for n,v in zip(self.recorder.metric_names, self.recorder.log) if n not in ('epoch','train_loss','time')}
+        self._run.log({'epoch': self.epoch + 1, **metrics}, step=self._step)
+    def after_fit(self): self._run.finish()
+
 def _wandb(folder:Path, config:Config, start_epoch:int) -> Callback:
     import wandb
-    from fastai.callback.wandb import WandbCallback
-    class Wandb(WandbCallback):
-        def before_fit(self):
-            super().before_fit()
-            self._wandb_epoch, self._wandb_step = start_epoch, start_epoch*len(self.dls.train) - 1
-        def after_fit(self): super().after_fit(); wandb.finish()
     folder.mkdir(parents=True, exist_ok=True)
     wandb.finish()  # one that was interrupted
-    try: wandb.init(project='simam_ema_fastai', name=config.name, dir=folder, config=config.as_json())
+    try: return _Wandb(wandb.init(project='simam_ema_fastai', name=config.name, dir=folder, config=config.as_json()), start_epoch)
     except wandb.Error as e:
         raise UserError(f"Weights & Biases cannot be used ({str(e).splitlines()[0]}): log in with `wandb login`, or set WANDB_MODE=offline and upload later with `wandb sync`.") from None
-    return Wandb(log=None, log_preds=False)
 
 def loggers(
     log:str|None, # 'tensorboard', 'wandb', or None

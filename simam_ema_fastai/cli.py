@@ -11,9 +11,10 @@ import contextlib, errno, os, sys, warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 from fastcore.meta import delegates
-from fastcore.script import Param, anno_parser, store_true
+from fastcore.script import anno_parser, store_true
 
 from .batch import parser as predict_parser, predict
 from .core import UserError, one_of, read_json, write_json, write_text
@@ -139,8 +140,8 @@ def _ablate(variants, seeds, strategies, out, log, common, port=None, measured=T
 
 # %% ../nbs/70_cli.ipynb #a82df23c
 def evaluate(
-    model:Param('The folder of a run or of an exported learner, or a .pkl', str, opt=False, nargs='?')=None,
-    ensemble:Param('Average the probabilities of several of them instead', str, nargs='+')=None,
+    model:Annotated[str, dict(opt=False, nargs='?')]=None, # The folder of a run or of an exported learner, or a .pkl
+    ensemble:Annotated[str, dict(nargs='+')]=None, # Average the probabilities of several of them instead
     data:str=None, # Data set to evaluate on; the run's own if left out
     path:str=None, # Where the data are
     labels:str=None, # Labelling of elpv: cell, grade, defect

@@ -179,5 +179,4 @@ def main(
         return 2
 
 # %% ../nbs/04_runtime.ipynb #65354041
-#| eval: false
-if __name__ == '__main__': sys.exit(main())
+if __name__ == '__main__' and __package__: sys.exit(main())  # not in a notebook, which belongs to no package
