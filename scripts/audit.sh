@@ -3,7 +3,7 @@
 # A package that could not be looked up counts as a failure. Arguments go to pip-audit, e.g. --vulnerability-service osv
 set -euo pipefail
 cd "$(dirname "$0")/.."
-. scripts/venv.sh "${EXTRAS:-dev,demo,report,log}"
+. scripts/venv.sh "${EXTRA:-dev}"
 uv pip install -q pip-audit
 requirements=$(mktemp)
 trap 'rm -f "$requirements"' EXIT

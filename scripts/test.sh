@@ -1,22 +1,23 @@
 #!/usr/bin/env bash
 # Everything that has to hold: the package equals its notebooks, they are clean and run, the tests pass, the code is tidy.
+# Arguments go to pytest. LATEST=1 takes the newest versions of all requirements instead of the locked ones.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/venv.sh dev
-export CUDA_VISIBLE_DEVICES= MPLBACKEND=agg
+export CUDA_VISIBLE_DEVICES= MPLBACKEND=agg OMP_NUM_THREADS=1  # one thread in each of two processes
 
-state() { cat simam_ema_fastai/*.py $(find nbs -name '*.ipynb' -not -path '*/.*' | sort) | sha1sum; }
+state() { find simam_ema_fastai nbs \( -name '*.py' -o -name '*.ipynb' \) -not -path '*/.*' | LC_ALL=C sort | xargs cat | cksum; }
 before=$(state)
-echo "== nbdev_export, nbdev_clean"
-nbdev_export
-nbdev_clean
+echo "== nbdev-export, nbdev-clean"
+nbdev-export
+nbdev-clean
 if [ "$before" != "$(state)" ]; then
   echo "the package differed from its notebooks, or the notebooks were not clean; both are mended now: look at git diff" >&2
   exit 1
 fi
 echo "== ruff"
 ruff check .
-echo "== nbdev_test"
-OMP_NUM_THREADS=1 nbdev_test --path nbs --n_workers 2 --timing  # one thread each on two cores
+echo "== nbdev-test"
+nbdev-test nbs --n-workers 2 --timing
 echo "== pytest"
-OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile "$@"
+python -m pytest -n 2 --dist loadfile "$@"

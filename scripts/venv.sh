@@ -1,9 +1,52 @@
-# Sourced with the name of an extra: makes .venv if there is none, installs the package with that extra, and activates it.
-python=${PYTHON:-python3}
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or later is needed; $python is older. Set PYTHON to another one." >&2; exit 2; }
-[ -x .venv/bin/python ] || { echo "making .venv"; "$python" -m venv .venv; }
-. .venv/bin/activate
-python -m pip --version >/dev/null 2>&1 || python -m ensurepip -q
-python -m pip install -q uv
-echo "installing the package and its requirements (the first time: a few GB, mostly PyTorch)"
-uv pip install -q -e ".[$1]" || python -m pip install -q -e ".[$1]"
+# Sourced with the name of an extra, demo or dev: activates .venv, with the package and the locked requirements of that extra.
+# LATEST=1 takes the newest versions that settings.ini allows instead, PYTHON another Python. What an interrupted run, another
+# Python or an earlier version of this script left behind is made anew.
+refuse() { echo "$1" >&2; exit 2; }
+log=$(mktemp)  # elsewhere, since it is this disk that may be full
+run() {  # a command whose output goes to the log, and of that the last line to whoever is watching
+  local watcher=
+  [ -t 2 ] && { while sleep 1; do printf '\r\033[K%s' "$(tail -n 1 "$log" | cut -c1-78)" >&2; done & watcher=$!; }
+  local status=0
+  "$@" >>"$log" 2>&1 || status=$?
+  [ -z "$watcher" ] || { kill "$watcher"; printf '\r\033[K' >&2; }
+  return $status
+}
+give_up() {  # in one line: why, as far as the log knows, or else $1; with a second argument only if it knows
+  local line=
+  if grep -qiE 'no space left|os error 28|errno 28|disk quota' "$log" || [ "$(df -Pk . | awk 'NR == 2 {print $4}')" -lt 100000 ]; then
+    line="no space left on the disk: the packages take 6 GB where PyTorch comes with CUDA, else 2 GB. Free some and start again."
+  elif grep -qiE 'dns error|error sending request|failed to lookup|name resolution|connection refused|unreachable|timed out|newconnectionerror' "$log"; then
+    line="no connection to the package index: check the network (or the proxy, or UV_INDEX_URL and PIP_INDEX_URL) and start again."
+  fi
+  [ -n "$line" ] || [ -n "${2:-}" ] || line="$1: $(grep -iE 'error|×|╰' "$log" | tail -n 1 | cut -c1-300) All of it: $log."
+  [ -z "$line" ] || refuse "$line"
+}
+python=${PYTHON:-$(command -v python3 || command -v python || echo python3)}
+version=$("$python" -c 'import sys; print(*sys.version_info[:2], sep=".") if sys.version_info >= (3, 10) else sys.exit(1)' 2>/dev/null) ||
+  refuse "Python 3.10 or later is needed; '$python' is older or missing. Set PYTHON to another one."
+state=.venv/simam_ema_fastai  # a file per extra that is installed, with what it was made from; `unfinished` while one is being installed
+made_from="Python $version, ${LATEST:+the newest }$(cat settings.ini setup.py pyproject.toml "requirements/$1.txt" | cksum)"
+[ -d .venv/Scripts ] && bin=.venv/Scripts || bin=.venv/bin
+if [ ! -d $state ] || [ -e $state/unfinished ] || ! "$bin/python" -c "import sys; sys.exit(sys.version_info[:2] != (${version/./, }))" 2>/dev/null; then
+  [ ! -e .venv ] || echo ".venv is from an earlier version, another Python, or was never finished: making it anew"
+  rm -rf .venv || refuse "cannot take .venv away: see who may write here."
+  "$python" -m venv .venv >"$log" 2>&1 && mkdir $state ||
+    give_up "no virtual environment can be made here; on Debian it takes apt-get install python3-venv"
+fi
+[ -d .venv/Scripts ] && bin=.venv/Scripts || bin=.venv/bin
+. $bin/activate
+if [ "$(cat "$state/$1" 2>/dev/null)" != "$made_from" ]; then
+  echo "installing the package and its requirements into .venv (the first time: up to 3 GB to fetch, mostly PyTorch)"
+  touch $state/unfinished
+  rm -f "$state/$1"
+  command -v uv >/dev/null || run python -m pip install --disable-pip-version-check uv || { give_up "" unless-unknown; echo "uv cannot be had: pip installs instead, which is slower" >&2; }
+  pip=(python -m pip install); if command -v uv >/dev/null; then pip=(uv pip install); fi
+  if [ -n "${LATEST:-}" ] || ! { run "${pip[@]}" -r "requirements/$1.txt" && run "${pip[@]}" --no-deps -e .; }; then
+    [ -n "${LATEST:-}" ] || { give_up '' unless-unknown; echo "the locked versions cannot be had here ($(grep -iE 'error|╰' "$log" | tail -n 1 | cut -c1-200)): taking what settings.ini allows" >&2; }
+    : > "$log"
+    run "${pip[@]}" --upgrade -e ".[$1]" || give_up "installing failed"
+  fi
+  echo "$made_from" > "$state/$1"
+  rm $state/unfinished
+fi
+rm -f "$log"

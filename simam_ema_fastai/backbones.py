@@ -188,7 +188,7 @@ def _mobile(build, blocks, tail, head) -> Arch:
     return Arch(build, lambda m: _mobile_slots(blocks(m)), head, last, has_relu=False)
 
 def _timm(name) -> Arch:
-    build = lambda n: import_extra('timm', 'demo').create_model(name, num_classes=n)
+    build = lambda n: import_extra('timm', 'backbones').create_model(name, num_classes=n)
     return _mobile(build, lambda m: [b for stage in m.blocks for b in stage], lambda m: [m.conv_head, m.bn2], 'classifier')
 
 def _torchvision(name) -> Arch:

@@ -113,7 +113,7 @@ def predict_to(
     "Classes and probabilities of the pictures in `folder`, written to `out`, going on where an earlier call was killed. Raises `UserError` if that one was another: other model, settings or pictures."
     out, k = Path(out), min(k, len(model.classes))
     if out.suffix not in ('.csv', '.parquet'): raise UserError(f"--out {out}: a name that ends in .csv or .parquet is wanted.")
-    if out.suffix == '.parquet': import_extra('pyarrow', 'parquet')
+    if out.suffix == '.parquet': import_extra('pyarrow', 'export')
     total = sum(1 for _ in pictures_in(folder))
     if not total: raise UserError(f"no image in '{folder}'.")
     part, state_file = (out.with_name(out.name + end) for end in ('.part', '.part.json'))

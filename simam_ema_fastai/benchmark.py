@@ -98,7 +98,7 @@ _timm_gates = ('se', 'eca', 'cbam')
 @contextlib.contextmanager
 def _timm_registered():
     "timm's attention layers in the table of gates, for a while."
-    create_attn = import_extra('timm', 'demo').layers.create_attn
+    create_attn = import_extra('timm', 'backbones').layers.create_attn
     gates.update({f'timm_{a}': lambda channels, a=a: create_attn(a, channels) for a in _timm_gates})
     try: yield
     finally:

@@ -37,7 +37,7 @@ def on_ray(
     "An executor: every run a task of the Ray cluster that this process is connected to, or `RAY_ADDRESS` names, or that runs on this machine; a new one on this machine otherwise."
     if several(): raise UserError('--executor ray starts processes of its own: leave accelerate launch or torchrun out.')
     os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
-    ray = import_extra('ray', 'ray')
+    ray = import_extra('ray', 'cluster')
     folder, ours = Path(folder).absolute(), not ray.is_initialized()
     if ours: ray.init()
     try:

@@ -4,14 +4,14 @@
 
 # %% ../nbs/41_efficiency.ipynb #9fe4a1bf
 from __future__ import annotations
-import contextlib, statistics, time, weakref
+import contextlib, copy, statistics, time, weakref
 from collections.abc import Callable
 
 import torch
-from fvcore.nn import FlopCountAnalysis
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from .core import UserError
 from .models import count_params
@@ -21,7 +21,6 @@ __all__ = ['flops_convention', 'count_flops', 'latency', 'peak_memory', 'measure
 
 # %% ../nbs/41_efficiency.ipynb #29136a5a
 flops_convention = '2 per multiply-accumulate of conv, linear and matmul; one image'
-_counted = ('conv', 'linear', 'matmul', 'bmm', 'addmm', 'baddbmm', 'einsum')
 
 @contextlib.contextmanager
 def _probe(model:nn.Module, size:int, bs:int=1):
@@ -35,16 +34,10 @@ def count_flops(
     model:nn.Module, # Takes `(N, 3, size, size)`
     size:int # Side in pixels
 ) -> int: # FLOPs for one image, see `flops_convention`
-    "Count FLOPs by tracing `model` with fvcore."
-    with _probe(model, size) as x:
-        analysis = FlopCountAnalysis(model, x).set_op_handle('aten::baddbmm', _baddbmm_macs)
-        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings('none')
-        return int(2*sum(n for op,n in analysis.by_operator().items() if op in _counted))
-
-def _baddbmm_macs(inputs, outputs) -> int:
-    "b·m·n·k of `input + batch1 @ batch2`, which fvcore does not know."
-    (b, m, k), n = inputs[1].type().sizes(), inputs[2].type().sizes()[2]
-    return b*m*n*k
+    "Count FLOPs by watching the operators of one forward pass on the CPU, where every gate is made of operators that are counted."
+    model = copy.deepcopy(model).cpu()
+    with _probe(model, size) as x, torch.no_grad(), FlopCounterMode(display=False) as counter: model(x)
+    return counter.get_total_flops()
 
 # %% ../nbs/41_efficiency.ipynb #a0fcddd7
 def _times(

@@ -66,7 +66,7 @@ def joined(
     """Take part in what `accelerate launch` or `torchrun` started, if either did. Only the first process prints.
     When one fails, all end: it tells why, the others leave with status 2. The error is a `UserError` if another was lost without a word."""
     if num_distrib() < 2: yield; return
-    accelerate = import_extra('accelerate', 'distributed')
+    accelerate = import_extra('accelerate', 'cluster')
     state = accelerate.PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))  # the first may be fetching data, or measuring
     store, done = dist.distributed_c10d._get_default_store(), threading.Event()
     threading.Thread(target=_end_with_the_others, args=(store, done), daemon=True).start()

@@ -125,7 +125,7 @@ def open_onnx(
     threads:int=None # Of onnxruntime; as many as there are cores if None
 ) -> Classifier:
     "An ONNX file as a `Classifier`, computed by onnxruntime on the CPU. Raises `UserError` for what is missing, damaged, or was exported by something else."
-    ort = import_extra('onnxruntime', 'runtime')
+    ort = import_extra('onnxruntime', 'export')
     path = Path(path)
     if not path.is_file(): raise UserError(f"there is no file {path}.")
     options = ort.SessionOptions()

