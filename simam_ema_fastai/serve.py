@@ -80,7 +80,7 @@ class Batcher:
     def busy(self, line:str) -> Busy:
         "`line`, with what the model does and the time after which to come again, which is at least 1 s."
         taken = time.monotonic() - self.since
-        at = f'the model has been at a batch of {len(self.computing)} for {taken:.0f} s' if self.computing and taken > 1 else f'{self.load()} pictures are waiting'
+        at = f'the model has been at a batch of {len(self.computing)} for {taken:.0f} s' if self.computing and taken > 1 else f'{self.load()} pictures are waiting' if self.load() else 'this machine is slow'
         seconds = math.ceil(self.limits.seconds) if self.is_stuck() else max(1, math.ceil(self.load()*self.pace))
         return Busy(f'{line}{at}: come again in {seconds} s.', seconds)
 
