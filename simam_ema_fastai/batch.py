@@ -153,7 +153,6 @@ def predict_to(
         state = _begun(state_file, settings, part)
         state_file.unlink()
         return _counts(state)
-    if out.exists() and not state_file.exists(): raise UserError(f"{out} is there already: it is not replaced. Delete it, or choose another --out.")
     total = sum(1 for _ in images_of(folder))
     if not total: raise UserError(f"no image in {_shown(folder)}.")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -193,6 +192,7 @@ def _check_out(out:Path):
     "Raise `UserError` unless predictions can go to `out`."
     if out.suffix not in ('.csv', '.parquet'): raise UserError(f"--out {out}: a name that ends in .csv or .parquet is wanted.")
     if out.is_dir(): raise UserError(f"--out {out} is a folder: choose another name.")
+    if out.exists() and not _parts(out)[1].exists(): raise UserError(f"{out} is there already: it is not replaced. Delete it, or choose another --out.")
     if out.suffix == '.parquet': import_extra('pyarrow', 'parquet')
 
 def _begun(state_file:Path, settings:dict, part:Path) -> dict:

@@ -137,7 +137,7 @@ class Classifier:
         for i in range(0, len(pictures), bs): rows += self.top(self.probabilities(np.stack([self.prepare(p) for p in pictures[i:i+bs]])), k)
         return rows
 
-# %% ../nbs/04_runtime.ipynb #ee6fec8c
+# %% ../nbs/04_runtime.ipynb #b1175bfc
 _data_alone = {'collections', 'torch', 'torch._utils', 'numpy', 'numpy.core.multiarray', 'numpy._core.multiarray'}  # modules of what pickled weights are made of
 
 def _first_class(stream) -> str|None:
@@ -160,13 +160,15 @@ def _check_pickle(stream, path:Path):
 
 _wanted = 'A model is the folder of a run or of a bundle, an .onnx, or a .pkl that holds a learner'
 
+def _in_bundle(path:Path) -> bool: return path.name in ('model.json', 'model.safetensors') and path.with_name('model.json').is_file()
+
 def form_of(
     path:str|Path # A model, exported in some form
 ) -> str: # folder, onnx or pickle
     "The form of a model. Raises `UserError` for what is not there, and for a file whose content is none of them."
     path = Path(path)
     if not path.exists(): raise UserError(f"no exported learner at '{path}': an ONNX file, the folder of a bundle or of a run, or a .pkl is wanted.")
-    if path.is_dir(): return 'folder'
+    if path.is_dir() or _in_bundle(path): return 'folder'
     if path.suffix.lower() == '.onnx': return 'onnx'
     with open(path, 'rb') as f:
         head = f.read(16)
@@ -236,8 +238,8 @@ def open_model(
 
     Raises `UserError` for what is missing, damaged, too new, needs what is not installed, or is a pickle and not trusted."""
     path = Path(path)
-    if path.name in ('model.json', 'model.safetensors') and path.with_name('model.json').is_file(): path = path.parent
     form = form_of(path)
+    if _in_bundle(path): path = path.parent
     if form == 'onnx': return open_onnx(path, threads)
     has, onnx, bundled = importlib.util.find_spec, path/'model.onnx', form == 'folder' and (path/'model.json').is_file()
     learner = form == 'pickle' or bundled or (path/'model.pkl').is_file()

@@ -49,7 +49,8 @@ class Limits:
 
     def __post_init__(self):
         for k,v in vars(self).items():
-            if not (0 < v < math.inf or k == 'wait' and v == 0): raise UserError(f'{k} {v}: more than 0 is wanted, and not infinitely many.')
+            if not (0 < v < math.inf or k == 'wait' and v == 0): raise UserError(f'{k} {v}: more than 0 is wanted, and a finite number.')
+        for k in ('body', 'pixels'): object.__setattr__(self, k, int(getattr(self, k)))
         if self.queue < self.images: raise UserError(f'a queue of {self.queue} has no room for the {self.images} pictures of one request: give a longer queue, or fewer pictures a request.')
 
 # %% ../nbs/75_serve.ipynb #aed2b93e

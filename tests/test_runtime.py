@@ -146,6 +146,34 @@ def test_predict_without_pytorch(digits, tmp_path):
     assert alone.returncode == 0 and len(alone.stdout.splitlines()) == 2, alone.stderr
 
 
+def test_predict_takes_what_a_shell_makes_of_a_glob(digits, tmp_path):
+    p = predicting(bundle/'model.onnx', digits/'0003.png', digits/'cut.png', digits/'0004.png')
+    out, err = p.communicate()
+    assert (p.returncode, err, [l[:len(str(digits)) + 9] for l in out.splitlines()]) == (0, '', [f'{digits}/0003.png', f'{digits}/cut.png ', f'{digits}/0004.png'])
+    files = [digits/'0003.png', digits/'0004.png', digits/'cut.png']
+    assert predicting(bundle, *files, '--out', tmp_path/'three.csv').communicate()[0] == f"2 predictions: {tmp_path/'three.csv'}, 1 unreadable\n"
+    p = predicting(bundle, digits, '--out', tmp_path/'three.csv')
+    assert (p.communicate()[1].splitlines(), p.returncode) == ([f"simam_ema: {tmp_path/'three.csv'} is there already: it is not replaced. Delete it, or choose another --out."], 2)
+
+
+@pytest.mark.skipif(not Path('/dev/full').exists(), reason='no /dev/full here')
+def test_predictions_that_nobody_gets(digits):
+    "A closed output, a full disk, a reader that has gone: never status 0."
+    argv = [sys.executable, '-c', slim, 'predict', str(bundle), str(digits)]
+    for how, status, says in (('>&-', 2, 'standard output is closed'), ('>/dev/full', 2, 'No space left on device'), ('| true; exit ${PIPESTATUS[0]}', 141, None)):
+        r = subprocess.run(['bash', '-c', f'"$@" {how}', 'bash', *argv], capture_output=True, text=True)
+        assert r.returncode == status and (says is None and not r.stderr or says and says in r.stderr and len(r.stderr.splitlines()) == 1), (how, r)
+
+
+def test_bundle_whose_parts_are_of_different_models(refused, digits, tmp_path):
+    shutil.copytree(bundle, tmp_path/'b')
+    (tmp_path/'b'/'model.json').write_bytes(_nine_classes((bundle/'model.json').read_bytes()))
+    for p in (tmp_path/'b', tmp_path/'b'/'model.json'): refused('predict', p, digits/'0003.png', says='model.onnx and model.json in')
+    shutil.copy(bundle/'model.onnx', tmp_path/'alone.onnx')
+    (tmp_path/'only').mkdir(); shutil.copy(bundle/'model.onnx', tmp_path/'only')
+    for p in (tmp_path/'alone.onnx', tmp_path/'only'): assert '0003.png: 3 ' in predicting(p, digits/'0003.png').communicate()[0]
+
+
 def test_predict_survives_sigkill(digits, tmp_path):
     args = (bundle/'model.onnx', digits, '--bs', 4, '--workers', 1, '--threads', 1, '--k', 10)
     start = time.monotonic()
