@@ -67,6 +67,22 @@ def test_version_1_answers_as_it_did(arch):
     assert learn.about['variant'] == 'hybrid' and learn.about['metrics']['top1'] > 80
 
 
+def test_an_answer_of_nan_has_no_label(simam_ema, arch, tmp_path):
+    "In PyTorch, behind the runtime's interface, on the command line, as a picture; and no ONNX file is made of it."
+    from simam_ema_fastai.bundle import write_bundle
+    from simam_ema_fastai.inference import classifier
+    from simam_ema_fastai.maps import explain
+    learn, files = load(bundle), load_samples('digits').files[:2]
+    for p in list(learn.model.parameters())[-2:]: p.data.fill_(float('nan'))
+    write_bundle(learn, tmp_path)
+    for call in (lambda: predict(learn, files), lambda: predict(tmp_path, files), lambda: classifier(learn).classify(files), lambda: explain(learn, files)):
+        with pytest.raises(UserError, match='answers NaN or infinity'): call()
+    status, out, err = simam_ema('predict', tmp_path, *files)
+    assert status == 2 and 'none of the 2 images has an answer' in err and ' has no answer: the network gives NaN or infinity' in out
+    status, _, err = simam_ema('export', tmp_path, '--onnx', tmp_path/'x.onnx')
+    assert status == 2 and 'NaN or infinity' in err and not (tmp_path/'x.onnx').exists()
+
+
 def test_committed_bundle_is_small(): assert sum(f.stat().st_size for f in bundle.iterdir()) < 300_000
 
 
