@@ -40,7 +40,8 @@ def images_of(
 ) -> Iterator[str]: # Paths, in the order of `items`
     "What `items` stands for. Raises `UserError` for what is not there."
     items = [items] if isinstance(items, (str, Path)) else list(items)
-    if missing := [i for i in items if not os.path.exists(i)]: raise UserError(f"there is no file or folder '{missing[0]}'.")
+    if missing := [i for i in items if not os.path.exists(i)]:
+        raise UserError(f"there is no file or folder '{missing[0]}'.")
     for item in items:
         if os.path.isdir(item): yield from pictures_in(item)
         else: yield os.fspath(item)
@@ -121,7 +122,8 @@ def _appending(part:Path):
         with contextlib.suppress(ImportError):
             import fcntl
             try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError: raise UserError(f"another process is writing {part}: wait for it, or choose another --out.") from None
+            except BlockingIOError:
+                raise UserError(f"another process is writing {part}: wait for it, or choose another --out.") from None
             except OSError: pass  # a file system without locks
         yield f
 
@@ -162,7 +164,9 @@ def predict_to(
         if state_file.exists():
             state |= _begun(state_file, settings, part)
             for p in itertools.islice(paths, state['done']): names.update(os.fsencode(p) + b'\0')
-            if names.hexdigest() != state.get('names') or f.tell() < state['bytes']: raise UserError(f"the images in {_shown(folder)} are not those that {part} was begun with: delete it to begin anew.")
+            if names.hexdigest() != state.get('names') or f.tell() < state['bytes']:
+                raise UserError(f"the images in {_shown(folder)} are not those that {part} was begun with: delete it "
+                                "to begin anew.")
             print(f"going on after {state['done']} of {total} pictures", file=sys.stderr)
         f.truncate(state['bytes'])
         f.seek(0, os.SEEK_END)
@@ -192,7 +196,8 @@ def _check_out(out:Path):
     "Raise `UserError` unless predictions can go to `out`."
     if out.suffix not in ('.csv', '.parquet'): raise UserError(f"--out {out}: a name that ends in .csv or .parquet is wanted.")
     if out.is_dir(): raise UserError(f"--out {out} is a folder: choose another name.")
-    if out.exists() and not _parts(out)[1].exists(): raise UserError(f"{out} is there already: it is not replaced. Delete it, or choose another --out.")
+    if out.exists() and not _parts(out)[1].exists():
+        raise UserError(f"{out} is there already: it is not replaced. Delete it, or choose another --out.")
     if out.suffix == '.parquet': import_extra('pyarrow', 'parquet')
 
 def _begun(state_file:Path, settings:dict, part:Path) -> dict:
@@ -200,7 +205,9 @@ def _begun(state_file:Path, settings:dict, part:Path) -> dict:
     state = read_json(state_file)
     if not isinstance(state, dict): raise UserError(f"{state_file} is damaged: delete it and {part} to begin anew.")
     other = ['another model' if s == 'model' else f'{s} {state.get(s)}' for s,v in settings.items() if state.get(s) != v]
-    if other: raise UserError(f"{part} was begun with other settings ({', '.join(other)}): repeat those, or delete it and {state_file.name}.")
+    if other:
+        raise UserError(f"{part} was begun with other settings ({', '.join(other)}): repeat those, or delete it and "
+                        f"{state_file.name}.")
     return state
 
 def _count(rows:list[list], state:dict):

@@ -55,7 +55,8 @@ def load(
     "Load an exported learner, and print which form it was. Raises `UserError` for what is missing, damaged, too new, or a pickle and not trusted."
     path = Path(path)
     if path.name in ('model.json', 'model.safetensors') and path.with_name('model.json').exists(): path = path.parent
-    if form_of(path) == 'onnx': raise UserError(f"{path} is an ONNX model, no learner: `predict` takes it, and `runtime.open_model`.")
+    if form_of(path) == 'onnx':
+        raise UserError(f"{path} is an ONNX model, no learner: `predict` takes it, and `runtime.open_model`.")
     if path.is_dir() and ((path/'model.json').exists() or not (path/'model.pkl').exists()):
         learn = read_bundle(path)
         if not cpu: learn.model.to(learn.dls.to(default_device()).device)
@@ -98,7 +99,9 @@ def predict(
         learn = model if isinstance(model, Learner) else load(model, trust)
         items = _pictures(items)
         with learn.no_bar(), learn.no_logging(): probs,_ = learn.get_preds(dl=learn.dls.test_dl(items, bs=bs, num_workers=0))
-        if not probs.isfinite().all(): raise UserError(f"the network answers NaN or infinity to {(~probs.isfinite().all(1)).sum()} of {len(probs)} images: its weights are damaged, or its training diverged.")
+        if not probs.isfinite().all():
+            raise UserError(f"the network answers NaN or infinity to {(~probs.isfinite().all(1)).sum()} of "
+                            f"{len(probs)} images: its weights are damaged, or its training diverged.")
         p, c = probs.float().topk(min(k, probs.shape[1]), 1)
         rows = [[(learn.dls.vocab[i], v) for i,v in zip(*r)] for r in zip(c.tolist(), p.tolist())]
     df = pd.DataFrame({'item': [str(o) if isinstance(o, Path) else f'picture {i}' for i,o in enumerate(items)], 'label': [r[0][0] for r in rows], 'prob': [r[0][1] for r in rows]})

@@ -81,7 +81,9 @@ def _data_url(im:np.ndarray, kind:str, **kwargs) -> str:
 def _colours(heat:Tensor, size:int) -> np.ndarray:
     "`heat`, `(h, w)`, from its lowest to its highest value in viridis. Raises `UserError` if it holds NaN or infinity."
     import matplotlib
-    if not heat.isfinite().all(): raise UserError('a map holds NaN or infinity: the weights of the network are damaged, or its arithmetic overflows.')
+    if not heat.isfinite().all():
+        raise UserError('a map holds NaN or infinity: the weights of the network are damaged, or its arithmetic '
+                        'overflows.')
     h = _resized(heat[None], size, 'bicubic')[...,0]
     return matplotlib.colormaps['viridis']((h - h.min())/max(h.max() - h.min(), 1e-9))[...,:3]
 
@@ -114,7 +116,9 @@ def explain(
     if pictures.max() > 1.5: pictures = pictures/255
     model = learn.model.eval()
     with torch.no_grad(): prob, answer = model(x).softmax(1).max(1)
-    if not prob.isfinite().all(): raise UserError('the network answers NaN or infinity, which explains nothing: its weights are damaged, or its training diverged.')
+    if not prob.isfinite().all():
+        raise UserError('the network answers NaN or infinity, which explains nothing: its weights are damaged, or its '
+                        'training diverged.')
     heats = {'Grad-CAM': grad_cam(model, x, answer), **gate_maps(model, x)}
     return [dict(answer=str(learn.dls.vocab[int(a)]), prob=float(p), picture=overlay(im, size=size), **{k: overlay(im, h[i], size) for k,h in heats.items()})
             for i,(im,a,p) in enumerate(zip(pictures, answer, prob))]

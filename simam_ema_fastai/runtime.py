@@ -111,7 +111,8 @@ class Classifier:
         if not len(batch): return np.empty((0, len(self.classes)), np.float32)
         with self._lock: logits = self._run(batch).astype(np.float64)
         if logits.shape != (len(batch), len(self.classes)):
-            raise UserError(f"{self.source} answers {logits.shape} to {len(batch)} images, and names {len(self.classes)} classes: export the model again.")
+            raise UserError(f"{self.source} answers {logits.shape} to {len(batch)} images, and names "
+                            f"{len(self.classes)} classes: export the model again.")
         logits[wrong := ~np.isfinite(logits).all(1)] = np.nan
         p = np.exp(logits - logits.max(1, keepdims=True))
         p = (p/p.sum(1, keepdims=True)).astype(np.float32)
@@ -156,7 +157,9 @@ def _check_pickle(stream, path:Path):
             stream.seek(0)
             first = next(filter(None, (_first_class(stream) for _ in range(4))), None)
     except Exception as e: raise UserError(f"{path} is damaged: its pickle cannot be read to the end ({e}).") from None
-    if first is None or first.split()[0] in _data_alone: raise UserError(f"{path} is no exported learner: it holds weights or other data alone. {_wanted}; `train --weights` takes weights.")
+    if first is None or first.split()[0] in _data_alone:
+        raise UserError(f"{path} is no exported learner: it holds weights or other data alone. {_wanted}; `train "
+                        "--weights` takes weights.")
 
 _wanted = 'A model is the folder of a run or of a bundle, an .onnx, or a .pkl that holds a learner'
 
@@ -178,14 +181,20 @@ def form_of(
                 inside = z.namelist()
                 pickled = [n for n in inside if n.split('/')[1:] == ['data.pkl']]
                 if pickled and not any(n.endswith('/constants.pkl') for n in inside): _check_pickle(io.BytesIO(z.read(pickled[0])), path); return 'pickle'
-                if any(n.split('/')[-1] == 'model.json' for n in inside): raise UserError(f"{path} is an archive with a bundle in it: unpack it, and give the folder.")
-            raise UserError(f"{path} is no exported learner, but an archive of another kind (TorchScript, torch.export, …). {_wanted}.")
-        if head.startswith(b'PK\3\4'): raise UserError(f"{path} is damaged: an archive that was cut off. Export or copy it again.")
+                if any(n.split('/')[-1] == 'model.json' for n in inside):
+                    raise UserError(f"{path} is an archive with a bundle in it: unpack it, and give the folder.")
+            raise UserError(f"{path} is no exported learner, but an archive of another kind (TorchScript, "
+                            f"torch.export, …). {_wanted}.")
+        if head.startswith(b'PK\3\4'):
+            raise UserError(f"{path} is damaged: an archive that was cut off. Export or copy it again.")
         f.seek(0)
         if head[:1] == b'\x80' and head[1:2] in (b'\2', b'\3', b'\4', b'\5'): _check_pickle(f, path); return 'pickle'
     if not head: raise UserError(f"{path} is empty: export or copy the model again.")
-    if path.suffix.lower() == '.pkl': raise UserError(f"{path} is no exported learner: whatever its name says, it holds no pickle.")
-    if head[8:9] == b'{' and path.suffix == '.safetensors': raise UserError(f"{path} is no exported learner: it holds weights alone. {_wanted}; `train --weights` takes weights.")
+    if path.suffix.lower() == '.pkl':
+        raise UserError(f"{path} is no exported learner: whatever its name says, it holds no pickle.")
+    if head[8:9] == b'{' and path.suffix == '.safetensors':
+        raise UserError(f"{path} is no exported learner: it holds weights alone. {_wanted}; `train --weights` takes "
+                        "weights.")
     raise UserError(f"{path} is neither a folder, an .onnx nor a .pkl. {_wanted}.")
 
 # %% ../nbs/04_runtime.ipynb #6a0ee53b
@@ -218,11 +227,15 @@ def open_onnx(
     meta = session.get_modelmeta().custom_metadata_map
     try: about = json.loads(meta.get('about', 'null'))
     except ValueError: about = None
-    if about is None: raise UserError(f"{path} does not say which classes it knows and how images are prepared for it: only ONNX files that `simam_ema export` wrote do.")
+    if about is None:
+        raise UserError(f"{path} does not say which classes it knows and how images are prepared for it: only ONNX "
+                        "files that `simam_ema export` wrote do.")
     about, n = check_about(about, path), len(seal(b''))
     if seal_key in meta and data[-n:] != seal(data[:-n]): raise UserError(f"{path} was changed or damaged after it was written: its digest is wrong. Export the model again.")
     inputs, outputs = session.get_inputs(), session.get_outputs()
-    if (len(inputs), len(outputs)) != (1, 1): raise UserError(f"{path} takes {len(inputs)} inputs and gives {len(outputs)} outputs, one of each is wanted: export the model again.")
+    if (len(inputs), len(outputs)) != (1, 1):
+        raise UserError(f"{path} takes {len(inputs)} inputs and gives {len(outputs)} outputs, one of each is wanted: "
+                        "export the model again.")
     x, y = inputs[0], outputs[0]
     if y.shape[-1] != len(about['classes']): raise UserError(f"{path} has {y.shape[-1]} outputs and names {len(about['classes'])} classes: export the model again.")
     prepared = (lambda b: b) if x.type == 'tensor(uint8)' else lambda b: normalised(b, about['transforms'])
@@ -246,7 +259,8 @@ def open_model(
     if form == 'folder' and onnx.is_file() and (has('onnxruntime') or not learner):
         model = open_onnx(onnx, threads)
         if bundled and (other := [k for k,v in read_about(path).items() if k in ('variant', 'arch', 'classes', 'transforms') and v != model.about.get(k)]):
-            raise UserError(f"model.onnx and model.json in {path} are of different models ({', '.join(other)} differ): export the model again.")
+            raise UserError(f"model.onnx and model.json in {path} are of different models ({', '.join(other)} differ): "
+                            "export the model again.")
         return model
     if not learner: read_about(path)  # says what is there instead
     if has('torch') is None or has('fastai') is None:
@@ -272,7 +286,8 @@ def main(
         if len(argv) < 2 or argv[0].startswith('-'): raise UserError('usage: python -m simam_ema_fastai.runtime MODEL PICTURE…')
         model = open_model(argv[0])
         for p in argv[1:]:
-            if os.path.isdir(p): raise UserError(f"{p} is a folder: `simam_ema predict` takes folders, this takes images.")
+            if os.path.isdir(p):
+                raise UserError(f"{p} is a folder: `simam_ema predict` takes folders, this takes images.")
         for picture, row in zip(argv[1:], model.classify(argv[1:], 3)): say_line(f'{picture}: ' + ', '.join(f'{c} {100*p:.1f}%' for c,p in row))
         return 0
     except UserError as e:

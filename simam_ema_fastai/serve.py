@@ -49,7 +49,8 @@ class Limits:
 
     def __post_init__(self):
         for k,v in vars(self).items():
-            if not (0 < v < math.inf or k == 'wait' and v == 0): raise UserError(f'{k} {v}: more than 0 is wanted, and a finite number.')
+            if not (0 < v < math.inf or k == 'wait' and v == 0):
+                raise UserError(f'{k} {v}: more than 0 is wanted, and a finite number.')
         for k in ('body', 'pixels'): object.__setattr__(self, k, int(getattr(self, k)))
         if self.queue < self.images: raise UserError(f'a queue of {self.queue} has no room for the {self.images} pictures of one request: give a longer queue, or fewer pictures a request.')
 
@@ -472,7 +473,8 @@ def _bind(host:str, port:int) -> socket.socket:
 def check_token(token:str):
     "Raise `UserError` unless `token` is one that protects and can be sent: 16 printable ASCII characters or more."
     if len(token.strip()) < 16 or not token.isascii() or not token.isprintable():
-        raise UserError("the token is too short or not ASCII on one line: take 16 characters or more, e.g. of `python -c 'import secrets; print(secrets.token_urlsafe())'`.")
+        raise UserError("the token is too short or not ASCII on one line: take 16 characters or more, e.g. of `python "
+                        "-c 'import secrets; print(secrets.token_urlsafe())'`.")
 
 def read_token(
     path:str=None # A file that holds the token; $SIMAM_EMA_TOKEN if None
@@ -480,10 +482,13 @@ def read_token(
     "The token that clients have to show. Raises `UserError` if it cannot be read or protects nothing (see `check_token`); warns of a file that everybody can read."
     if path is None:
         if (token := os.environ.get('SIMAM_EMA_TOKEN')) is None: return None
-        if not token.strip(): raise UserError('SIMAM_EMA_TOKEN is set and empty: unset it to serve without a token, or put one in.')
+        if not token.strip():
+            raise UserError('SIMAM_EMA_TOKEN is set and empty: unset it to serve without a token, or put one in.')
     else:
         try: token, mode = Path(path).read_text(encoding='utf-8'), os.stat(path).st_mode
-        except (OSError, UnicodeDecodeError) as e: raise UserError(f"no token can be read from '{path}': {getattr(e, 'strerror', None) or 'it is no text'}.") from e
+        except (OSError, UnicodeDecodeError) as e:
+            raise UserError(f"no token can be read from '{path}': "
+                            f"{getattr(e, 'strerror', None) or 'it is no text'}.") from e
         if mode & stat.S_IROTH: warnings.warn(f'everybody on this machine can read the token in {path}: chmod 600 {path}.')
     check_token(token := token.strip())
     return token

@@ -136,7 +136,8 @@ class Watch(ThreadingHTTPServer):
         return dict(stamp=stamp(self.folder), text=self._said())
 
     def _said(self) -> str:
-        if self._page and not self.folder.is_dir(): return f'The run folder {self.folder} is gone: this is the last that was seen.'
+        if self._page and not self.folder.is_dir():
+            return f'The run folder {self.folder} is gone: this is the last that was seen.'
         if self._wrong: return f'The page cannot be brought up to date ({self._wrong.rstrip(".")}). It is tried again.'
         try: return _status(self.folder)
         except Exception as e: return f'How far it is cannot be told ({_line(e).rstrip(".")}).'
@@ -158,7 +159,8 @@ class Watch(ThreadingHTTPServer):
 
     def handle_error(self, request, client_address):
         e = sys.exc_info()[1]
-        if not isinstance(e, (ConnectionError, TimeoutError)): print(f'watch: {_line(e)}', file=sys.stderr, flush=True)  # who closes a tab does no wrong
+        if not isinstance(e, (ConnectionError, TimeoutError)):
+            print(f'watch: {_line(e)}', file=sys.stderr, flush=True)  # who closes a tab does no wrong
 
 def listen(
     port:int=8765 # 0 for any that is free
@@ -193,4 +195,5 @@ def _serve(folder, sock):
     os.nice(5)
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(0)), daemon=True).start()
     try: Watch(folder, sock).serve_forever()
-    except Exception as e: print(f'watch: {_line(e)}: the page is not served any more, the training goes on.', file=sys.stderr, flush=True)
+    except Exception as e:
+        print(f'watch: {_line(e)}: the page is not served any more, the training goes on.', file=sys.stderr, flush=True)
