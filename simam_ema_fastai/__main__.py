@@ -22,7 +22,7 @@ def main(
     else: of = _predict_alone
     try:
         status = of(argv)
-        sys.stdout.flush()
+        if sys.stdout is not None: sys.stdout.flush()
         return status
     except BrokenPipeError:  # whoever read has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

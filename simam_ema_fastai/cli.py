@@ -265,7 +265,7 @@ def serve(
     from simam_ema_fastai.core import import_extra
     for module in ('fastapi', 'uvicorn', 'multipart', 'prometheus_client'): import_extra(module, 'serve')
     from simam_ema_fastai.serve import Limits, read_token, serve
-    limits = Limits(body=int(max_mb*2**20), pixels=int(max_megapixels*1e6), images=max_images, seconds=timeout, queue=queue, bs=bs, wait=wait_ms/1e3)
+    limits = Limits(body=max_mb*2**20, pixels=max_megapixels*1e6, images=max_images, seconds=timeout, queue=queue, bs=bs, wait=wait_ms/1e3)
     serve(model, host, port, read_token(token_file), limits, trust)
 
 def report(

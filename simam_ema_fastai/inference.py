@@ -21,7 +21,7 @@ from . import native
 from .bundle import describe, read_bundle, write_bundle
 from .core import UserError, atomic_path, one_of
 from .fusion import fuse
-from .runtime import Classifier, open_onnx
+from .runtime import Classifier, form_of, open_onnx
 
 # %% auto #0
 __all__ = ['bundle_files', 'export', 'load', 'classifier', 'predict', 'Optimised', 'optimise']
@@ -54,15 +54,15 @@ def load(
 ) -> Learner: # A bundle's has no data of its own
     "Load an exported learner, and print which form it was. Raises `UserError` for what is missing, damaged, too new, or a pickle and not trusted."
     path = Path(path)
-    if path.name in ('model.json', 'model.safetensors'): path = path.parent
-    if not path.exists(): raise UserError(f"no exported learner at '{path}'.")
-    if path.suffix == '.onnx': raise UserError(f"{path} is an ONNX model, no learner: `predict` takes it, and `runtime.open_model`.")
+    if path.name in ('model.json', 'model.safetensors') and path.with_name('model.json').exists(): path = path.parent
+    if form_of(path) == 'onnx':
+        raise UserError(f"{path} is an ONNX model, no learner: `predict` takes it, and `runtime.open_model`.")
     if path.is_dir() and ((path/'model.json').exists() or not (path/'model.pkl').exists()):
         learn = read_bundle(path)
         if not cpu: learn.model.to(learn.dls.to(default_device()).device)
         print(f"opened the bundle {path}: {learn.about['variant']} on {learn.about['arch']}, {learn.dls.c} classes")
         return learn
-    if path.is_dir(): path = path/'model.pkl'
+    if path.is_dir(): form_of(path := path/'model.pkl')
     if not trust:
         better = f', or give the folder {path.parent}, which opens without' if (path.parent/'model.json').exists() else ''
         raise UserError(f"{path} is a pickle, which can run any code when it is opened: if you trust who wrote it, say so with trust=True or --trust{better}.")
@@ -92,13 +92,16 @@ def predict(
     trust:bool=False # Open a .pkl, which can run any code: only where you trust who wrote it
 ) -> pd.DataFrame: # A row per image: item, label, prob, then label1, prob1, … labelk, probk
     "Classes and probabilities for pictures; raises `UserError` for what is no picture."
-    if isinstance(model, (str, Path)) and Path(model).suffix == '.onnx':
+    if isinstance(model, (str, Path)) and Path(model).suffix.lower() == '.onnx':
         items, c = _pictures(items), open_onnx(model)
         rows = c.classify(items, k, bs)
     else:
         learn = model if isinstance(model, Learner) else load(model, trust)
         items = _pictures(items)
         with learn.no_bar(), learn.no_logging(): probs,_ = learn.get_preds(dl=learn.dls.test_dl(items, bs=bs, num_workers=0))
+        if not probs.isfinite().all():
+            raise UserError(f"the network answers NaN or infinity to {(~probs.isfinite().all(1)).sum()} of "
+                            f"{len(probs)} images: its weights are damaged, or its training diverged.")
         p, c = probs.float().topk(min(k, probs.shape[1]), 1)
         rows = [[(learn.dls.vocab[i], v) for i,v in zip(*r)] for r in zip(c.tolist(), p.tolist())]
     df = pd.DataFrame({'item': [str(o) if isinstance(o, Path) else f'picture {i}' for i,o in enumerate(items)], 'label': [r[0][0] for r in rows], 'prob': [r[0][1] for r in rows]})

@@ -14,7 +14,7 @@ from fastai.learner import Learner
 from PIL import Image
 from torch import Tensor, nn
 
-from .core import import_extra
+from .core import UserError, import_extra
 from .models import gate_modules
 
 # %% auto #0
@@ -79,8 +79,11 @@ def _data_url(im:np.ndarray, kind:str, **kwargs) -> str:
     return f'data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}'
 
 def _colours(heat:Tensor, size:int) -> np.ndarray:
-    "`heat`, `(h, w)`, from its lowest to its highest value in viridis."
+    "`heat`, `(h, w)`, from its lowest to its highest value in viridis. Raises `UserError` if it holds NaN or infinity."
     import matplotlib
+    if not heat.isfinite().all():
+        raise UserError('a map holds NaN or infinity: the weights of the network are damaged, or its arithmetic '
+                        'overflows.')
     h = _resized(heat[None], size, 'bicubic')[...,0]
     return matplotlib.colormaps['viridis']((h - h.min())/max(h.max() - h.min(), 1e-9))[...,:3]
 
@@ -106,13 +109,16 @@ def explain(
     files:Sequence[Path], # Pictures
     size:int=144 # Side of the pictures that come back
 ) -> list[dict]: # For each file: answer, prob (0–1), then data URLs: picture (as the network sees it), Grad-CAM, and a map for each kind of gate
-    "What `learn` answers to pictures, and where it looks."
+    "What `learn` answers to pictures, and where it looks. Raises `UserError` for an answer or a map that is not finite."
     dl = learn.dls.test_dl(list(files), bs=len(files), num_workers=0)
     batch = dl.one_batch()[0]
     x, pictures = batch.as_subclass(Tensor), dl.after_batch.decode(batch).as_subclass(Tensor).cpu()
     if pictures.max() > 1.5: pictures = pictures/255
     model = learn.model.eval()
     with torch.no_grad(): prob, answer = model(x).softmax(1).max(1)
+    if not prob.isfinite().all():
+        raise UserError('the network answers NaN or infinity, which explains nothing: its weights are damaged, or its '
+                        'training diverged.')
     heats = {'Grad-CAM': grad_cam(model, x, answer), **gate_maps(model, x)}
     return [dict(answer=str(learn.dls.vocab[int(a)]), prob=float(p), picture=overlay(im, size=size), **{k: overlay(im, h[i], size) for k,h in heats.items()})
             for i,(im,a,p) in enumerate(zip(pictures, answer, prob))]

@@ -4,9 +4,10 @@
 
 # %% ../nbs/48_page.ipynb #8b9e26f6
 from __future__ import annotations
+import re
 
 # %% auto #0
-__all__ = ['style', 'page_css', 'page_html', 'page_js']
+__all__ = ['style', 'page_css', 'page_html', 'local_hosts', 'page_js', 'service_page', 'host_of']
 
 # %% ../nbs/48_page.ipynb #06817123
 style = """
@@ -31,7 +32,7 @@ h2 { font-size: 1rem; margin: 0 0 .7rem; overflow-wrap: anywhere }
 button, .button { font: inherit; font-weight: 600; color: var(--card); background: var(--accent); border: 1px solid var(--accent); border-radius: .45rem; padding: .5rem 1rem; min-height: 2.75rem; cursor: pointer; display: inline-flex; align-items: center }
 .plain { color: var(--accent); background: transparent } input:focus-visible + .button { outline: 3px solid var(--accent); outline-offset: 2px }
 .drop { border: 2px dashed var(--line); border-radius: .8rem; padding: clamp(1.2rem, 5vw, 2.4rem); text-align: center; background: var(--card) } .drop.over { border-color: var(--accent); background: var(--plainbg) }
-.drop p { margin: 0 0 .9rem } .actions { display: flex; flex-wrap: wrap; gap: .7rem; justify-content: center }
+.drop p { margin: 0 0 .9rem } .drop .limits { margin: .9rem 0 0; color: var(--soft); font-size: .9rem } .actions { display: flex; flex-wrap: wrap; gap: .7rem; justify-content: center }
 .access { display: grid; gap: .6rem; max-width: 28rem } .access input { font: inherit; padding: .5rem .7rem; min-height: 2.75rem; border: 1px solid var(--soft); border-radius: .4rem; background: var(--page); color: var(--ink); width: 100% } .access button { justify-self: start }
 .look { display: flex; flex-wrap: wrap; gap: .4rem 1.6rem; align-items: center; border: 0; margin: 1rem 0 0; padding: 0 } .look legend { float: left; font-weight: 600; padding: 0 } .look label { display: inline-flex; align-items: center; gap: .45rem; min-height: 2.75rem } .look input { accent-color: var(--accent); width: 1.15rem; height: 1.15rem; margin: 0 } #gates { display: inline-flex; flex-wrap: wrap; gap: 0 1.1rem } .look input[type=range] { width: 9rem }
 .status { min-height: 1.5rem; margin: .8rem 0 } .wrong { color: var(--bad) }
@@ -55,7 +56,8 @@ page_html = """<!doctype html>
 <div id="desk" hidden>
   <div class="drop" id="drop"><p>Drop or paste pictures here, or</p>
     <div class="actions"><span><input class="hidden" id="files" type="file" accept="image/*" multiple><label class="button" for="files">Choose pictures</label></span>
-      <button class="plain" id="camera" type="button">Use the camera</button><input class="hidden" id="shot" type="file" accept="image/*" capture="environment" tabindex="-1" aria-label="Take a picture"></div></div>
+      <button class="plain" id="camera" type="button">Use the camera</button><input class="hidden" id="shot" type="file" accept="image/*" capture="environment" tabindex="-1" aria-label="Take a picture"></div>
+    <p class="limits" id="limits">LIMITS</p></div>
   <fieldset class="look" id="look" hidden><legend>Gate map</legend><span id="gates"></span><label>Strength <input id="strength" type="range" min="0" max="100" value="60"></label></fieldset>
 </div>
 <p class="status" id="status" role="status"></p>
@@ -65,6 +67,26 @@ page_html = """<!doctype html>
 <footer><p>Pictures are answered and not kept. <a href="openapi.json">OpenAPI</a></p></footer>
 <noscript><p>This page needs JavaScript; the service answers without it: <code>curl -F files=@picture.jpg</code> to <code>/predict</code>.</p></noscript>
 </body></html>"""
+
+# %% ../nbs/48_page.ipynb #3a398f8a
+def service_page(
+    images:int, # The most in a request
+    body:int, # Bytes of a request
+    pixels:int # Of an image
+) -> str: # HTML
+    "The page of a service with these limits."
+    one = images == 1
+    return page_html.replace('LIMITS', f'Up to {pixels/1e6:g} megapixels and {body/2**20:g} MiB each; more than {images} {"is" if one else "are"} sent {"one" if one else images} at a time.')
+
+# %% ../nbs/48_page.ipynb #f9824cf1
+local_hosts = frozenset({'localhost', '127.0.0.1', '[::1]'})
+
+def host_of(
+    header:str # The value of a Host header
+) -> str: # Lower case, without the port; empty if it is no host with or without a port
+    "The host that a request is for."
+    m = re.fullmatch(r'([^:@/\s]+|\[[0-9a-fA-F:.]+\])(:\d*)?', header or '')
+    return m[1].lower() if m else ''
 
 # %% ../nbs/48_page.ipynb #8ad25d1c
 page_js = """'use strict'
@@ -76,6 +98,7 @@ let token = '', about = null
 
 const ask = async (path, options = {}) => {
   const response = await fetch(path, { ...options, headers: token ? { Authorization: 'Bearer ' + token } : {} })
+    .catch(() => { throw new Error('The service cannot be reached, or a file cannot be read.') })
   const answer = await response.json().catch(() => ({ error: 'the service gave no answer that can be read' }))
   if (!response.ok) throw Object.assign(new Error(answer.error), { status: response.status, wait: Number(response.headers.get('Retry-After')) })
   return answer
@@ -102,13 +125,14 @@ const paint = () => {
   for (const caption of document.querySelectorAll('figcaption')) caption.hidden = caption.dataset.gate !== gate
 }
 
-const show = (file, result) => {
+const show = (file, result, next) => {  // above `next`, the first card of what was sent before
   const card = make('article', 'card'), two = make('div', 'two'), figure = make('figure'), view = make('div', 'view')
   const picture = Object.assign(make('img', 'picture'), { alt: result.name, src: URL.createObjectURL(file) })
   picture.addEventListener('load', () => URL.revokeObjectURL(picture.src))
   picture.addEventListener('error', () => { picture.remove(); if (!result.maps.length) figure.remove() })
   view.append(picture); figure.append(view); card.append(make('h2', '', result.name))
-  if (result.error) { card.append(make('p', 'wrong', result.error)); $('results').prepend(card); return }
+  $('results').insertBefore(card, next)
+  if (result.error) return card.append(make('p', 'wrong', result.error))
   for (const map of result.maps) {
     const heat = Object.assign(make('img', 'heat'), { alt: map.gate + ' map', src: map.png })
     heat.style.width = 100 * about.seen[0] + '%'; heat.style.height = 100 * about.seen[1] + '%'; heat.dataset.gate = map.gate
@@ -121,25 +145,58 @@ const show = (file, result) => {
     fill.style.width = 100 * c.prob + '%'; bar.append(fill); bar.setAttribute('aria-hidden', 'true')
     row.append(make('span', 'label', c.label), make('span', '', percent(c.prob)), bar); list.append(row)
   }
-  two.append(figure, list); card.append(two); $('results').prepend(card)
+  two.append(figure, list); card.append(two)
+}
+
+const inBatches = files => {  // of as many images and bytes as a request may have
+  const batches = []
+  let room = 0
+  for (const f of files) {
+    const size = f.size + 4 * f.name.length + 1024  // with what a form puts around it
+    if (size > room || batches.at(-1).length === about.limits.images) { batches.push([]); room = about.limits.body }
+    batches.at(-1).push(f); room -= size
+  }
+  return batches
+}
+
+const answers = async (batch, tries = 3) => {
+  const [first] = batch, mib = n => (n / 2 ** 20).toFixed(1) + ' MiB'
+  if (first.size > about.limits.body) throw Object.assign(new Error('This file has ' + mib(first.size) + '; the service takes ' + mib(about.limits.body) + '.'), { status: 413 })
+  const form = new FormData()
+  for (const f of batch) form.append('files', f, f.name || 'image')
+  try { return (await ask('predict?k=5&maps=' + (about.gates.length > 0), { method: 'POST', body: form })).results } catch (e) {
+    if (e.status !== 503 || !(e.wait <= 10) || !tries) throw e
+    say(e.message + ' Trying again …'); await new Promise(done => setTimeout(done, 1000 * e.wait))
+    return answers(batch, tries - 1)
+  }
 }
 
 const send = async files => {
-  files = [...files].slice(0, about.limits.images)
-  const size = files.reduce((n, f) => n + f.size, 0)
-  if (!files.length) return say('There is no picture in that.', true)
-  if (size > about.limits.body) return say('These files are ' + (size / 2 ** 20).toFixed(1) + ' MiB; the service takes ' + (about.limits.body / 2 ** 20).toFixed(0) + ' at once.', true)
-  const form = new FormData()
-  for (const f of files) form.append('files', f, f.name || 'picture')
-  say('Looking …'); $('results').setAttribute('aria-busy', 'true')
-  try {
-    const { results } = await ask('predict?k=5&maps=' + (about.gates.length > 0), { method: 'POST', body: form })
-    results.map((r, i) => [files[i], r]).reverse().forEach(pair => show(...pair)); paint()
-    $('look').hidden = !document.querySelector('.heat')
-    say(results.map(r => r.error ? r.error.replace(/[.]$/, '') : r.name + ': ' + r.classes[0].label + ', ' + percent(r.classes[0].prob)).join('. '), results.every(r => r.error))
-  } catch (e) { say(e.message + (e.wait ? ' Try again in ' + e.wait + ' s.' : ''), true) }
+  if (!files.length) return say('There is no image in that.', true)
+  const next = $('results').firstChild, texts = [], batches = inBatches(files)
+  let tried = 0, answered = 0
+  $('results').setAttribute('aria-busy', 'true')
+  while (batches.length) {
+    const batch = batches.shift()
+    say('Looking …' + (batch.length < files.length ? ' ' + tried + ' of ' + files.length : ''))
+    try {
+      const results = await answers(batch)
+      results.forEach((r, i) => { show(batch[i], r, next); if (r.error) texts.push(r.error) })
+      answered += results.filter(r => !r.error).length; paint()
+      if (files.length === 1 && answered) texts.push(results[0].name + ': ' + results[0].classes[0].label + ', ' + percent(results[0].classes[0].prob))
+    } catch (e) {
+      if (![413, 422, 500].includes(e.status)) batch.push(...batches.splice(0).flat())  // the next would fare no better
+      show(batch[0], { name: batch.map(f => f.name || 'image').join(', '), error: e.message, maps: [] }, next); texts.push(e.message)
+    }
+    tried += batch.length
+  }
+  $('look').hidden = !document.querySelector('.heat')
+  const count = files.length > 1 ? [answered + ' of ' + files.length + ' images are answered'] : []
+  say([...count, ...texts.slice(0, 3).map(t => t.replace(/[.]$/, ''))].join('. ') + (texts.length > 3 ? ' …' : ''), !answered)
   $('results').removeAttribute('aria-busy')
 }
+let sent = Promise.resolve()
+const take = files => { files = [...files]; sent = sent.then(() => send(files)) }
 
 const shut = () => { $('video').srcObject?.getTracks().forEach(t => t.stop()); $('video').srcObject = null; if ($('finder').open) $('finder').close() }
 const camera = async () => {
@@ -147,18 +204,18 @@ const camera = async () => {
   try { $('video').srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: 'environment' } }) } catch (e) { return say('The camera cannot be used: ' + e.message, true) }
   $('finder').showModal()
 }
-const take = () => {
+const snap = () => {
   const video = $('video'), canvas = Object.assign(make('canvas'), { width: video.videoWidth, height: video.videoHeight })
   canvas.getContext('2d').drawImage(video, 0, 0); shut()
-  canvas.toBlob(blob => send([new File([blob], 'camera.jpg', { type: blob.type })]), 'image/jpeg', .95)
+  canvas.toBlob(blob => take([new File([blob], 'camera.jpg', { type: blob.type })]), 'image/jpeg', .95)
 }
 
 const drop = $('drop')
 for (const kind of ['dragover', 'dragleave', 'drop']) document.addEventListener(kind, e => { e.preventDefault(); drop.classList.toggle('over', kind === 'dragover') })
-document.addEventListener('drop', e => { if (about) send(e.dataTransfer.files) })
-document.addEventListener('paste', e => { if (about && e.clipboardData.files.length) send(e.clipboardData.files) })
-for (const id of ['files', 'shot']) $(id).addEventListener('change', e => { if (e.target.files.length) send(e.target.files); e.target.value = '' })
-$('camera').addEventListener('click', camera); $('take').addEventListener('click', take); $('cancel').addEventListener('click', shut); $('finder').addEventListener('close', shut)
+document.addEventListener('drop', e => { if (about) take(e.dataTransfer.files) })
+document.addEventListener('paste', e => { if (about && e.clipboardData.files.length) take(e.clipboardData.files) })
+for (const id of ['files', 'shot']) $(id).addEventListener('change', e => { if (e.target.files.length) take(e.target.files); e.target.value = '' })
+$('camera').addEventListener('click', camera); $('take').addEventListener('click', snap); $('cancel').addEventListener('click', shut); $('finder').addEventListener('close', shut)
 $('look').addEventListener('input', paint)
 $('access').addEventListener('submit', e => { e.preventDefault(); token = $('token').value; $('token').value = ''; enter() })
 enter()

@@ -4,19 +4,19 @@
 
 # %% ../nbs/04_runtime.ipynb #40bc6011
 from __future__ import annotations
-import hashlib, importlib.util, json, math, sys, threading
+import hashlib, importlib.util, io, json, math, os, pickletools, sys, threading, zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from .core import UserError, check_hash, import_extra, read_json
+from .core import UserError, check_hash, file_hash, import_extra, read_json
 from .pictures import read_picture
 
 # %% auto #0
-__all__ = ['bundle_format', 'bundle_version', 'seal_key', 'digest_of', 'check_about', 'read_about', 'check_file', 'Classifier',
-           'normalised', 'seal', 'open_onnx', 'open_model', 'main']
+__all__ = ['bundle_format', 'bundle_version', 'seal_key', 'digest_of', 'check_about', 'read_about', 'check_file', 'NotFinite',
+           'Classifier', 'form_of', 'normalised', 'seal', 'open_onnx', 'open_model', 'say_line', 'main']
 
 # %% ../nbs/04_runtime.ipynb #7901d5db
 bundle_format, bundle_version = 'simam_ema_fastai bundle', 1
@@ -47,12 +47,26 @@ def read_about(
 ) -> dict:
     "What the bundle in `folder` says of itself; raises `UserError` if it is no bundle, damaged or too new."
     file = Path(folder)/'model.json'
-    if not file.is_file(): raise UserError(f"{folder} is no bundle: it holds no model.json.")
+    if not file.is_file(): raise UserError(f"{folder} is no bundle: it holds no model.json{_instead(Path(folder))}.")
     about = check_about(read_json(file), file)
     texts = lambda o, *keys: isinstance(o, dict) and all(isinstance(o.get(k), str) for k in keys)
     if not (texts(about, 'variant', 'arch') and texts(about.get('data'), 'name', 'licence') and texts(about.get('weights'), 'source', 'licence') and texts(about.get('files'), 'model.safetensors')):
         raise UserError(f"{file} does not say which network it is, where that comes from, and what lies beside it.")
     return about
+
+def _instead(folder:Path) -> str:
+    "What a folder without a model.json holds, as the end of a sentence."
+    if not any(folder.iterdir()): return ' and nothing else'
+    runs = sorted({f.parent.name for name in ('config.json', 'model.json', 'model.pkl') for f in folder.glob(f'*/{name}')})
+    if runs: return f" but runs: give one of them, {_listed(folder/r for r in runs)}"
+    if (folder/'config.json').is_file(): return ': the run is not finished, and the command that began it goes on'
+    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in ('.onnx', '.pkl'))
+    return f" but other models: give one of them, {_listed(files)}" if files else ''
+
+def _listed(names:Iterable) -> str:
+    "At most twelve of `names`, separated by commas."
+    names = [str(n) for n in names]
+    return ', '.join(names[:12]) + (f' … ({len(names)} in all)' if len(names) > 12 else '')
 
 def check_file(folder:str|Path, about:dict, name:str) -> Path:
     "The file `name` of a bundle, if it is what `about` says it is; raises `UserError` otherwise."
@@ -62,14 +76,22 @@ def check_file(folder:str|Path, about:dict, name:str) -> Path:
     return path
 
 # %% ../nbs/04_runtime.ipynb #15e973fb
+class NotFinite(UserError):
+    "The network answers NaN or infinity. `probabilities` are those of the whole batch, `(N, C)`, NaN in the rows that have no answer."
+    def __init__(self, line:str='', probabilities:np.ndarray=None):
+        super().__init__(line)
+        self.probabilities = probabilities
+
 class Classifier:
     "An opened model. Safe to share between threads: one batch is computed at a time."
     def __init__(self,
         about:dict, # See above
         run:Callable[[np.ndarray],np.ndarray], # `(N, H, W, 3)` of uint8 to `(N, C)` logits
         source:str, # What was opened, for people
-        network=None # The `nn.Module` behind `run`, where PyTorch computes
+        network=None, # The `nn.Module` behind `run`, where PyTorch computes
+        digest:str=None # Tells it from other models, its weights included; of `about` alone if None
     ):
+        self.digest = digest or digest_of(about)
         self.about, self.classes, self.source, self._run, self.network, self._lock = about, list(about['classes']), source, run, network, threading.Lock()
         self._resize, self.size = (tuple(about['transforms'][k]) for k in ('resize','crop'))  # size: (width, height) of what the network sees
 
@@ -84,12 +106,20 @@ class Classifier:
     def probabilities(self,
         batch:np.ndarray # `(N, H, W, 3)` of uint8, from `prepare`
     ) -> np.ndarray: # `(N, C)` of float32; rows sum to 1
-        "The network's answer to a batch."
+        "The network's answer to a batch; raises `NotFinite` if any of it is NaN or infinite."
         batch = np.ascontiguousarray(batch, np.uint8)
         if not len(batch): return np.empty((0, len(self.classes)), np.float32)
         with self._lock: logits = self._run(batch).astype(np.float64)
+        if logits.shape != (len(batch), len(self.classes)):
+            raise UserError(f"{self.source} answers {logits.shape} to {len(batch)} images, and names "
+                            f"{len(self.classes)} classes: export the model again.")
+        logits[wrong := ~np.isfinite(logits).all(1)] = np.nan
         p = np.exp(logits - logits.max(1, keepdims=True))
-        return (p/p.sum(1, keepdims=True)).astype(np.float32)
+        p = (p/p.sum(1, keepdims=True)).astype(np.float32)
+        if wrong.any():
+            raise NotFinite(f"{self.source} answers NaN or infinity to {wrong.sum()} of {len(p)} images: its weights are damaged, or its "
+                            "arithmetic overflows. Export the model again, from a run whose loss is finite.", p)
+        return p
 
     def top(self, probabilities:np.ndarray, k:int) -> list[list[tuple[str,float]]]:
         "The `k` likeliest classes of every row, the likeliest first; ties in the order of the classes."
@@ -101,11 +131,71 @@ class Classifier:
         k:int=5, # How many classes to name
         bs:int=64 # Pictures per batch
     ) -> list[list[tuple[str,float]]]: # For every picture (class, probability), the likeliest first
-        "Classes and probabilities for pictures; raises `UserError` for what is no picture."
+        "Classes and probabilities for pictures; raises `UserError` for what is no picture, and for an answer that is NaN or infinite."
         if k < 1: raise UserError(f'k {k}: at least 1 class has to be named.')
+        if bs < 1: raise UserError(f'bs {bs}: at least 1 image per batch is needed.')
         rows, pictures = [], list(pictures)
         for i in range(0, len(pictures), bs): rows += self.top(self.probabilities(np.stack([self.prepare(p) for p in pictures[i:i+bs]])), k)
         return rows
+
+# %% ../nbs/04_runtime.ipynb #b1175bfc
+_data_alone = {'collections', 'torch', 'torch._utils', 'numpy', 'numpy.core.multiarray', 'numpy._core.multiarray'}  # modules of what pickled weights are made of
+
+def _first_class(stream) -> str|None:
+    "'MODULE NAME' of the first class that a pickle names. Nothing is loaded."
+    texts = []
+    for op, arg, _ in pickletools.genops(stream):
+        if op.name == 'GLOBAL': return arg
+        if op.name == 'STACK_GLOBAL': return ' '.join(texts[-2:])
+        if isinstance(arg, str): texts.append(arg)
+
+def _check_pickle(stream, path:Path):
+    "Raise `UserError` if a pickle is cut off or holds no object, but data such as a dict of tensors."
+    try:
+        first = _first_class(stream)
+        if first is None and stream.read(1) == b'\x80':  # a file of PyTorch before 1.6: numbers, then what it holds
+            stream.seek(0)
+            first = next(filter(None, (_first_class(stream) for _ in range(4))), None)
+    except Exception as e: raise UserError(f"{path} is damaged: its pickle cannot be read to the end ({e}).") from None
+    if first is None or first.split()[0] in _data_alone:
+        raise UserError(f"{path} is no exported learner: it holds weights or other data alone. {_wanted}; `train "
+                        "--weights` takes weights.")
+
+_wanted = 'A model is the folder of a run or of a bundle, an .onnx, or a .pkl that holds a learner'
+
+def _in_bundle(path:Path) -> bool: return path.name in ('model.json', 'model.safetensors') and path.with_name('model.json').is_file()
+
+def form_of(
+    path:str|Path # A model, exported in some form
+) -> str: # folder, onnx or pickle
+    "The form of a model. Raises `UserError` for what is not there, and for a file whose content is none of them."
+    path = Path(path)
+    if not path.exists(): raise UserError(f"no exported learner at '{path}': an ONNX file, the folder of a bundle or of a run, or a .pkl is wanted.")
+    if path.is_dir() or _in_bundle(path): return 'folder'
+    if path.suffix.lower() == '.onnx': return 'onnx'
+    with open(path, 'rb') as f:
+        head = f.read(16)
+        f.seek(0)
+        if zipfile.is_zipfile(f):
+            with zipfile.ZipFile(f) as z:
+                inside = z.namelist()
+                pickled = [n for n in inside if n.split('/')[1:] == ['data.pkl']]
+                if pickled and not any(n.endswith('/constants.pkl') for n in inside): _check_pickle(io.BytesIO(z.read(pickled[0])), path); return 'pickle'
+                if any(n.split('/')[-1] == 'model.json' for n in inside):
+                    raise UserError(f"{path} is an archive with a bundle in it: unpack it, and give the folder.")
+            raise UserError(f"{path} is no exported learner, but an archive of another kind (TorchScript, "
+                            f"torch.export, …). {_wanted}.")
+        if head.startswith(b'PK\3\4'):
+            raise UserError(f"{path} is damaged: an archive that was cut off. Export or copy it again.")
+        f.seek(0)
+        if head[:1] == b'\x80' and head[1:2] in (b'\2', b'\3', b'\4', b'\5'): _check_pickle(f, path); return 'pickle'
+    if not head: raise UserError(f"{path} is empty: export or copy the model again.")
+    if path.suffix.lower() == '.pkl':
+        raise UserError(f"{path} is no exported learner: whatever its name says, it holds no pickle.")
+    if head[8:9] == b'{' and path.suffix == '.safetensors':
+        raise UserError(f"{path} is no exported learner: it holds weights alone. {_wanted}; `train --weights` takes "
+                        "weights.")
+    raise UserError(f"{path} is neither a folder, an .onnx nor a .pkl. {_wanted}.")
 
 # %% ../nbs/04_runtime.ipynb #6a0ee53b
 def normalised(batch:np.ndarray, transforms:dict) -> np.ndarray:
@@ -127,7 +217,7 @@ def open_onnx(
     "An ONNX file as a `Classifier`, computed by onnxruntime on the CPU. Raises `UserError` for what is missing, damaged, or was exported by something else."
     ort = import_extra('onnxruntime', 'export')
     path = Path(path)
-    if not path.is_file(): raise UserError(f"there is no file {path}.")
+    if not path.is_file(): raise UserError(f"there is no file {path}: an ONNX model is wanted.")
     options = ort.SessionOptions()
     options.log_severity_level = 4
     if threads: options.intra_op_num_threads = threads
@@ -137,12 +227,19 @@ def open_onnx(
     meta = session.get_modelmeta().custom_metadata_map
     try: about = json.loads(meta.get('about', 'null'))
     except ValueError: about = None
+    if about is None:
+        raise UserError(f"{path} does not say which classes it knows and how images are prepared for it: only ONNX "
+                        "files that `simam_ema export` wrote do.")
     about, n = check_about(about, path), len(seal(b''))
     if seal_key in meta and data[-n:] != seal(data[:-n]): raise UserError(f"{path} was changed or damaged after it was written: its digest is wrong. Export the model again.")
-    (x,), (y,) = session.get_inputs(), session.get_outputs()
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    if (len(inputs), len(outputs)) != (1, 1):
+        raise UserError(f"{path} takes {len(inputs)} inputs and gives {len(outputs)} outputs, one of each is wanted: "
+                        "export the model again.")
+    x, y = inputs[0], outputs[0]
     if y.shape[-1] != len(about['classes']): raise UserError(f"{path} has {y.shape[-1]} outputs and names {len(about['classes'])} classes: export the model again.")
     prepared = (lambda b: b) if x.type == 'tensor(uint8)' else lambda b: normalised(b, about['transforms'])
-    return Classifier(about, lambda batch: session.run(None, {x.name: prepared(batch)})[0], f'{path} (onnxruntime {ort.__version__})')
+    return Classifier(about, lambda batch: session.run(None, {x.name: prepared(batch)})[0], f'{path} (onnxruntime {ort.__version__})', digest=hashlib.sha256(data).hexdigest())
 
 # %% ../nbs/04_runtime.ipynb #ebb48e55
 def open_model(
@@ -154,16 +251,32 @@ def open_model(
 
     Raises `UserError` for what is missing, damaged, too new, needs what is not installed, or is a pickle and not trusted."""
     path = Path(path)
-    if not path.exists(): raise UserError(f"no exported learner at '{path}': an ONNX file, the folder of a bundle or of a run, or a .pkl is wanted.")
-    if path.suffix == '.onnx': return open_onnx(path, threads)
-    has = importlib.util.find_spec
-    if path.is_dir() and (path/'model.onnx').is_file() and has('onnxruntime'): return open_onnx(path/'model.onnx', threads)
+    form = form_of(path)
+    if _in_bundle(path): path = path.parent
+    if form == 'onnx': return open_onnx(path, threads)
+    has, onnx, bundled = importlib.util.find_spec, path/'model.onnx', form == 'folder' and (path/'model.json').is_file()
+    learner = form == 'pickle' or bundled or (path/'model.pkl').is_file()
+    if form == 'folder' and onnx.is_file() and (has('onnxruntime') or not learner):
+        model = open_onnx(onnx, threads)
+        if bundled and (other := [k for k,v in read_about(path).items() if k in ('variant', 'arch', 'classes', 'transforms') and v != model.about.get(k)]):
+            raise UserError(f"model.onnx and model.json in {path} are of different models ({', '.join(other)} differ): "
+                            "export the model again.")
+        return model
+    if not learner: read_about(path)  # says what is there instead
     if has('torch') is None or has('fastai') is None:
         raise UserError(f"{path} takes PyTorch and fastai, which are not installed: install all of simam_ema_fastai, or export the model to ONNX where they are (simam_ema export {path} --onnx model.onnx).")
     from simam_ema_fastai.inference import classifier, load
-    return classifier(load(path, trust))
+    model = classifier(load(path, trust))
+    model.digest = read_about(path)['digest'] if bundled else file_hash(path if form == 'pickle' else path/'model.pkl')
+    return model
 
 # %% ../nbs/04_runtime.ipynb #182e1c55
+def say_line(text:str):
+    "Print `text`, with line ends and other control characters in it, and what the terminal cannot show, spelled out."
+    text = ''.join(c if c.isprintable() else c.encode('unicode_escape', 'backslashreplace').decode() for c in text)
+    kind = getattr(sys.stdout, 'encoding', None) or 'utf-8'
+    print(text.encode(kind, 'backslashreplace').decode(kind))
+
 def main(
     argv:Sequence[str]=None # MODEL PICTURE…; those of the process if None
 ) -> int: # Exit status
@@ -172,7 +285,10 @@ def main(
     try:
         if len(argv) < 2 or argv[0].startswith('-'): raise UserError('usage: python -m simam_ema_fastai.runtime MODEL PICTURE…')
         model = open_model(argv[0])
-        for picture, row in zip(argv[1:], model.classify(argv[1:], 3)): print(f'{picture}: ' + ', '.join(f'{c} {100*p:.1f}%' for c,p in row))
+        for p in argv[1:]:
+            if os.path.isdir(p):
+                raise UserError(f"{p} is a folder: `simam_ema predict` takes folders, this takes images.")
+        for picture, row in zip(argv[1:], model.classify(argv[1:], 3)): say_line(f'{picture}: ' + ', '.join(f'{c} {100*p:.1f}%' for c,p in row))
         return 0
     except UserError as e:
         print(f'simam_ema: {e}', file=sys.stderr)

@@ -4,9 +4,9 @@
 
 # %% ../nbs/75_serve.ipynb #5ab0bda7
 from __future__ import annotations
-import asyncio, contextlib, functools, hmac, ipaddress, json, logging, math, os, signal, socket, sys, tempfile, threading, time, traceback, warnings
+import asyncio, contextlib, functools, hmac, ipaddress, json, logging, math, os, queue, signal, socket, stat, sys, tempfile, threading, time, traceback, warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -25,13 +25,14 @@ from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from .core import UserError
-from .page import page_css, page_html, page_js
+from .page import host_of, local_hosts, page_css, page_js, service_page
 from .pictures import read_picture
-from .runtime import Classifier, normalised, open_model
+from .runtime import Classifier, NotFinite, normalised, open_model
 
 # %% auto #0
 __all__ = ['log', 'Limits', 'Busy', 'Job', 'Batcher', 'Metrics', 'Error', 'Guess', 'GateMap', 'Result', 'Answer', 'Taken',
-           'About', 'State', 'Guard', 'JsonLines', 'create_app', 'Connection', 'running', 'read_token', 'serve']
+           'About', 'State', 'Guard', 'JsonLines', 'create_app', 'Connection', 'running', 'check_token', 'read_token',
+           'serve']
 
 # %% ../nbs/75_serve.ipynb #d08049ed
 @dataclass(frozen=True)
@@ -48,13 +49,15 @@ class Limits:
 
     def __post_init__(self):
         for k,v in vars(self).items():
-            if not v > 0 and k != 'wait': raise UserError(f'{k} {v}: more than 0 is wanted.')
+            if not (0 < v < math.inf or k == 'wait' and v == 0):
+                raise UserError(f'{k} {v}: more than 0 is wanted, and a finite number.')
+        for k in ('body', 'pixels'): object.__setattr__(self, k, int(getattr(self, k)))
         if self.queue < self.images: raise UserError(f'a queue of {self.queue} has no room for the {self.images} pictures of one request: give a longer queue, or fewer pictures a request.')
 
 # %% ../nbs/75_serve.ipynb #aed2b93e
 class Busy(Exception):
-    "The queue is full; `seconds` until there is likely room"
-    def __init__(self, seconds:int): super().__init__(seconds); self.seconds = seconds
+    "What is in the way of an answer, in a line; `seconds` until it is worth to come again"
+    def __init__(self, line:str, seconds:int): super().__init__(line); self.seconds = seconds
 
 @dataclass
 class Job:
@@ -64,55 +67,83 @@ class Job:
     since: float # When it was put into the queue
 
 class Batcher:
-    "Answers pictures in batches, in one thread."
+    "Answers pictures in batches, in one thread of its own, which cannot hold up the end of the process."
     def __init__(self, model:Classifier, limits:Limits, metrics:'Metrics'):
         self.model, self.limits, self.metrics = model, limits, metrics
         self.pending, self.pace = 0, .01 # pictures admitted and not answered; seconds a picture takes, of late
+        self.computing, self.since = [], 0. # the batch in the model, and when it came there
         self.waiting:asyncio.Queue[Job] = asyncio.Queue()
-        self.thread = ThreadPoolExecutor(1, 'inference')
+        self.work:queue.SimpleQueue[tuple[Future,list[Job]]|None] = queue.SimpleQueue()
 
-    def delay(self) -> int:
-        "Seconds that the pictures in the queue will likely take, at least 1."
-        return max(1, math.ceil(self.pending*self.pace))
+    def load(self) -> int:
+        "Pictures that are not answered yet, those in the model whose clients have gone included."
+        return self.pending + sum(j.answer.done() for j in self.computing)
+
+    def busy(self, line:str) -> Busy:
+        "`line`, with what the model does and the time after which to come again, which is at least 1 s."
+        taken = time.monotonic() - self.since
+        at = f'the model has been at a batch of {len(self.computing)} for {taken:.0f} s' if self.computing and taken > 1 else f'{self.load()} pictures are waiting' if self.load() else 'this machine is slow'
+        seconds = math.ceil(self.limits.seconds) if self.is_stuck() else max(1, math.ceil(self.load()*self.pace))
+        return Busy(f'{line}{at}: come again in {seconds} s.', seconds)
+
+    def is_stuck(self) -> bool:
+        "Whether the model has been at one batch for longer than a request may take."
+        return bool(self.computing) and time.monotonic() - self.since > self.limits.seconds
 
     @contextlib.contextmanager
     def admit(self, n:int):
         "Room for `n` pictures; raises `Busy` if there is none."
-        if self.pending + n > self.limits.queue: raise Busy(self.delay())
+        if self.is_stuck() or self.load() + n > self.limits.queue: raise self.busy('')
         self.pending += n
         try: yield
         finally: self.pending -= n
 
     async def ask(self, x:np.ndarray, maps:bool=False) -> tuple[np.ndarray, dict]:
-        "Probabilities of a prepared picture, and its gate maps."
+        "Probabilities of a prepared picture, and its gate maps. Raises `NotFinite` if either is NaN or infinite."
         job = Job(x, maps, asyncio.get_running_loop().create_future(), time.monotonic())
         self.waiting.put_nowait(job)
         return await job.answer
 
     async def run(self):
         "Until it is cancelled."
-        while True:
-            jobs = [await self.waiting.get()]
-            with anyio.move_on_after(self.limits.wait):
-                while len(jobs) < min(self.limits.bs, self.pending): jobs.append(await self.waiting.get())
-            jobs = [j for j in jobs if not j.answer.done()]  # who waited for the others has gone
-            if not jobs: continue
-            start = time.monotonic()
-            try: answers = await asyncio.get_running_loop().run_in_executor(self.thread, self._compute, jobs)
-            except Exception as e: answers = [e]*len(jobs)
-            taken = time.monotonic() - start
-            self.pace += .1*(taken/len(jobs) - self.pace)
-            self.metrics.batch.observe(len(jobs)); self.metrics.inference.observe(taken)
-            for j,a in zip(jobs, answers):
-                if j.answer.done(): continue
-                if isinstance(a, Exception): j.answer.set_exception(a)
-                else: j.answer.set_result(a)
+        threading.Thread(target=self._work, name='inference', daemon=True).start()
+        try:
+            while True: await self._batch()
+        finally: self.work.put(None)
 
-    def _compute(self, jobs:list[Job]) -> list:
-        probs = self.model.probabilities(np.stack([j.x for j in jobs]))
+    async def _batch(self):
+        jobs = [await self.waiting.get()]
+        with anyio.move_on_after(self.limits.wait):
+            while len(jobs) < min(self.limits.bs, self.pending): jobs.append(await self.waiting.get())
+        jobs = [j for j in jobs if not j.answer.done()]  # who waited for the others has gone
+        if not jobs: return
+        self.computing, self.since, done = jobs, time.monotonic(), Future()
+        self.work.put((done, jobs))
+        try: answers = await asyncio.wrap_future(done)
+        except Exception as e: answers = [e]*len(jobs)
+        taken, self.computing = time.monotonic() - self.since, []
+        self.pace += .1*(taken/len(jobs) - self.pace)
+        self.metrics.batch.observe(len(jobs)); self.metrics.inference.observe(taken)
+        for j,a in zip(jobs, answers):
+            if j.answer.done(): continue
+            if isinstance(a, Exception): j.answer.set_exception(a)
+            else: j.answer.set_result(a)
+
+    def _work(self):
+        for done, jobs in iter(self.work.get, None):
+            if not done.set_running_or_notify_cancel(): continue
+            try: done.set_result(self._compute(jobs))
+            except Exception as e: done.set_exception(e)
+
+    def _compute(self, jobs:list[Job]) -> list[tuple|NotFinite]:
+        try: probs = self.model.probabilities(np.stack([j.x for j in jobs]))
+        except NotFinite as e:
+            if e.probabilities is None: raise
+            probs = e.probabilities
         seen = [i for i,j in enumerate(jobs) if j.maps]
         maps = _gate_maps(self.model, np.stack([jobs[i].x for i in seen])) if seen else {}
-        return [(p, {k: m[seen.index(i)] for k,m in maps.items()} if i in seen else {}) for i,p in enumerate(probs)]
+        answers = [(p, {k: m[seen.index(i)] for k,m in maps.items()} if i in seen else {}) for i,p in enumerate(probs)]
+        return [(p, m) if all(np.isfinite(a).all() for a in (p, *m.values())) else NotFinite('NaN or infinity') for p,m in answers]
 
 # %% ../nbs/75_serve.ipynb #d294a1d8
 class Metrics:
@@ -205,7 +236,7 @@ class Guard:
         too_large = HTTPException(413, f'a request of more than {self.limits.body/2**20:g} MiB: send fewer or smaller pictures.')
         self.metrics.taken += 1
         try:
-            if self.hosts and _hostname(headers.get('host', '')) not in self.hosts: await _error(400, 'the Host header names another host than this one.', scope)(scope, receive, dressed)
+            if self.hosts and host_of(headers.get('host')) not in self.hosts: await _error(400, 'the Host header names another host than this one.', scope)(scope, receive, dressed)
             else: await self.app(scope, bounded, dressed)
         except ClientDisconnect: scope['error'] = 'the client went before its request was whole'
         except Exception as e:
@@ -216,11 +247,9 @@ class Guard:
         self.metrics.answered += status > 0
         seconds, path = time.monotonic() - start, getattr(scope.get('route'), 'path', 'other')
         self.metrics.requests.labels(path, status).inc(); self.metrics.seconds.labels(path).observe(seconds)
-        if status >= 400 or not status:
+        if status >= 400 or not status or 'error' in scope:
             entry = dict(method=scope['method'], path=scope['path'], status=status, seconds=round(seconds, 4), error=scope.get('error'), traceback=scope.get('traceback'))
             log.warning('request', extra=dict(entry={k: v for k,v in entry.items() if v is not None}))
-
-def _hostname(host:str) -> str: return host.rsplit(':', 1)[0].lower() if not host.endswith(']') else host.lower()
 
 def _error(status:int, text:str, scope:dict|None, headers:dict=None) -> JSONResponse:
     "An answer that says in one line what was wrong, noted for the log."
@@ -239,7 +268,7 @@ class JsonLines(logging.Formatter):
 def _refusals(*codes:int) -> dict:
     "Declares these answers for OpenAPI."
     texts = {400: 'No request that can be understood', 401: 'No token, or a wrong one', 408: 'The request took too long to arrive', 413: 'The request is too large', 415: 'No content type for pictures',
-             422: 'A parameter is wrong, or none of the pictures could be read', 500: 'A defect of the service', 503: 'Too much to do; Retry-After says when to come again'}
+             422: 'A parameter is wrong, or none of the pictures could be read', 500: 'A defect of the service, or an answer of the model that is NaN or infinite', 503: 'Too much to do, or the model does not answer; Retry-After says when to come again'}
     return {c: dict(model=Error, description=texts[c]) | (dict(headers={'Retry-After': dict(description='Seconds', schema=dict(type='integer'))}) if c==503 else {}) for c in codes}
 
 @contextlib.asynccontextmanager
@@ -278,29 +307,31 @@ def _name(file:UploadFile, i:int) -> str: return ''.join(c if c.isprintable() el
 def create_app(
     model:Classifier, # From `runtime.open_model`
     name:str='model', # Shown to clients
-    token:str=None, # Asked for as a bearer token if given
+    token:str=None, # Asked for as a bearer token if given; see `check_token`
     limits:Limits=Limits(),
     hosts:set[str]=None, # Values of the Host header to answer to; None for all
     ready:Callable=None # Called when the model is warm
 ) -> FastAPI:
-    "The service as an ASGI application."
+    "The service as an ASGI application. Raises `UserError` for a token that protects nothing."
+    if token is not None: check_token(token)
     metrics = Metrics()
     batcher = Batcher(model, limits, metrics)
-    metrics.pending.set_function(lambda: batcher.pending)
+    metrics.pending.set_function(batcher.load)
     blank = np.zeros((model.size[1], model.size[0], 3), np.uint8)
     gates = list(_gate_maps(model, blank[None]))
     decoders = anyio.CapacityLimiter(limits.decoders)
 
     @contextlib.asynccontextmanager
     async def lifespan(app):
-        batcher._compute([Job(blank, bool(gates), None, 0.)]); batcher._compute([Job(blank, False, None, 0.)]*limits.bs)
+        (warm,) = batcher._compute([Job(blank, bool(gates), None, 0.)])
+        if isinstance(warm, NotFinite): log.error('the network gives NaN or infinity for a black picture')
+        batcher._compute([Job(blank, False, None, 0.)]*min(limits.bs, limits.queue))
         batcher.task = asyncio.create_task(batcher.run())
         if ready: ready()
         yield
         batcher.task.cancel()
-        batcher.thread.shutdown()
 
-    async def check_token(credentials=Depends(HTTPBearer(auto_error=False, description='The token that the service was started with'))):
+    async def authorised(credentials=Depends(HTTPBearer(auto_error=False, description='The token that the service was started with'))):
         if not hmac.compare_digest((credentials.credentials if credentials else '').encode(), token.encode()):
             raise HTTPException(401, 'a token is wanted: Authorization: Bearer TOKEN.', {'WWW-Authenticate': 'Bearer'})
 
@@ -308,7 +339,7 @@ def create_app(
     app = FastAPI(title='simam_ema', version=__version__, description=f'Classes and probabilities for pictures, from {name}.', docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=lifespan)
     app.add_middleware(Guard, limits=limits, metrics=metrics, hosts=hosts)
     app.state.metrics = metrics
-    locked = dict(dependencies=[Depends(check_token)] if token else [])
+    locked = dict(dependencies=[Depends(authorised)] if token else [])
     always = (400, 401, 500) if token else (400, 500)
 
     @app.exception_handler(HTTPException)
@@ -325,32 +356,40 @@ def create_app(
     async def predict(request:Request, k:Annotated[int, Query(ge=1, le=1000, description='How many classes to name')]=5, maps:Annotated[bool, Query(description='Also say where the gates look')]=False):
         "Classes and probabilities for one picture or several. Answered if at least one of them could be read; the others carry their error."
         if maps and not gates: raise HTTPException(422, 'this model has no gate maps: they take a model with gates, loaded by PyTorch.')
-        late = HTTPException(408, f'the request took more than {limits.seconds:g} seconds to arrive.')
+        arrived = False
         try:
             with batcher.admit(1), anyio.fail_after(limits.seconds):
                 async with _files(request, limits) as files:
-                    late = Busy(batcher.delay())
-                    with batcher.admit(len(files) - 1): results = await answers(files, k, maps)
-        except TimeoutError: raise late from None
-        if all(r.error for r in results): raise HTTPException(422, ' '.join(r.error for r in results))
+                    arrived = True
+                    with batcher.admit(len(files) - 1): results, failed = await answers(files, k, maps)
+        except TimeoutError:
+            if arrived: raise batcher.busy(f'no answer within {limits.seconds:g} seconds: ') from None
+            raise HTTPException(408, f'the request took more than {limits.seconds:g} seconds to arrive.') from None
+        errors = [r.error for r in results if r.error]
+        if len(errors) == len(results): raise HTTPException(500 if failed else 422, ' '.join(errors))
+        if failed: request.scope['error'] = ' '.join(errors)
         return Answer(model=name, results=results)
 
     @app.exception_handler(Busy)
-    async def busy(request, e): return _error(503, f'{batcher.pending} pictures are waiting: come again in {e.seconds} s.', request.scope, {'Retry-After': str(e.seconds)})
+    async def busy(request, e): return _error(503, e, request.scope, {'Retry-After': str(e.seconds)})
 
-    async def answers(files:list[UploadFile], k:int, maps:bool) -> list[Result]:
-        results = [Result(name=_name(f, i)) for i,f in enumerate(files)]
+    async def answers(files:list[UploadFile], k:int, maps:bool) -> tuple[list[Result],int]:
+        "Results in the order of `files`, and to how many the network has no answer."
+        results, failed = [Result(name=_name(f, i)) for i,f in enumerate(files)], []
         async def one(file:UploadFile, result:Result):
-            try: x = await anyio.to_thread.run_sync(decode, file, result.name, limiter=decoders)
-            except UserError as e: result.error = ' '.join(str(e).split())
-            else:
-                probs, seen = await batcher.ask(x, maps)
+            outcome = 'failed'
+            try:
+                try: x = await anyio.to_thread.run_sync(decode, file, result.name, limiter=decoders)
+                except UserError as e: outcome, result.error = 'refused', ' '.join(str(e).split()); return
+                try: probs, seen = await batcher.ask(x, maps)
+                except NotFinite: result.error = f'{result.name} has no answer: the network gives NaN or infinity. Its weights are damaged, or its arithmetic overflows.'; failed.append(result); return
                 result.classes = [Guess(label=str(model.classes[i]), prob=round(float(probs[i]), 6)) for i in np.argsort(-probs, kind='stable')[:k]]
                 result.maps = [await anyio.to_thread.run_sync(_gate_map, gate, m) for gate,m in seen.items()]
-            metrics.pictures.labels('refused' if result.error else 'answered').inc()
+                outcome = 'answered'
+            finally: metrics.pictures.labels(outcome).inc()
         async with anyio.create_task_group() as tasks:
             for f,r in zip(files, results): tasks.start_soon(one, f, r)
-        return results
+        return results, len(failed)
 
     def decode(file:UploadFile, name:str) -> np.ndarray: return model.prepare(read_picture(file.file.read(), limits.pixels, name))
 
@@ -361,8 +400,9 @@ def create_app(
 
     @app.get('/health', response_model=State, responses=_refusals(400, 500, 503))
     async def health():
-        "Whether the service is alive."
+        "Whether the service is alive, and its model not at one batch for longer than a request may take."
         if batcher.task.done(): raise HTTPException(503, 'nothing computes any more: start the service again.')
+        if batcher.is_stuck(): raise batcher.busy('start the service again if this lasts: ')
         return State(status='ok')
 
     @app.get('/ready', response_model=State, responses=_refusals(400, 500, 503))
@@ -375,7 +415,7 @@ def create_app(
         "Counters in Prometheus' text format."
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    for path, text, kind in (('/', page_html, 'text/html'), ('/page.css', page_css, 'text/css'), ('/page.js', page_js, 'text/javascript')):
+    for path, text, kind in (('/', service_page(limits.images, limits.body, limits.pixels), 'text/html'), ('/page.css', page_css, 'text/css'), ('/page.js', page_js, 'text/javascript')):
         app.add_api_route(path, functools.partial(_static, text, kind), include_in_schema=False)
     return app
 
@@ -430,14 +470,27 @@ def _bind(host:str, port:int) -> socket.socket:
         return socket.create_server(address[:2], family=family, backlog=1024)
     except (OSError, OverflowError) as e: raise UserError(f'cannot listen at {host}, port {port}: {getattr(e, "strerror", None) or e}.') from e
 
+def check_token(token:str):
+    "Raise `UserError` unless `token` is one that protects and can be sent: 16 printable ASCII characters or more."
+    if len(token.strip()) < 16 or not token.isascii() or not token.isprintable():
+        raise UserError("the token is too short or not ASCII on one line: take 16 characters or more, e.g. of `python "
+                        "-c 'import secrets; print(secrets.token_urlsafe())'`.")
+
 def read_token(
     path:str=None # A file that holds the token; $SIMAM_EMA_TOKEN if None
-) -> str|None: # None if there is none
-    "The token that clients have to show. Raises `UserError` if the file cannot be read or the token is shorter than 16 characters."
-    try: token = Path(path).read_text(encoding='utf-8').strip() if path else os.environ.get('SIMAM_EMA_TOKEN', '').strip()
-    except (OSError, UnicodeDecodeError) as e: raise UserError(f'no token can be read from {path}: {getattr(e, "strerror", None) or "it is no text"}.') from e
-    if not token and not path: return None
-    if len(token) < 16 or not token.isascii(): raise UserError("the token is too short or not ASCII: take 16 characters or more, e.g. of `python -c 'import secrets; print(secrets.token_urlsafe())'`.")
+) -> str|None: # None if there is neither
+    "The token that clients have to show. Raises `UserError` if it cannot be read or protects nothing (see `check_token`); warns of a file that everybody can read."
+    if path is None:
+        if (token := os.environ.get('SIMAM_EMA_TOKEN')) is None: return None
+        if not token.strip():
+            raise UserError('SIMAM_EMA_TOKEN is set and empty: unset it to serve without a token, or put one in.')
+    else:
+        try: token, mode = Path(path).read_text(encoding='utf-8'), os.stat(path).st_mode
+        except (OSError, UnicodeDecodeError) as e:
+            raise UserError(f"no token can be read from '{path}': "
+                            f"{getattr(e, 'strerror', None) or 'it is no text'}.") from e
+        if mode & stat.S_IROTH: warnings.warn(f'everybody on this machine can read the token in {path}: chmod 600 {path}.')
+    check_token(token := token.strip())
     return token
 
 def serve(
@@ -448,7 +501,8 @@ def serve(
     limits:Limits=Limits(),
     trust:bool=False # Also open a pickle
 ):
-    "Serve `model` until SIGTERM or Ctrl-C. Raises `UserError` for a model or address that cannot be had, and for an address open to others without a token."
+    "Serve `model` until SIGTERM or Ctrl-C, a model that hangs notwithstanding. Raises `UserError` for a model or address that cannot be had, and for an address open to others without a token."
+    if token is not None: check_token(token)
     with _bind(host, port) as sock:
         address, port = sock.getsockname()[:2]
         local = ipaddress.ip_address(address.partition('%')[0]).is_loopback
@@ -462,7 +516,7 @@ def serve(
         shown = f'[{address}]' if ':' in address else address
         classifier = open_model(model, trust)
         name = ' '.join(str(classifier.about[k]) for k in ('variant','arch') if classifier.about.get(k)) or Path(model).stem
-        app = create_app(classifier, name, token, limits, {'localhost', '127.0.0.1', shown} if local and not token else None,
+        app = create_app(classifier, name, token, limits, {*local_hosts, shown} if local and not token else None,
                          lambda: print(f'{Path(model).name}: http://{shown}:{port} (Ctrl-C stops it)', flush=True))
         sys.setswitchinterval(5e-4)  # the thread that computes shares Python with those that decode; at the usual 5 ms it waits
         before = signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn's own handler replaces this one and raises the signal again when it is done

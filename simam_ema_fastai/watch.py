@@ -4,15 +4,19 @@
 
 # %% ../nbs/65_watch.ipynb #bf3bf179
 from __future__ import annotations
-import hashlib, multiprocessing, os, signal, socket, threading
+import contextlib, hashlib, json, multiprocessing, os, signal, socket, sys, threading, time, warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from markupsafe import Markup
 
 from .core import UserError
-from .report import render
-from .tables import spoken, time_left
+from .page import host_of, local_hosts
+
+with warnings.catch_warnings():  # of what these import, in a process that shares its terminal with a training
+    warnings.simplefilter('ignore')
+    from simam_ema_fastai.report import render
+    from simam_ema_fastai.tables import spoken, time_left
 
 # %% auto #0
 __all__ = ['stamp', 'live_page', 'Watch', 'listen', 'address', 'serve_beside']
@@ -22,18 +26,23 @@ def stamp(
     folder:str|Path # A run folder
 ) -> str: # Another text whenever the page would be another
     "What the files that the page is made of look like from outside."
-    files = sorted(f for p in ('grid.json','notes.txt','*/config.json','*/history.csv','*/metrics.json','maps/*.json') for f in Path(folder).glob(p))
-    return hashlib.sha256(repr([(str(f), f.stat().st_mtime_ns) for f in files]).encode()).hexdigest()[:16]
+    names = ('grid.json', 'notes.txt', '*/config.json', '*/history.csv', '*/metrics.json', '*/failed.json', 'maps/*.json')
+    seen = []
+    with contextlib.suppress(FileNotFoundError):  # the folder goes while it is looked at
+        for f in sorted(f for n in names for f in Path(folder).glob(n)):
+            with contextlib.suppress(FileNotFoundError): seen.append((str(f), f.stat().st_mtime_ns))
+    return hashlib.sha256(repr(seen).encode('utf-8', 'backslashreplace')).hexdigest()[:16]
 
 _live_css = '.live { position: sticky; top: 0; z-index: 3; display: flex; flex-wrap: wrap; gap: .3rem 1rem; align-items: center; padding: .5rem 1.25rem; background: var(--plainbg); font-size: .92rem } .live button { font: inherit; color: var(--accent); background: var(--card); border: 1px solid var(--line); border-radius: .4rem; padding: .1rem .7rem; cursor: pointer } nav { top: 2.6rem } @media print { .live { display: none } }'
 
 _live_js = """
 const status = document.getElementById('live'), hold = document.getElementById('hold')
-let seen = document.body.dataset.stamp, held = false
+let seen = document.body.dataset.stamp, held = false, looking = false
 hold.addEventListener('click', () => { held = !held; hold.textContent = held ? 'Go on' : 'Pause'; say(held ? 'Paused.' : 'Live.') })
 function say(text) { if (status.textContent !== text) status.textContent = text }
 async function look() {
-  if (held) return
+  if (held || looking) return
+  looking = true
   try {
     const now = await (await fetch('stamp')).json()
     if (now.stamp !== seen) {
@@ -43,10 +52,11 @@ async function look() {
       document.title = page.title
       document.querySelectorAll('details').forEach((d, i) => d.open = open[i] ?? false)
       sortable(); scrollTo({top: at, behavior: 'instant'}); document.getElementById(focus)?.focus()
-      seen = now.stamp
+      seen = page.body.dataset.stamp  // older than the files if they could not be read: asked for again
     }
     say(now.text)
   } catch { say(`The training has ended or its machine is out of reach: this is the last that was seen. Its report is ${document.body.dataset.report}.`) }
+  looking = false
 }
 setInterval(look, 3000); look()
 """
@@ -55,28 +65,45 @@ def live_page(
     folder:str|Path # A run folder, in which perhaps nothing was started yet
 ) -> str: # HTML
     "The page of `folder`, with a line that tells how far it is and what it takes to refresh itself."
-    seen = stamp(folder)
-    try: page = render(folder)
-    except UserError: page = '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Waiting</title><style></style></head><body><header></header><nav aria-label="Sections"></nav><main><h1>Nothing was started yet</h1></main><script>function sortable() {}</script></body></html>'
-    line = Markup('<div class="live"><span id="live" role="status">{}</span><button id="hold" type="button">Pause</button></div>').format(_status(folder))
-    page = page.replace('</title>', '</title><link rel="icon" href="data:,">', 1)
+    seen, started = stamp(folder), any(f for n in ('grid.json', '*/config.json') for f in Path(folder).glob(n))
+    page = render(folder) if started else _plain('Nothing was started yet')
+    return _dressed(page, folder, seen, _status(folder))
+
+def _plain(heading:str, text:str='') -> str:
+    "A page without a report, with the parts that a report has."
+    return Markup('<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Waiting</title><style></style></head><body><header></header><nav aria-label="Sections"></nav>'
+                  '<main><h1>{}</h1><p>{}</p></main><script>function sortable() {{}}</script></body></html>').format(heading, text)
+
+def _dressed(page:str, folder:str|Path, seen:str, status:str) -> str:
+    "`page` with the line above it and the script; `seen` is the stamp that it was made of."
+    line = Markup('<div class="live"><span id="live" role="status">{}</span><button id="hold" type="button">Pause</button></div>').format(status)
+    page = str(page).replace('</title>', '</title><link rel="icon" href="data:,">', 1)
     return page.replace('</style>', f'{_live_css}</style>', 1).replace('<body>', Markup('<body data-stamp="{}" data-report="{}">{}').format(seen, Path(folder)/'report'/'report.html', line), 1).replace('</body>', f'<script>{_live_js}</script></body>', 1)
 
 def _status(folder:str|Path) -> str:
     left = time_left(folder)
     return 'Live. ' + ('The page changes with every epoch.' if left is None else 'All epochs are done.' if left == 0 else f'About {spoken(left)} left.')
 
+def _line(e:Exception) -> str:
+    "What went wrong, on one line."
+    return ' '.join((str(e) if isinstance(e, UserError) else f'{type(e).__name__}: {e}').split())[:300]
+
 # %% ../nbs/65_watch.ipynb #49d93442
 class _Handler(BaseHTTPRequestHandler):
-    def do_GET(self):
-        path = self.path.partition('?')[0]
-        if path == '/': self._send('text/html', self.server.page())
-        elif path == '/stamp': self._send('application/json', '{"stamp": "%s", "text": "%s"}' % (stamp(self.server.folder), _status(self.server.folder)))
-        else: self.send_error(404)
+    timeout = 10  # seconds of silence after which a connection is closed
 
-    def _send(self, kind:str, text:str):
-        body = text.encode()
-        self.send_response(200)
+    def do_GET(self):
+        self.server.answering(self.connection)
+        self.connection.settimeout(60)  # a slow tunnel may take that long to carry a page
+        path = self.path.partition('?')[0]
+        if host_of(self.headers.get('Host')) not in local_hosts: self._send('text/plain', 'The Host header names another host than this machine.', 400)
+        elif path == '/': self._send('text/html', self.server.page())
+        elif path == '/stamp': self._send('application/json', json.dumps(self.server.state()))
+        else: self._send('text/plain', 'There is nothing here.', 404)
+
+    def _send(self, kind:str, text:str, status:int=200):
+        body = text.encode('utf-8', 'backslashreplace')
+        self.send_response(status)
         for k,v in {'Content-Type': f'{kind}; charset=utf-8', 'Content-Length': len(body), 'Cache-Control': 'no-store', 'X-Content-Type-Options': 'nosniff'}.items(): self.send_header(k, str(v))
         self.end_headers()
         self.wfile.write(body)
@@ -85,21 +112,55 @@ class _Handler(BaseHTTPRequestHandler):
 
 class Watch(ThreadingHTTPServer):
     "Serves the page of `folder` on the listening socket `sock`."
-    daemon_threads = True
+    daemon_threads, most = True, 16  # `most`: connections at a time
     def __init__(self, folder:str|Path, sock:socket.socket):
         super().__init__(sock.getsockname()[:2], _Handler, bind_and_activate=False)
         self.socket.close()
-        self.socket, self.folder, self._page, self._stamp, self._one = sock, Path(folder), None, None, threading.Lock()
+        self.socket, self.folder, self._one, self._open = sock, Path(folder), threading.Lock(), {}
+        self._page, self._stamp, self._wrong, self._again = None, None, '', 0.
 
     def page(self) -> str:
-        "The page as the files are now."
+        "The page as the files are now, or as they were when it could be made last."
         with self._one:
             now = stamp(self.folder)
-            if now != self._stamp:
-                try: self._page, self._stamp = live_page(self.folder), now
-                except Exception:  # a file appeared or went while it was read
-                    if self._page is None: raise
-            return self._page
+            gone = self._page and not self.folder.is_dir()
+            if now != self._stamp and not gone and (not self._wrong or time.monotonic() > self._again):
+                start = time.monotonic()
+                try: self._page, self._stamp, self._wrong = live_page(self.folder), now, ''
+                except Exception as e:  # a file went while it was read, is damaged, or the report has a defect
+                    self._wrong = _line(e)
+                    self._again = time.monotonic() + max(5, 4*(time.monotonic() - start))
+            return self._page or _dressed(_plain('The page cannot be made yet', self._wrong), self.folder, '', self._said())
+
+    def state(self) -> dict: # stamp; text, a line for the page
+        return dict(stamp=stamp(self.folder), text=self._said())
+
+    def _said(self) -> str:
+        if self._page and not self.folder.is_dir():
+            return f'The run folder {self.folder} is gone: this is the last that was seen.'
+        if self._wrong: return f'The page cannot be brought up to date ({self._wrong.rstrip(".")}). It is tried again.'
+        try: return _status(self.folder)
+        except Exception as e: return f'How far it is cannot be told ({_line(e).rstrip(".")}).'
+
+    def answering(self, connection:socket.socket): self._open[connection] = True
+
+    def process_request(self, request, client_address):
+        if len(self._open) >= self.most:
+            silent = next((s for s,answered in list(self._open.items()) if not answered), None)
+            if silent is None: return self.shutdown_request(request)
+            self._open.pop(silent, None)
+            with contextlib.suppress(OSError): silent.shutdown(socket.SHUT_RDWR)
+        self._open[request] = False
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request, client_address):
+        try: super().process_request_thread(request, client_address)
+        finally: self._open.pop(request, None)
+
+    def handle_error(self, request, client_address):
+        e = sys.exc_info()[1]
+        if not isinstance(e, (ConnectionError, TimeoutError)):
+            print(f'watch: {_line(e)}', file=sys.stderr, flush=True)  # who closes a tab does no wrong
 
 def listen(
     port:int=8765 # 0 for any that is free
@@ -116,11 +177,23 @@ def serve_beside(
 ) -> str: # Where to look
     "Serve the page of `folder` from a process of its own, which ends with this one."
     sock = listen(port)
-    multiprocessing.get_context('spawn').Process(target=_serve, args=(folder, sock), daemon=True).start()
+    beside = multiprocessing.get_context('spawn').Process(target=_serve, args=(folder, sock), daemon=True)
+    with _no_interrupt(): beside.start()
     return address(sock)
 
+@contextlib.contextmanager
+def _no_interrupt():
+    "A process that is started in this block does not hear Ctrl-C, not even while it imports: that is for the training, with which it ends."
+    try: before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except ValueError: yield; return  # not the main thread
+    try: yield
+    finally: signal.signal(signal.SIGINT, before)
+
 def _serve(folder, sock):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training, with which this ends
+    warnings.simplefilter('ignore')
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(5)
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(0)), daemon=True).start()
-    Watch(folder, sock).serve_forever()
+    try: Watch(folder, sock).serve_forever()
+    except Exception as e:
+        print(f'watch: {_line(e)}: the page is not served any more, the training goes on.', file=sys.stderr, flush=True)

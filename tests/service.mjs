@@ -1,7 +1,8 @@
 // The service's page, used as somebody would: token, a picture chosen by keyboard, the gate maps' switch and slider, a dropped picture, the camera, a file that is no picture.
 import { check } from './browser.mjs'
+import fs from 'node:fs'
 
-const { PICTURE, PHOTO, NO_PICTURE, LABEL, TOKEN } = process.env
+const { PICTURE, PHOTO, NO_PICTURE, MANY, LABEL, TOKEN } = process.env
 
 await check(async ({ page, say, width, scheme, shoot }) => {
   const expect = async (what, check, ...args) => { try { await page.waitForFunction(check, { timeout: 20000, polling: 50 }, ...args) } catch { say(`${what}: ${await page.$eval('#status', e => e.innerText)}`) } }
@@ -56,4 +57,20 @@ await check(async ({ page, say, width, scheme, shoot }) => {
   await cards(5)
   await expect('says what is no picture', () => [...document.querySelectorAll('article .wrong')].length === 1)
   await shoot('full')
-}, /status of 401/)
+
+  const many = fs.readdirSync(MANY).sort()
+  await page.evaluate(() => {
+    const seen = window.seen = []
+    new MutationObserver(() => seen.push(document.querySelector('#status').innerText)).observe(document.querySelector('#status'), { childList: true })
+  })
+  await choose(...many.map(f => `${MANY}/${f}`))
+  await cards(25)
+  await expect('says how many are answered', () => document.querySelector('#status').innerText === '20 of 20 images are answered')
+  const progress = await page.evaluate(() => window.seen)
+  if (!progress.includes('Looking … 16 of 20')) say(`says how far it is: ${progress}`)
+  const names = await page.$$eval('article h2', all => all.map(h => h.innerText))
+  if (String(names.slice(0, 20)) !== String(many)) say(`in their order: ${names}`)
+  await choose(NO_PICTURE)
+  await cards(26)
+  await expect('one that is no picture has a card too', () => document.querySelector('article .wrong').innerText.includes('broken.png') && document.querySelector('#status').classList.contains('wrong'))
+}, /status of (401|422)/)

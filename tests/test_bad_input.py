@@ -93,5 +93,12 @@ def test_predict_on_no_picture(simam_ema, refused, digits_args, tmp_path):
     refused('predict', model, tmp_path/'x.png', says='x.png is no readable picture')
     refused('predict', model, tmp_path/'y.png', says='there is no file or folder')
     shutil.copy(tmp_path/'x.png', tmp_path/'fake.pkl')
-    refused('predict', tmp_path/'fake.pkl', tmp_path/'x.png', says='is a pickle, which can run any code')
-    refused('predict', tmp_path/'fake.pkl', tmp_path/'x.png', '--trust', says='no exported learner')
+    for trust in ([], ['--trust']): refused('predict', tmp_path/'fake.pkl', tmp_path/'x.png', *trust, says='is no exported learner: whatever its name says, it holds no pickle')
+    refused('predict', model/'model.pkl', tmp_path/'x.png', says='is a pickle, which can run any code')
+    for command in (['predict', tmp_path, tmp_path/'x.png'], ['serve', tmp_path, '--port', 0], ['evaluate', tmp_path, '--data', 'digits'], ['export', tmp_path, '--onnx', tmp_path/'x.onnx']):
+        refused(*command, says=f'but runs: give one of them, {model}')
+    for command in (['predict', tmp_path/'x.png', model], ['serve', tmp_path/'x.png', '--port', 0], ['evaluate', tmp_path/'x.png', '--data', 'digits'], ['export', tmp_path/'x.png', '--onnx', tmp_path/'x.onnx']):
+        refused(*command, says='x.png is neither a folder, an .onnx nor a .pkl')
+    refused('predict', 'nowhere', tmp_path/'z.png', says="no exported learner at 'nowhere'")
+    (tmp_path/'empty').mkdir()
+    refused('predict', model, tmp_path/'empty', says='no image in')

@@ -67,6 +67,22 @@ def test_version_1_answers_as_it_did(arch):
     assert learn.about['variant'] == 'hybrid' and learn.about['metrics']['top1'] > 80
 
 
+def test_an_answer_of_nan_has_no_label(simam_ema, arch, tmp_path):
+    "In PyTorch, behind the runtime's interface, on the command line, as a picture; and no ONNX file is made of it."
+    from simam_ema_fastai.bundle import write_bundle
+    from simam_ema_fastai.inference import classifier
+    from simam_ema_fastai.maps import explain
+    learn, files = load(bundle), load_samples('digits').files[:2]
+    for p in list(learn.model.parameters())[-2:]: p.data.fill_(float('nan'))
+    write_bundle(learn, tmp_path)
+    for call in (lambda: predict(learn, files), lambda: predict(tmp_path, files), lambda: classifier(learn).classify(files), lambda: explain(learn, files)):
+        with pytest.raises(UserError, match='answers NaN or infinity'): call()
+    status, out, err = simam_ema('predict', tmp_path, *files)
+    assert status == 2 and 'none of the 2 images has an answer' in err and ' has no answer: the network gives NaN or infinity' in out
+    status, _, err = simam_ema('export', tmp_path, '--onnx', tmp_path/'x.onnx')
+    assert status == 2 and 'NaN or infinity' in err and not (tmp_path/'x.onnx').exists()
+
+
 def test_committed_bundle_is_small(): assert sum(f.stat().st_size for f in bundle.iterdir()) < 300_000
 
 
@@ -137,13 +153,41 @@ def test_predict_without_pytorch(digits, tmp_path):
     p = predicting(bundle, digits, '--out', tmp_path/'out.csv', '--min-confidence', .6)
     out, err = p.communicate()
     assert p.returncode == 0, err
-    assert out.startswith('202 predictions: ') and ', 2 unreadable' in out and ' unsure' in out, out
+    assert out.startswith('200 predictions: ') and ', 2 unreadable' in out and ' unsure' in out, out
     p = predicting(bundle/'model.onnx', digits/'0003.png')
     assert '0003.png: 3 ' in p.communicate()[0]
     p = subprocess.run([sys.executable, '-c', slim, 'train'], capture_output=True, text=True)
     assert p.returncode == 2 and 'PyTorch and fastai are not installed' in p.stderr and len(p.stderr.splitlines()) == 1
     alone = subprocess.run([sys.executable, '-m', 'simam_ema_fastai.runtime', bundle/'model.onnx', digits/'0003.png', digits/'0004.png'], capture_output=True, text=True)
     assert alone.returncode == 0 and len(alone.stdout.splitlines()) == 2, alone.stderr
+
+
+def test_predict_takes_what_a_shell_makes_of_a_glob(digits, tmp_path):
+    p = predicting(bundle/'model.onnx', digits/'0003.png', digits/'cut.png', digits/'0004.png')
+    out, err = p.communicate()
+    assert (p.returncode, err, [l[:len(str(digits)) + 9] for l in out.splitlines()]) == (0, '', [f'{digits}/0003.png', f'{digits}/cut.png ', f'{digits}/0004.png'])
+    files = [digits/'0003.png', digits/'0004.png', digits/'cut.png']
+    assert predicting(bundle, *files, '--out', tmp_path/'three.csv').communicate()[0] == f"2 predictions: {tmp_path/'three.csv'}, 1 unreadable\n"
+    p = predicting(bundle, digits, '--out', tmp_path/'three.csv')
+    assert (p.communicate()[1].splitlines(), p.returncode) == ([f"simam_ema: {tmp_path/'three.csv'} is there already: it is not replaced. Delete it, or choose another --out."], 2)
+
+
+@pytest.mark.skipif(not Path('/dev/full').exists(), reason='no /dev/full here')
+def test_predictions_that_nobody_gets(digits):
+    "A closed output, a full disk, a reader that has gone: never status 0."
+    argv = [sys.executable, '-c', slim, 'predict', str(bundle), str(digits)]
+    for how, status, says in (('>&-', 2, 'standard output is closed'), ('>/dev/full', 2, 'No space left on device'), ('| true; exit ${PIPESTATUS[0]}', 141, None)):
+        r = subprocess.run(['bash', '-c', f'"$@" {how}', 'bash', *argv], capture_output=True, text=True)
+        assert r.returncode == status and (says is None and not r.stderr or says and says in r.stderr and len(r.stderr.splitlines()) == 1), (how, r)
+
+
+def test_bundle_whose_parts_are_of_different_models(refused, digits, tmp_path):
+    shutil.copytree(bundle, tmp_path/'b')
+    (tmp_path/'b'/'model.json').write_bytes(_nine_classes((bundle/'model.json').read_bytes()))
+    for p in (tmp_path/'b', tmp_path/'b'/'model.json'): refused('predict', p, digits/'0003.png', says='model.onnx and model.json in')
+    shutil.copy(bundle/'model.onnx', tmp_path/'alone.onnx')
+    (tmp_path/'only').mkdir(); shutil.copy(bundle/'model.onnx', tmp_path/'only')
+    for p in (tmp_path/'alone.onnx', tmp_path/'only'): assert '0003.png: 3 ' in predicting(p, digits/'0003.png').communicate()[0]
 
 
 def test_predict_survives_sigkill(digits, tmp_path):
@@ -169,7 +213,7 @@ def test_slim_install(digits, tmp_path):
     python = tmp_path/'venv'/'bin'/'python'
     run('uv', 'pip', 'install', '--python', python, '--no-deps', root)
     run('uv', 'pip', 'install', '--python', python, 'onnxruntime', 'numpy', 'pillow')
-    assert run(tmp_path/'venv'/'bin'/'simam_ema', 'predict', bundle/'model.onnx', digits, '--out', tmp_path/'out.csv').startswith('202 predictions')
+    assert run(tmp_path/'venv'/'bin'/'simam_ema', 'predict', bundle/'model.onnx', digits, '--out', tmp_path/'out.csv').startswith('200 predictions')
     assert '0003.png: 3 ' in run(python, '-m', 'simam_ema_fastai.runtime', bundle/'model.onnx', digits/'0003.png')
 
 

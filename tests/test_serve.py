@@ -141,11 +141,15 @@ def test_no_bytes_do_harm(url, files):
 
 
 def test_the_page_in_a_browser(model, photo, look, tmp_path):
+    "Also: twenty images at once, of which none is dropped, and classes whose names are markup."
     picture, large, broken = (tmp_path/n for n in ('small.png', 'photo.jpg', 'broken.png'))
     photo.resize((32, 32)).save(picture); photo.save(large); broken.write_bytes(b'no picture')
-    label = model.classify([str(picture)], 1)[0][0][0]
-    with running(create_app(model, token=token)) as url:
-        assert look('service.mjs', url, *os.environ.get('SHOTS', '').split(), PICTURE=picture, PHOTO=large, NO_PICTURE=broken, LABEL=label, TOKEN=token) == []
+    (tmp_path/'many').mkdir()
+    for i in range(20): Image.new('L', (32, 32), i*12).save(tmp_path/'many'/f'{i:02}.png')
+    marked = Classifier(model.about | dict(classes=[f'<img src=x onerror=alert({i})> Maß {i}' for i in range(10)]), model._run, model.source, model.network)
+    label = marked.classify([str(picture)], 1)[0][0][0]
+    with running(create_app(marked, token=token)) as url:
+        assert look('service.mjs', url, *os.environ.get('SHOTS', '').split(), PICTURE=picture, PHOTO=large, NO_PICTURE=broken, MANY=tmp_path/'many', LABEL=label, TOKEN=token) == []
 
 
 def test_the_command_serves_and_stops(simam_ema, photo, tmp_path):
