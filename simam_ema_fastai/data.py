@@ -56,9 +56,12 @@ class ReadPicture(Transform):
         self.white = white
     def encodes(self, fn): return Picture.create(fn, white=self.white)
 
-def white_in(dls) -> dict|None:
-    "What the `DataLoaders` take for white, for `pictures.to_rgb`; None where that was not decided."
-    found = (f.white for tfms in getattr(dls, 'tfms', None) or [] for f in getattr(tfms, 'fs', []) if isinstance(f, ReadPicture))
+def white_in(
+    dl # A loader, or `DataLoaders`
+) -> dict|None:
+    "What is taken for white, for `pictures.to_rgb`; None where that was not decided."
+    dataset = getattr(getattr(dl, 'loaders', [dl])[-1], 'dataset', None)
+    found = (f.white for tl in getattr(dataset, 'tls', ()) for f in getattr(tl.tfms, 'fs', ()) if isinstance(f, ReadPicture))
     return next(found, None)
 
 # %% ../nbs/22_data.ipynb #9040315b
