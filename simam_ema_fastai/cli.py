@@ -143,7 +143,7 @@ def evaluate(
     model:Annotated[str, dict(opt=False, nargs='?')]=None, # The folder of a run or of an exported learner, or a .pkl
     ensemble:Annotated[str, dict(nargs='+')]=None, # Average the probabilities of several of them instead
     data:str=None, # Data set to evaluate on; the run's own if left out
-    path:str=None, # Where the data are
+    path:str=None, # Where the data are; another folder than the run's is evaluated whole, unless it has a split of its own
     labels:str=None, # Labelling of elpv: cell, grade, defect
     n_valid:int=None, # Use only so many validation images
     skip_bad:store_true=False, # Leave unreadable pictures out instead of stopping
@@ -163,8 +163,9 @@ def evaluate(
     first = next(iter(wanted))
     for m in wanted:
         if wanted[m] != wanted[first]: raise UserError(f"{m} was trained on other data than {first}: say with --data on which to evaluate them.")
-    with one_goes_first(): samples = load_samples(**wanted[first])
+    with one_goes_first(): samples = _samples(files[first], wanted[first], given)
     valid = samples.keep(samples.idxs(True))
+    print(f'{len(valid.files)} of {len(samples.files)} images: {samples.split}')
     results = {}
     for m,file in files.items():
         results[m] = evaluate_files(load(file, trust), valid.files, valid.labels)
@@ -180,6 +181,24 @@ def _own_data(file:Path) -> dict:
     if not file.exists(): raise UserError(f"no exported learner at '{file}'.")
     if not config.exists(): raise UserError(f"which data set? {file} is in no run folder: give --data.")
     return {k: v for k,v in read_json(config)['data'].items() if k in ('name','path','labels','valid_pct','seed','n_classes','n_valid')}
+
+def _samples(file:Path, wanted:dict, given:dict):
+    "The samples to evaluate on: all of a folder without a split of its own, unless the run that exported `file` was trained on some of it."
+    from simam_ema_fastai.data import load_samples
+    if not (path := given.get('path')): return load_samples(**wanted)
+    try: own = _own_data(file)
+    except UserError: own = {}
+    if own.get('name') == wanted['name'] and (own.get('path') and os.path.realpath(own['path']) == os.path.realpath(path) or _same_content(file, path)):
+        return load_samples(**own | wanted)
+    return load_samples(**{k: v for k,v in wanted.items() if k in {'name','labels', *given}}, whole=True)
+
+def _same_content(file:Path, path:str) -> bool:
+    "Whether what lies at `path` is what the run that exported `file` was trained and validated on."
+    from simam_ema_fastai.data import load_samples
+    config = read_json((file if file.is_dir() else file.parent)/'config.json')
+    args = {k: v for k,v in config['data'].items() if k in ('name','labels','valid_pct','seed','n_train','n_valid','n_classes','skip_bad')}
+    try: return config.get('digest') == load_samples(**args, path=path).digest()
+    except UserError: return False
 
 def _line(m:dict) -> str: return f"{m['n']} images: Top-1 {m['top1']:.2f}%, Top-{m['k']} {m['top5']:.2f}%, loss {m['loss']:.4f}"
 

@@ -42,7 +42,7 @@ __all__ = ['datasets', 'few', 'loaders', 'Picture', 'ReadPicture', 'white_in', '
 class Picture(PILImage):
     "A `PILImage` made from a file, bytes, an array or a PIL image of any mode; raises `UserError` naming what it cannot read."
     @classmethod
-    def create(cls, fn:Path|str|bytes|np.ndarray|torch.Tensor|Image.Image, white:dict=None, **kwargs) -> 'Picture':
+    def create(cls, fn:Path|str|bytes|np.ndarray|torch.Tensor|Image.Image, white:dict|None=None, **kwargs) -> 'Picture':
         if isinstance(fn, torch.Tensor): fn = (fn.float() if fn.dtype == torch.bfloat16 else fn).detach().cpu().numpy()
         return cls(read_picture(fn, white=white))
 
@@ -524,6 +524,7 @@ def _select(name:str, path:str|Path=None, labels:str=None, valid_pct:float=.2, s
         kept = set(s.classes[:n_classes])
         s = s.keep(i for i,l in enumerate(s.labels) if l in kept)
         s.classes = s.classes[:n_classes]
+    if n_valid is not None and n_valid < (n := len(s.idxs(True))): s.split += f' ({n_valid} of its {n} images)'
     if n_train is not None or n_valid is not None: s = s.keep(_some(s.idxs(False), n_train, s) + _some(s.idxs(True), n_valid, s))
     return _once(s)
 
