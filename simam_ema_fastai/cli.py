@@ -153,7 +153,6 @@ def evaluate(
     "Evaluate an exported learner, or an ensemble of them, on the validation images of a data set: one pass each, no test-time augmentation."
     if bool(model) == bool(ensemble): raise UserError('evaluate what? Give one model, or several after --ensemble.')
     if ensemble and not 1 < len(set(ensemble)) == len(ensemble): raise UserError(f"an ensemble of {', '.join(ensemble)}: it takes two different models or more.")
-    from simam_ema_fastai.data import load_samples
     from simam_ema_fastai.evaluate import ensemble as mean_of, evaluate_files
     from simam_ema_fastai.inference import load
     from simam_ema_fastai.processes import is_first, one_goes_first

@@ -363,6 +363,10 @@ def _dirs(folder) -> dict[str,Path]:
     "The folders in `folder`, by name."
     return {e.name: Path(e.path) for e in _entries(folder) if e.is_dir()}
 
+def _holds_runs(folder:Path) -> bool:
+    "Whether `folder` is where results of this package go: they may lie beside the classes, and hold figures."
+    return any((d/mark).exists() for d in (folder, *_dirs(folder).values()) for mark in ('grid.json', '.lock'))
+
 def _files(folder, above:tuple=()) -> Iterator[str]:
     "All files in `folder` and below; a link to a folder on the way here (`above`) is not followed."
     st = os.stat(folder)
@@ -378,7 +382,7 @@ def _shown(names) -> str: return ', '.join(f"'{n}'" for n in list(names)[:4]) + 
 
 def _class_folders(root:Path) -> dict[str,Path]:
     "The folders of `root` by class. Raises `UserError` where they are splits, hold splits, or are told apart by case alone."
-    dirs = _dirs(root)
+    dirs = {n: d for n,d in _dirs(root).items() if not _holds_runs(d)}
     parts = {n: p for n in dirs if (p := _part(n))}
     if len(dirs) < 2:
         inside = f", but {next(iter(dirs.values()))} holds {len(below)}: give that" if dirs and len(below := _dirs(next(iter(dirs.values())))) > 1 else ''
@@ -416,10 +420,10 @@ def _labelled(root:Path) -> list[tuple[Path,str]]:
 
 def _parts(path:Path) -> tuple[Path,Path|None]:
     "The folders below `path` that hold the class folders: of training, and of validation if it has its own."
-    dirs = _dirs(path)
-    if len(dirs) == 1:
-        (name, only), = dirs.items()
-        if _part(name) or len({_part(n) for n in _dirs(only)} - {None}) > 1: return _parts(only)
+    inner = path
+    while len(dirs := _dirs(inner)) == 1: inner = next(iter(dirs.values()))
+    if {_part(n) for n in dirs} - {None} or _part(inner.name): path = inner
+    dirs = {n: d for n,d in _dirs(path).items() if not _holds_runs(d)}
     by = {p: [d for n,d in dirs.items() if _part(n) == p] for p in ('train','valid','test')}
     test = [t for t in by['test'] if _dirs(t)]  # one without classes is no use here
     valid = by['valid'] or test
