@@ -449,7 +449,7 @@ def folder(path:Path=None, valid_pct:float=.2, seed:int=0, **_) -> Samples:
     items = _labelled(root)
     classes = list(dict.fromkeys(l for _,l in items))
     if valid:
-        if (valid_pct, seed) != (.2, 0): raise UserError(f"valid_pct and seed say how to split, and {path} has a split of its own ({valid.name}): leave them out.")
+        if valid_pct not in (.2, 1) or seed: raise UserError(f"valid_pct and seed say how to split, and {path} has a split of its own ({valid.name}): leave them out.")
         more = _labelled(valid)
         if unknown := sorted({l for _,l in more} - set(classes)):
             near = next((f", only '{c}'" for c in classes if c.casefold() == unknown[0].casefold()), '')
