@@ -27,7 +27,7 @@ def make(folder):
     from simam_ema_fastai.learner import Recipe, fit_recipe, variant_learner
     backbones.archs['tiny'] = tiny
     dls = get_dls('digits')
-    learn = variant_learner(dls, 'hybrid', 'tiny', recipe=Recipe(epochs=8, freeze_epochs=1, lr=1e-2, backbone_lr_div=1))
+    learn = variant_learner(dls, 'hybrid', 'tiny', weights=None, recipe=Recipe(epochs=8, freeze_epochs=1, lr=1e-2, backbone_lr_div=1))
     with learn.no_bar(), learn.no_logging(): fit_recipe(learn)
     write_bundle(learn, folder, evaluate(learn).metrics)
     to_onnx(load(folder), Path(folder)/'model.onnx', preprocess=True)
