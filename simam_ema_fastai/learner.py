@@ -21,7 +21,7 @@ from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import Normalize, get_c
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy, top_k_accuracy
-from fastai.torch_core import get_model, rank_distrib, set_seed
+from fastai.torch_core import default_device, get_model, rank_distrib, set_seed
 from fastai.vision.augment import RandomResizedCrop
 from fastcore.foundation import L
 from torch import nn, Tensor
@@ -183,16 +183,22 @@ class Mix(MixHandler):
         return x
 
 # %% ../nbs/30_learner.ipynb #8f9c8af1
-def _crop_of(dl) -> RandomResizedCrop|None: return next((f for f in dl.after_item.fs if isinstance(f, RandomResizedCrop)), None)
+def _shared(dl) -> TfmdDL|None:
+    "The loader of which `dl` is the part of one of several processes (`distributed.Shard`)."
+    return inner if isinstance(inner := vars(dl).get('dl'), TfmdDL) else None
+
+def _crop_of(dl) -> RandomResizedCrop|None:
+    return next((f for f in getattr((_shared(dl) or dl).after_item, 'fs', ()) if isinstance(f, RandomResizedCrop)), None)
 
 def _smaller(dl:TfmdDL, size:int) -> TfmdDL:
     "`dl` itself, all it is made of shared, but for a crop of its own, to `size` pixels."
-    crop, small = copy.copy(_crop_of(dl)), copy.copy(dl)
-    crop.size = (size, size)
-    small.after_item, small.fake_l = copy.copy(dl.after_item), copy.copy(dl.fake_l)
-    small.after_item.fs = L(crop if isinstance(f, RandomResizedCrop) else f for f in dl.after_item.fs)
+    small = copy.copy(dl)
+    small.fake_l = copy.copy(dl.fake_l)
     small.fake_l.dataset, small.fake_l.default, small.fake_l.d = small.fake_l, small, small
-    if isinstance(inner := vars(dl).get('dl'), TfmdDL): small.dl = _smaller(inner, size)  # of one of several processes (`distributed.Shard`)
+    if _shared(dl): small.dl = _smaller(dl.dl, size); return small
+    crop = copy.copy(_crop_of(dl))
+    crop.size, small.after_item = (size, size), copy.copy(dl.after_item)
+    small.after_item.fs = L(crop if isinstance(f, RandomResizedCrop) else f for f in dl.after_item.fs)
     return small
 
 class GrowPictures(CountsEpochs):
@@ -293,7 +299,7 @@ def variant_learner(
     if recipe.trainable != 'all': callbacks.append(TrainOnly(recipe.trainable))
     if recipe.mixup or recipe.cutmix: callbacks.append(Mix(recipe.mixup, recipe.cutmix))
     if recipe.compile: callbacks.append(Compile())
-    if torch.device(dls.device).type == 'cuda': callbacks += [ChannelsLast(), *_mixed_precision(recipe.precision)]
+    if torch.device(getattr(dls, 'device', None) or default_device()).type == 'cuda': callbacks += [ChannelsLast(), *_mixed_precision(recipe.precision)]
     of_recipe = dict(loss_func=CrossEntropyLossFlat(label_smoothing=recipe.label_smoothing), opt_func=opt_funcs[recipe.opt], lr=lr, wd=recipe.wd, splitter=attention_splitter,
                      metrics=[accuracy, partial(top_k_accuracy, k=min(5, n_out))])
     learn = Learner(dls, model, cbs=callbacks + cbs, **{**of_recipe, **{k: o for k,o in kwargs.items() if k not in _of_recipe}, **given})
@@ -338,9 +344,12 @@ class CheckData(Callback):
                 raise UserError(f"the data are normalised with {found}{where}, the weights want {self.stats}: get_dls(…, stats=stats_of(weights, '{self.arch}')), or with DataLoaders of your own Normalize.from_stats(*stats_of(weights, '{self.arch}')) in batch_tfms.")
         without = [i for i,dl in enumerate(dls.loaders) if normalization_of(dl) is None]
         if not without: return
+        mean, std = self.stats
+        if not all(isinstance(dls[i], TfmdDL) for i in without):
+            if is_first(): print(f"PyTorch's own loaders do not say whether they normalize: the pretrained weights want mean {mean}, std {std}.")
+            return
         dls.add_tfms([Normalize.from_stats(*self.stats, cuda=False)], 'after_batch', without)
         if dls.device is not None: dls.to(dls.device)
-        mean, std = self.stats
         if is_first(): print(f'added to the DataLoaders what the pretrained weights want: Normalize with mean {mean}, std {std}.')
 
 def _check_start(dls:DataLoaders, start:int):

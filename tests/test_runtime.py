@@ -100,6 +100,7 @@ def test_damaged_onnx(refused, tmp_path):
 def test_export_command(simam_ema, refused, arch, digits, tmp_path):
     status, out, err = simam_ema('export', bundle, '--onnx', tmp_path/'m.onnx', '--int8', tmp_path/'small.onnx', '--torch-export', tmp_path/'m.pt2', '--bundle', tmp_path/'b', '--pictures', load_samples('digits').files[0].parent, '--n', '100')
     assert (status, err) == (0, ''), err
+    assert "eight bits: the model's answer for " in out and ' of 100 images' in out, out
     files = load_samples('digits').files[-300:]
     a, b, c = (predict(m, files, k=1) for m in (bundle, tmp_path/'m.onnx', tmp_path/'small.onnx'))
     assert a.label.tolist() == b.label.tolist() and (a.prob - b.prob).abs().max() < 1e-4
