@@ -213,7 +213,7 @@ def export(
     n:int=128, # How many of them
     trust:store_true=False, # Open a .pkl, which can run any code: only where you trust who wrote it
 ):
-    "Write a trained model for other runtimes. What would answer otherwise than the model is not written."
+    "Write a trained model for other runtimes. What would answer otherwise than the model is not written; how often eight bits do is printed."
     if not (onnx or int8 or torch_export or bundle): raise UserError('export to what? Give --onnx, --int8, --torch-export or --bundle, with the file to write.')
     from simam_ema_fastai.batch import pictures_in
     from simam_ema_fastai.deploy import to_int8, to_onnx, to_program
@@ -226,8 +226,22 @@ def export(
     elif onnx or int8: some = _training_pictures(Path(model), n, needed=bool(int8))
     if bundle: print(f'bundle: {export(learn, bundle)}')  # first: it replaces what stands in its folder, where an ONNX file may go
     if onnx: print(f'ONNX: {to_onnx(learn, onnx, preprocess, some)}')
-    if int8: print(f'ONNX, eight bits: {to_int8(learn, int8, some, preprocess)}')
+    if int8: print(f'ONNX, eight bits: {to_int8(learn, int8, some, preprocess, *_judges(Path(model), pictures, some, learn.dls.vocab, n))}')
     if torch_export: print(f'torch.export: {to_program(learn, torch_export, preprocess)}')
+
+def _judges(model:Path, pictures:str|None, calibrating:list[Path], classes, n:int) -> tuple[list,list|None]:
+    "About `n` images to judge an eight-bit model on, and their classes: the run's own for validation, else what is left of the folder `pictures`, with classes where they are its folders."
+    from simam_ema_fastai.batch import pictures_in
+    from simam_ema_fastai.data import load_samples
+    try:
+        data = _own_data(model)
+        s = load_samples(**data | dict(n_valid=min(n, data.get('n_valid') or n)))
+        return [s.files[i] for i in s.idxs(True)], [s.labels[i] for i in s.idxs(True)]
+    except UserError: pass
+    used, classes = set(calibrating), {str(c) for c in classes}
+    left = [f for f in pictures_in(pictures) if f not in used][:n]
+    labels = [f.parent.name for f in left]
+    return left, labels if set(labels) <= classes else None
 
 def _training_pictures(model:Path, n:int, needed:bool) -> list[Path]|None:
     "About `n` pictures that the run which exported `model` was trained on."

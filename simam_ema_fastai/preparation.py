@@ -162,5 +162,5 @@ def check_classification(
     if y.ndim == 2: raise UserError('the targets are several classes or numbers per image: multi-label classification and regression are not supported yet, use CategoryBlock with one class each.')
     if y.is_floating_point(): raise UserError('the targets are numbers: regression is not supported yet; for classes use CategoryBlock (y_block=CategoryBlock in ImageDataLoaders).')
     with contextlib.suppress(TypeError):  # of unknown length
-        if not len(dls.train): raise UserError(f"the training DataLoader gives no batch: {dls.train.n} images at a batch size of {dls.train.bs}, of which the incomplete last is dropped. Use a smaller bs.")
+        if not len(dls.train): raise UserError(f"the training DataLoader gives no batch: {getattr(dls.train, 'n', len(dls.train_ds))} images at a batch size of {getattr(dls.train, 'bs', None) or dls.train.batch_size}, of which the incomplete last is dropped. Use a smaller bs.")
     return tuple(x.shape[-2:])
