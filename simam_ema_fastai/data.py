@@ -34,9 +34,9 @@ from .pictures import _from_array, to_rgb  # noqa: F401
 from .weights import imagenet_stats
 
 # %% auto #0
-__all__ = ['datasets', 'few', 'loaders', 'Picture', 'ReadPicture', 'white_in', 'find_bad', 'Samples', 'stratified_split',
-           'tiny_imagenet', 'elpv', 'digits', 'read_arrays', 'cifar', 'folder', 'Dataset', 'LabelOf', 'load_samples',
-           'RandAugmentItem', 'get_dls']
+__all__ = ['datasets', 'few', 'loaders', 'Picture', 'ReadPicture', 'white_in', 'find_bad', 'Samples', 'spelled',
+           'stratified_split', 'tiny_imagenet', 'elpv', 'digits', 'read_arrays', 'cifar', 'folder', 'Dataset',
+           'LabelOf', 'load_samples', 'RandAugmentItem', 'get_dls']
 
 # %% ../nbs/22_data.ipynb #6bed0996
 class Picture(PILImage):
@@ -162,6 +162,10 @@ class Samples:
         rows = sorted(b'%b\0%b\0%d\0%b' % (os.fsencode(n[len(root):].replace(os.sep, '/').lstrip('/')), os.fsencode(l), v, m.content)
                       for n,l,v,m in zip(names, self.labels, self.is_valid, self.look()))
         return hashlib.sha256(b'\n'.join(rows)).hexdigest()[:16]
+
+def spelled(name:str|Path) -> str:
+    "A file's name as text that can be written anywhere: bytes that are no UTF-8 as `\\xe9`."
+    return os.fsencode(name).decode('utf-8', 'backslashreplace')
 
 def _digest(key:str) -> str: return hashlib.sha1(os.fsencode(key)).hexdigest()
 
@@ -395,11 +399,11 @@ def _class_folders(root:Path) -> dict[str,Path]:
     for n in parts:
         if within[n]: raise UserError(f"{dirs[n]} is called like a part of a split, and holds folders, but what lies beside it ({_shown([o for o in dirs if o != n])}) is none: 'train' and 'valid' are wanted, or classes alone.")
         warnings.warn(f"'{n}' is taken for a class, though it is called like a part of a split.", stacklevel=5)
-    spelled = defaultdict(list)
-    for n in dirs: spelled[unicodedata.normalize('NFKC', n).casefold()].append(n)
-    for key,names in spelled.items():
+    alike = defaultdict(list)
+    for n in dirs: alike[unicodedata.normalize('NFKC', n).casefold()].append(n)
+    for key,names in alike.items():
         if len(names) > 1 and len(key) > 1: raise UserError(f"{root} holds {_shown(names)}: if they are one class, put them into one folder; if not, give them other names.")
-    return {os.fsencode(n).decode('utf-8', 'backslashreplace'): d for n,d in dirs.items()}
+    return {spelled(n): d for n,d in dirs.items()}
 
 def _labelled(root:Path) -> list[tuple[Path,str]]:
     "The images below the class folders of `root` with their classes; what else lies there is said."

@@ -8,6 +8,7 @@ from PIL import Image
 
 from simam_ema_fastai.core import UserError
 from simam_ema_fastai.data import get_dls, load_samples
+from simam_ema_fastai.evaluate import _short
 
 rng = np.random.default_rng(0)
 
@@ -134,6 +135,7 @@ def test_names_that_are_no_text(tmp_path):
     s, _ = read(tmp_path)
     assert s.classes == ['a', 'caf\\xe9'] and len(s.files) == 21 and s.digest()
     for loader in ('decoded', 'files'): assert len(get_dls('folder', tmp_path, size=32, bs=4, loader=loader).one_batch()) == 2
+    assert '\n'.join(_short(s.files)).encode() and 'caf\\xe9/0.png' in _short(s.files)  # as predictions.csv has them
 
 
 def test_numbers_and_options(tmp_path):
