@@ -79,7 +79,7 @@ def made(folder:Path, arch:str, size:int, onnx:bool) -> Path:
     from simam_ema_fastai.data import get_dls
     from simam_ema_fastai.inference import export
     from simam_ema_fastai.learner import Recipe, variant_learner
-    learn = variant_learner(get_dls('digits', n_train=64, n_valid=32, size=size), 'hybrid', arch=arch, recipe=Recipe())
+    learn = variant_learner(get_dls('digits', n_train=64, n_valid=32, size=size), 'hybrid', arch=arch, weights=None, recipe=Recipe())
     path = export(learn, folder/'model')
     if not onnx: return path
     from simam_ema_fastai.deploy import to_onnx

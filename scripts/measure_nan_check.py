@@ -23,7 +23,7 @@ class Seconds(Callback):
     def after_train(self): self.of_epoch = time.process_time() - self.start
 
 dls = get_dls('digits', bs=16, n_train=160, n_valid=16)
-learn = variant_learner(dls, 'baseline', a.arch, recipe=Recipe(epochs=1), cbs=[seconds := Seconds()])
+learn = variant_learner(dls, 'baseline', a.arch, weights=None, recipe=Recipe(epochs=1), cbs=[seconds := Seconds()])
 times = {True: [], False: []}
 learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, StopAtNaN)])
 with learn.no_bar(), learn.no_logging():

@@ -6,7 +6,6 @@
 from __future__ import annotations
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
-from math import ceil
 from pathlib import Path
 
 import safetensors.torch, torch
@@ -15,11 +14,15 @@ from fastai.data.transforms import Categorize, IntToFloatTensor, Normalize, ToTe
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
-from fastai.vision.augment import RandomResizedCrop, Resize, ResizeMethod
+from fastai.torch_core import get_model
+from fastai.vision.augment import PadMode, RandomCrop, Resize, ResizeMethod
+from torch import nn
 
+from . import preparation
 from .core import UserError, atomic_path, file_hash, write_json
-from .data import LabelOf, Picture, datasets
+from .data import LabelOf, ReadPicture, datasets
 from .models import Placement, Variant, create_model, name_of
+from .preparation import own
 from .runtime import bundle_format, bundle_version, check_about, digest_of, read_about
 from .weights import from_bundle
 
@@ -28,20 +31,12 @@ __all__ = ['transforms_of', 'describe', 'sealed', 'write_bundle', 'read_bundle']
 
 # %% ../nbs/39_bundle.ipynb #219c0c55
 def transforms_of(
-    learn:Learner
-) -> dict: # resize and crop (width, height), mean and std, as in a bundle's `transforms`
-    "What the learner's validation does to a picture. Raises `UserError` if it is not: resize the whole picture, crop the centre, normalise."
-    dl, t = learn.dls.valid, dict(mean=[0.]*3, std=[1.]*3)
-    for f in [*dl.after_item.fs, *dl.before_batch.fs, *dl.after_batch.fs]:
-        if isinstance(f, RandomResizedCrop):
-            xtra = ceil(max(f.size)*f.val_xtra/8)*8  # as fastai rounds it
-            t |= dict(resize=[s + xtra for s in f.size], crop=list(f.size))
-        elif isinstance(f, Resize) and f.method == ResizeMethod.Squish: t |= dict(resize=list(f.size), crop=list(f.size))
-        elif isinstance(f, Normalize): t |= {k: [float(str(v)) for v in getattr(f, k).flatten().cpu().numpy()] for k in ('mean','std')}  # .485, not float32's neighbour of it
-        elif isinstance(f, IntToFloatTensor) and f.div == 255 or isinstance(f, ToTensor) or getattr(f, 'split_idx', None) == 0: pass
-        else: raise UserError(f"validation with {type(f).__name__} cannot be described in a bundle: a resize of the whole picture, a crop of its centre and a normalisation can. Export to a .pkl.")
-    if 'resize' not in t: raise UserError('the learner does not tell its picture size, which a bundle has to: validate with Resize or RandomResizedCrop, or export to a .pkl.')
-    return t
+    learn:Learner # With data or without
+) -> dict: # `resize` and `crop` (width, height), mean and std, …, as in a bundle's `transforms`
+    "What the learner's validation does to an image, compared with a validation batch (`preparation`). Raises `UserError` if it is not: resize the image, crop the center, normalize."
+    return preparation.transforms_of(learn.dls)
+
+def _plain(model:nn.Module) -> nn.Module: return get_model(getattr(model, '_orig_mod', model))  # without `DataParallel` or `torch.compile`
 
 def _installed(package:str) -> str|None:
     try: return version(package)
@@ -52,11 +47,11 @@ def describe(
     metrics:dict=None # What it scored, and on how many images; of a learner from a bundle, what that says
 ) -> dict: # See `runtime`
     "What a bundle tells of `learn`. A model that is not from `create_model` has neither variant nor architecture."
-    m, was = learn.model, getattr(learn, 'about', {})
-    v, w, data = getattr(m, 'variant', None), getattr(m, 'weights', None), getattr(learn.dls, 'dataset', None)
-    about = dict(format=bundle_format, version=bundle_version,
+    m, was, t = _plain(learn.model), vars(learn).get('about') or {}, transforms_of(learn)
+    v, w, data = getattr(m, 'variant', None), getattr(m, 'weights', None), own(learn.dls, 'dataset')
+    about = dict(format=bundle_format, version=bundle_version if t.keys() & {'method', 'white'} else 1,  # what earlier versions cannot do, they refuse
                  variant=v and name_of(v), placements=v and [asdict(p) | dict(stages=list(p.stages)) for p in v.placements], arch=v and v.arch, act=v and v.act, stride_on=w and w.stride_on,
-                 classes=[str(c) for c in learn.dls.vocab], transforms=transforms_of(learn), metrics=metrics or was.get('metrics'),
+                 classes=[str(c) for c in learn.dls.vocab], transforms=t, metrics=metrics or was.get('metrics'),
                  data=dict(name=data or 'unknown', licence=data in datasets and datasets[data].licence or 'unknown'),
                  weights=dict(source=w.source if w else 'unknown', licence=w.licence if w else 'unknown'),
                  packages={p: v for p in ('simam_ema_fastai','torch','torchvision','fastai','timm','safetensors') if (v := _installed(p))}, files={})
@@ -75,7 +70,7 @@ def write_bundle(
     "Write `learn`'s model as `model.safetensors` and `model.json`; raises `UserError` for a model that `create_model` did not make."
     about, folder = describe(learn, metrics), Path(folder)
     if about['placements'] is None: raise UserError('a bundle needs a model from create_model, which can be built again by name; this one is another, or optimised: export the learner to a .pkl, or before optimising it.')
-    tensors = safetensors.torch.save({k: v.detach().cpu().contiguous() for k,v in learn.model.state_dict().items()})
+    tensors = safetensors.torch.save({k: v.detach().cpu().contiguous() for k,v in _plain(learn.model).state_dict().items()})
     (folder/'model.onnx').unlink(missing_ok=True)  # of other weights
     with atomic_path(folder/'model.safetensors') as tmp: tmp.write_bytes(tensors)
     write_json(folder/'model.json', sealed(about | dict(files={'model.safetensors': f"sha256:{file_hash(folder/'model.safetensors')}"})))
@@ -83,12 +78,11 @@ def write_bundle(
 def _no_data(about:dict) -> DataLoaders:
     "`DataLoaders` without data, for the classes and transforms of `about`."
     t = about['transforms']
-    xtra = t['resize'][0] - t['crop'][0]
-    if t['resize'][1] - t['crop'][1] != xtra or xtra % 8: raise UserError(f"a border of {xtra} pixels: fastai cuts off equal multiples of 8.")
-    crop = RandomResizedCrop(tuple(t['crop']), val_xtra=max(0, xtra - 1)/max(t['crop']))  # fastai rounds up to `xtra`
+    (rw, rh), (cw, ch) = t['resize'], t['crop']
+    item = [Resize((rh, rw), t.get('method', ResizeMethod.Squish), t.get('pad_mode', PadMode.Zeros))] + [RandomCrop((ch, cw))]*((rw, rh) != (cw, ch))
     black = b'P6 1 1 255\n\0\0\0'  # a picture of one pixel, from which fastai learns the types; then it goes
-    dsets = Datasets([black], [[Picture.create], [LabelOf({black: about['classes'][0]}), Categorize(vocab=about['classes'], sort=False)]], splits=[[0],[0]])
-    tfms = dict(after_item=[crop, ToTensor()], after_batch=[IntToFloatTensor(), Normalize.from_stats(t['mean'], t['std'], cuda=False)])
+    dsets = Datasets([black], [[ReadPicture(t.get('white'))], [LabelOf({black: about['classes'][0]}), Categorize(vocab=about['classes'], sort=False)]], splits=[[0],[0]])
+    tfms = dict(after_item=[*item, ToTensor()], after_batch=[IntToFloatTensor(), Normalize.from_stats(t['mean'], t['std'], cuda=False)])
     return dsets.dataloaders(bs=1, val_bs=64, device=torch.device('cpu'), num_workers=0, **tfms).new_empty()
 
 def read_bundle(

@@ -143,7 +143,7 @@ def evaluate(
     model:Annotated[str, dict(opt=False, nargs='?')]=None, # The folder of a run or of an exported learner, or a .pkl
     ensemble:Annotated[str, dict(nargs='+')]=None, # Average the probabilities of several of them instead
     data:str=None, # Data set to evaluate on; the run's own if left out
-    path:str=None, # Where the data are
+    path:str=None, # Where the data are; another folder than the run's is evaluated whole, unless it has a split of its own
     labels:str=None, # Labelling of elpv: cell, grade, defect
     n_valid:int=None, # Use only so many validation images
     skip_bad:store_true=False, # Leave unreadable pictures out instead of stopping
@@ -153,7 +153,6 @@ def evaluate(
     "Evaluate an exported learner, or an ensemble of them, on the validation images of a data set: one pass each, no test-time augmentation."
     if bool(model) == bool(ensemble): raise UserError('evaluate what? Give one model, or several after --ensemble.')
     if ensemble and not 1 < len(set(ensemble)) == len(ensemble): raise UserError(f"an ensemble of {', '.join(ensemble)}: it takes two different models or more.")
-    from simam_ema_fastai.data import load_samples
     from simam_ema_fastai.evaluate import ensemble as mean_of, evaluate_files
     from simam_ema_fastai.inference import load
     from simam_ema_fastai.processes import is_first, one_goes_first
@@ -163,8 +162,9 @@ def evaluate(
     first = next(iter(wanted))
     for m in wanted:
         if wanted[m] != wanted[first]: raise UserError(f"{m} was trained on other data than {first}: say with --data on which to evaluate them.")
-    with one_goes_first(): samples = load_samples(**wanted[first])
+    with one_goes_first(): samples = _samples(files[first], wanted[first], given)
     valid = samples.keep(samples.idxs(True))
+    print(f'{len(valid.files)} of {len(samples.files)} images: {samples.split}')
     results = {}
     for m,file in files.items():
         results[m] = evaluate_files(load(file, trust), valid.files, valid.labels)
@@ -181,6 +181,24 @@ def _own_data(file:Path) -> dict:
     if not config.exists(): raise UserError(f"which data set? {file} is in no run folder: give --data.")
     return {k: v for k,v in read_json(config)['data'].items() if k in ('name','path','labels','valid_pct','seed','n_classes','n_valid')}
 
+def _samples(file:Path, wanted:dict, given:dict):
+    "The samples to evaluate on: all of a folder without a split of its own, unless the run that exported `file` was trained on some of it."
+    from simam_ema_fastai.data import load_samples
+    if not (path := given.get('path')): return load_samples(**wanted)
+    try: own = _own_data(file)
+    except UserError: own = {}
+    if own.get('name') == wanted['name'] and (own.get('path') and os.path.realpath(own['path']) == os.path.realpath(path) or _same_content(file, path)):
+        return load_samples(**own | wanted)
+    return load_samples(**{k: v for k,v in wanted.items() if k in {'name','labels', *given}}, whole=True)
+
+def _same_content(file:Path, path:str) -> bool:
+    "Whether what lies at `path` is what the run that exported `file` was trained and validated on."
+    from simam_ema_fastai.data import load_samples
+    config = read_json((file if file.is_dir() else file.parent)/'config.json')
+    args = {k: v for k,v in config['data'].items() if k in ('name','labels','valid_pct','seed','n_train','n_valid','n_classes','skip_bad')}
+    try: return config.get('digest') == load_samples(**args, path=path).digest()
+    except UserError: return False
+
 def _line(m:dict) -> str: return f"{m['n']} images: Top-1 {m['top1']:.2f}%, Top-{m['k']} {m['top5']:.2f}%, loss {m['loss']:.4f}"
 
 # %% ../nbs/70_cli.ipynb #b5eb45f0
@@ -195,7 +213,7 @@ def export(
     n:int=128, # How many of them
     trust:store_true=False, # Open a .pkl, which can run any code: only where you trust who wrote it
 ):
-    "Write a trained model for other runtimes. What would answer otherwise than the model is not written."
+    "Write a trained model for other runtimes. What would answer otherwise than the model is not written; how often eight bits do is printed."
     if not (onnx or int8 or torch_export or bundle): raise UserError('export to what? Give --onnx, --int8, --torch-export or --bundle, with the file to write.')
     from simam_ema_fastai.batch import pictures_in
     from simam_ema_fastai.deploy import to_int8, to_onnx, to_program
@@ -208,8 +226,22 @@ def export(
     elif onnx or int8: some = _training_pictures(Path(model), n, needed=bool(int8))
     if bundle: print(f'bundle: {export(learn, bundle)}')  # first: it replaces what stands in its folder, where an ONNX file may go
     if onnx: print(f'ONNX: {to_onnx(learn, onnx, preprocess, some)}')
-    if int8: print(f'ONNX, eight bits: {to_int8(learn, int8, some, preprocess)}')
+    if int8: print(f'ONNX, eight bits: {to_int8(learn, int8, some, preprocess, *_judges(Path(model), pictures, some, learn.dls.vocab, n))}')
     if torch_export: print(f'torch.export: {to_program(learn, torch_export, preprocess)}')
+
+def _judges(model:Path, pictures:str|None, calibrating:list[Path], classes, n:int) -> tuple[list,list|None]:
+    "About `n` images to judge an eight-bit model on, and their classes: the run's own for validation, else what is left of the folder `pictures`, with classes where they are its folders."
+    from simam_ema_fastai.batch import pictures_in
+    from simam_ema_fastai.data import load_samples
+    try:
+        data = _own_data(model)
+        s = load_samples(**data | dict(n_valid=min(n, data.get('n_valid') or n)))
+        return [s.files[i] for i in s.idxs(True)], [s.labels[i] for i in s.idxs(True)]
+    except UserError: pass
+    used, classes = set(calibrating), {str(c) for c in classes}
+    left = [f for f in pictures_in(pictures) if f not in used][:n]
+    labels = [f.parent.name for f in left]
+    return left, labels if set(labels) <= classes else None
 
 def _training_pictures(model:Path, n:int, needed:bool) -> list[Path]|None:
     "About `n` pictures that the run which exported `model` was trained on."

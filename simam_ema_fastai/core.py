@@ -4,16 +4,17 @@
 
 # %% ../nbs/00_core.ipynb #235356ed
 from __future__ import annotations
-import contextlib, difflib, hashlib, importlib.util, json, os, platform, shutil, sys, time, urllib.error, urllib.request, warnings
+import contextlib, difflib, errno, functools, hashlib, importlib.util, json, os, platform, re, shutil, sys, time
+import urllib.error, urllib.request, uuid, warnings
 from pathlib import Path
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 try: import fcntl
-except ImportError: fcntl = None  # Windows
+except ImportError: fcntl = None  # Windows: filelock does it there
 
 # %% auto #0
-__all__ = ['UserError', 'one_of', 'import_extra', 'atomic_path', 'write_text', 'write_json', 'read_json', 'alone', 'in_notebook',
-           'progress', 'cache_dir', 'file_hash', 'check_hash', 'download']
+__all__ = ['UserError', 'one_of', 'import_extra', 'atomic_path', 'write_text', 'write_json', 'read_json', 'Busy', 'locked',
+           'alone', 'made_once', 'in_notebook', 'progress', 'cache_dir', 'file_hash', 'check_hash', 'download']
 
 # %% ../nbs/00_core.ipynb #5a9921cc
 class UserError(Exception):
@@ -48,21 +49,78 @@ def import_extra(
         raise UserError(f"{module} is needed for this: pip install {package}.") from None
 
 # %% ../nbs/00_core.ipynb #790c0cb3
+@functools.cache
+def _here() -> str:
+    "Where a process number means something: this boot of this machine, and its namespace of numbers. Empty if unknown."
+    try: return f"{Path('/proc/sys/kernel/random/boot_id').read_text()[:8]}.{os.stat('/proc/self/ns/pid').st_ino:x}"
+    except OSError: return ''
+
+def _beside(path:Path, end:str='') -> Path:
+    "An unused hidden name in the folder of `path`, which tells who uses it; without `end`, what all such names begin with."
+    name = path.name if len(os.fsencode(path.name)) < 160 else hashlib.sha1(os.fsencode(path.name)).hexdigest()
+    return path.with_name(f'.{name}.' + (f'{_here()}.{os.getpid()}.{uuid.uuid4().hex[:12]}.{end}' if end else ''))
+
+def _runs(pid:int) -> bool:
+    "Whether process `pid` of this machine is there."
+    try: os.kill(pid, 0)
+    except ProcessLookupError: return False
+    except OSError: pass
+    return True
+
+def _last_change(path:Path) -> float:
+    "When `path`, or anything in it, was last written."
+    times = [path.lstat().st_mtime]
+    for folder, _, files in os.walk(path): times += [os.lstat(o).st_mtime for o in (folder, *(os.path.join(folder, f) for f in files))]
+    return max(times)
+
+def _remove(path:Path):
+    "Delete the file or folder `path`, if it is there."
+    if path.is_dir() and not path.is_symlink(): shutil.rmtree(path, ignore_errors=True)
+    else: path.unlink(missing_ok=True)
+
+def _clear(
+    path:Path, # A file or folder
+    locked:bool=False # Nobody else can be writing it
+):
+    "Clear away what killed writers of `path` have left; the old folder comes back if it was renamed and the new one not yet."
+    name = re.compile(re.escape(_beside(path).name) + r'(?:(?P<where>[0-9a-f]{8}\.[0-9a-f]+|)\.(?P<pid>\d+)\.[0-9a-f]{12}|\d+)\.(?:tmp|old)')
+    with contextlib.suppress(OSError):  # another clears too, or may
+        for left in list(path.parent.iterdir()):
+            if not (who := name.fullmatch(left.name)): continue
+            dead = who['where'] and who['where'] == _here() and not _runs(int(who['pid']))
+            if not (locked or dead or time.time() - _last_change(left) > 86400): continue
+            if left.suffix == '.old' and not path.exists(): left.rename(path)
+            else: _remove(left)
+
+def _put(tmp:Path, path:Path, replace:bool):
+    "Rename `tmp` to `path`. A folder in its place is renamed first, and deleted last: no reader finds a part of one."
+    old = _beside(path, 'old')
+    try:
+        while True:
+            try: return os.replace(tmp, path)
+            except OSError:
+                if not (tmp.is_dir() and path.is_dir()): raise
+                if not replace: return
+            with contextlib.suppress(FileNotFoundError): os.replace(path, old)
+    finally:
+        if old.exists() and not path.exists(): os.replace(old, path)
+        _remove(old)
+
 @contextlib.contextmanager
 def atomic_path(
-    path:str|Path # Where the file or folder shall stand
+    path:str|Path, # Where the file or folder shall stand; through a symbolic link, what it points at
+    replace:bool=True # Replace a folder that is there already; if not, it stays and what was made is dropped
 ):
-    "A temporary path beside `path`; it takes `path`'s place when the block ends without an error and vanishes otherwise."
-    path = Path(path)
+    "A temporary path beside `path`, not made yet; it takes `path`'s place when the block ends without an error and vanishes otherwise."
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.parent/f'.{path.name}.{os.getpid()}.tmp'
+    _clear(path)
+    tmp = _beside(path, 'tmp')
     try:
         yield tmp
-        if path.is_dir(): shutil.rmtree(path)
-        os.replace(tmp, path)
-    finally:
-        if tmp.is_dir(): shutil.rmtree(tmp)
-        else: tmp.unlink(missing_ok=True)
+        if path.is_dir() and not tmp.is_dir(): raise UserError(f"{path} is a folder: a file cannot take its place.")
+        _put(tmp, path, replace)
+    finally: _remove(tmp)
 
 # %% ../nbs/00_core.ipynb #9d3b27df
 def write_text(path:str|Path, text:str):
@@ -79,6 +137,12 @@ def read_json(path:str|Path):
     except (ValueError, RecursionError) as e: raise UserError(f"{path} is damaged ({e}): delete it, or put back the one that stood there.") from e
 
 # %% ../nbs/00_core.ipynb #8e830fc4
+class Busy(UserError):
+    "Somebody else holds a lock"
+    def __init__(self, line:str='', who:str=''):
+        super().__init__(line)
+        self.who = who # 'pid 7 on HOST'
+
 _locks = set()  # descriptors of the locked files
 
 def _forget_locks():
@@ -87,19 +151,77 @@ def _forget_locks():
 
 if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_forget_locks)
 
+def _try_lock(fd:int) -> bool:
+    "Lock the open file `fd`; False if another has. Raises `OSError` where the file system has no locks."
+    if not fcntl:
+        from filelock import lock_descriptor
+        return lock_descriptor(fd, blocking=False)
+    try: fcntl.flock(fd, fcntl.LOCK_EX|fcntl.LOCK_NB)
+    except BlockingIOError: return False
+    return True
+
+def _open_lock(file:Path) -> int:
+    for _ in range(9):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try: return os.open(file, os.O_RDWR|os.O_CREAT, 0o666)
+        except FileNotFoundError: pass  # whoever was alone in the folder has taken it away
+        except PermissionError:
+            if not file.exists(): raise
+            return os.open(file, os.O_RDONLY)  # another user's: enough for a lock
+    raise FileNotFoundError(errno.ENOENT, 'cannot be made', str(file))
+
 def _lock(file:Path) -> int|None:
     "A descriptor of `file`, locked; None where the file system has no locks. Raises `BlockingIOError` if another holds it."
     while True:
-        fd = os.open(file, os.O_RDWR|os.O_CREAT, 0o644)
+        fd = _open_lock(file)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX|fcntl.LOCK_NB)
+            if not _try_lock(fd): os.close(fd); raise BlockingIOError
             if os.path.exists(file) and os.path.samestat(os.fstat(fd), os.stat(file)): return fd
-        except BlockingIOError: os.close(fd); raise
-        except OSError as e:
+        except BlockingIOError: raise
+        except (OSError, ImportError) as e:
             os.close(fd)
-            warnings.warn(f"{file.parent} lies on a file system without locks ({e.strerror}): see to it that no other process works there.")
+            why = getattr(e, 'strerror', None) or e
+            warnings.warn(f"{file.parent} lies on a file system without locks ({why}): see to it that no other process works there.")
             return None
         os.close(fd)  # whoever held it has deleted it meanwhile
+
+def _holder(file:Path) -> str|None:
+    "Who wrote `file`, a lock; None if it is gone."
+    try:
+        with open(file, 'rb', buffering=0) as f:
+            f.seek(1)  # Windows keeps the first byte, which is locked, to itself
+            return f.read(200).decode(errors='replace').strip() or 'just started'
+    except FileNotFoundError: return None
+    except OSError: return 'unknown'
+
+@contextlib.contextmanager
+def locked(
+    file:str|Path, # The lock: made here, and taken away again
+    patience:float=float('inf'), # Seconds to wait for whoever holds it
+    waiting:str='' # Said, with who holds it, after two seconds of waiting
+):
+    "Hold the lock `file`, against other processes and threads; raises `Busy` if another still holds it when `patience` ends."
+    file, start = Path(file), time.monotonic()
+    while True:
+        try: fd = _lock(file); break
+        except BlockingIOError: who = _holder(file)
+        if who is None: continue  # it was let go of this moment
+        waited = time.monotonic() - start
+        if waited >= patience: raise Busy(f"another process ({who}) holds {file}: wait for it.", who) from None
+        if waiting and waited > 2: print(f'{waiting} (another process, {who}, is at it)', file=sys.stderr, flush=True); waiting = ''
+        time.sleep(min(.1 if waited < 2 else .5, patience - waited))
+    try:
+        if fd is not None:
+            _locks.add(fd)
+            with contextlib.suppress(OSError):  # one that may only be read names who made it
+                os.ftruncate(fd, 0)
+                os.write(fd, f' pid {os.getpid()} on {platform.node()}'.encode())
+        yield
+    finally:
+        if fd in _locks:
+            _locks.remove(fd)
+            with contextlib.suppress(OSError): file.unlink(missing_ok=True)
+            os.close(fd)
 
 @contextlib.contextmanager
 def alone(
@@ -108,23 +230,28 @@ def alone(
 ):
     "Keep other processes out of `folder`; raises `UserError` that names the process working there."
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder/'.lock'
-    until = time.monotonic() + patience
-    while True:
-        try: fd = _lock(file) if fcntl else None; break
-        except BlockingIOError:
-            if time.monotonic() < until: time.sleep(.5); continue
-        raise UserError(f"another process ({file.read_text().strip() or 'just started'}) is working in {folder}: wait for it, or choose another folder.") from None
     try:
-        if fd is not None:
-            _locks.add(fd)
-            os.ftruncate(fd, 0)
-            os.write(fd, f'pid {os.getpid()} on {platform.node()}'.encode())
-        yield
+        with contextlib.ExitStack() as lock:
+            try: lock.enter_context(locked(folder/'.lock', patience))
+            except Busy as e: raise UserError(f"another process ({e.who}) is working in {folder}: wait for it, or choose another folder.") from None
+            yield
     finally:
-        if fd in _locks: _locks.remove(fd); file.unlink(missing_ok=True); os.close(fd)
         with contextlib.suppress(OSError): folder.rmdir()
+
+# %% ../nbs/00_core.ipynb #0a7302dd
+@contextlib.contextmanager
+def made_once(
+    path:str|Path, # A file or folder
+    complete:Callable[[Path],bool]=Path.exists # Whether what is there is whole; if not, it is made anew in its place
+):
+    "A temporary path to make `path` under, which then takes its place; None if there is nothing to do: `with made_once(p) as tmp: if tmp: make(tmp)`."
+    path = Path(path)
+    if complete(path): yield None; return  # needs no lock, so that others' read-only caches serve
+    with locked(f'{path}.lock', waiting=f'waiting for {path}'):
+        if complete(path): yield None; return
+        _clear(path, locked=True)
+        if complete(path): yield None; return  # renamed aside by one that was killed then
+        with atomic_path(path, replace=path.exists()) as tmp: yield tmp
 
 # %% ../nbs/00_core.ipynb #5f045726
 def in_notebook() -> bool:

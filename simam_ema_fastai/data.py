@@ -4,63 +4,129 @@
 
 # %% ../nbs/22_data.ipynb #a1807807
 from __future__ import annotations
-import contextlib, gc, hashlib, importlib.util, pickle, shutil, tarfile, zipfile
+import contextlib, gc, hashlib, importlib.util, inspect, os, pickle, re, shutil, tarfile, unicodedata, warnings, zipfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
 from fastai.data.core import DataLoaders, Datasets
-from fastai.data.transforms import Categorize, IntToFloatTensor, Normalize, ToTensor, get_image_files
+from fastai.data.transforms import Categorize, IntToFloatTensor, Normalize, ToTensor
 from fastai.torch_core import default_device
 from fastai.vision.augment import DihedralItem, FlipItem, RandomResizedCrop, RandTransform
 from fastai.vision.core import PILImage
 from fastcore.basics import defaults
+from fasttransform import Transform
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.transforms import RandAugment
 
-from .core import UserError, atomic_path, cache_dir, check_hash, download, one_of, progress, read_json, write_json, write_text
-from .feed import Decoded, DecodedDL, decode, fingerprint, side_limit
-from .pictures import is_passing, read_picture
+from .batch import suffixes
+from .core import UserError, cache_dir, check_hash, download, made_once, one_of, progress, read_json, write_json
+from .feed import Decoded, DecodedDL, Mark, decode, find_map, fingerprint, has_room, marks_of, max_decoded, side_limit
+from .feed import _keys
+from .pictures import depth_of, is_passing, read_picture, white_of
 from .pictures import _from_array, to_rgb  # noqa: F401
 from .weights import imagenet_stats
 
 # %% auto #0
-__all__ = ['datasets', 'loaders', 'max_decoded', 'Picture', 'find_bad', 'Samples', 'stratified_split', 'tiny_imagenet', 'elpv',
-           'digits', 'read_arrays', 'cifar', 'folder', 'Dataset', 'LabelOf', 'load_samples', 'RandAugmentItem',
-           'get_dls']
+__all__ = ['datasets', 'few', 'loaders', 'Picture', 'ReadPicture', 'white_in', 'find_bad', 'Samples', 'spelled',
+           'stratified_split', 'tiny_imagenet', 'elpv', 'digits', 'read_arrays', 'cifar', 'folder', 'Dataset',
+           'LabelOf', 'load_samples', 'RandAugmentItem', 'get_dls']
 
 # %% ../nbs/22_data.ipynb #6bed0996
 class Picture(PILImage):
     "A `PILImage` made from a file, bytes, an array or a PIL image of any mode; raises `UserError` naming what it cannot read."
     @classmethod
-    def create(cls, fn:Path|str|bytes|np.ndarray|torch.Tensor|Image.Image, **kwargs) -> 'Picture':
-        return cls(read_picture(fn.cpu().numpy() if isinstance(fn, torch.Tensor) else fn))
+    def create(cls, fn:Path|str|bytes|np.ndarray|torch.Tensor|Image.Image, white:dict|None=None, **kwargs) -> 'Picture':
+        if isinstance(fn, torch.Tensor): fn = (fn.float() if fn.dtype == torch.bfloat16 else fn).detach().cpu().numpy()
+        return cls(read_picture(fn, white=white))
+
+class ReadPicture(Transform):
+    "Reads pictures as a data set's are: where they have more than eight bits, by what is white in all of it."
+    input_types = (Path, str, bytes, np.ndarray, torch.Tensor, Image.Image)
+    def __init__(self,
+        white:dict=None # As for `pictures.to_rgb`
+    ):
+        super().__init__()
+        self.white = white
+    def encodes(self, fn): return Picture.create(fn, white=self.white)
+
+def white_in(
+    dl # A loader, or `DataLoaders`
+) -> dict|None:
+    "What is taken for white, for `pictures.to_rgb`; None where that was not decided."
+    dataset = getattr(getattr(dl, 'loaders', [dl])[-1], 'dataset', None)
+    found = (f.white for tl in getattr(dataset, 'tls', ()) for f in getattr(tl.tfms, 'fs', ()) if isinstance(f, ReadPicture))
+    return next(found, None)
 
 # %% ../nbs/22_data.ipynb #9040315b
-def _fault(file:Path) -> str|None:
-    try: Picture.create(file)
+def _remembered(key:str, find:Callable[[],object]):
+    "What `find` found, now or when it was last asked under `key`."
+    file = cache_dir()/'checked'/f'{key}.json'
+    with contextlib.suppress(OSError, UserError):
+        found = read_json(file)
+        with contextlib.suppress(OSError): os.utime(file)
+        return found
+    found = find()
+    try:
+        write_json(file, found)
+        for f in file.parent.iterdir():
+            if file.stat().st_mtime - f.stat().st_mtime > 86400*180: f.unlink()
+    except OSError: pass  # found again next time
+    return found
+
+def _fault(file:Path, read:Callable) -> str|None:
+    try: read(file)
     except UserError as e:
         if is_passing(e): raise
         return str(e)
 
 def find_bad(
-    files:Sequence[Path]
+    files:Sequence[Path],
+    marks:Sequence[Mark]=None, # From `feed.marks_of`, if they are known
+    white:dict=None # As for `pictures.to_rgb`
 ) -> dict[str,str]: # File to what is wrong with it
     "Decode every file once and report those that cannot be read; remembered until a file changes."
-    key = fingerprint(files)
-    verdict, decoded = cache_dir()/'checked'/f'{key}.json', cache_dir()/'decoded'/key/'map.json'
-    if decoded.exists(): return read_json(decoded)['bad']
-    if verdict.exists(): return read_json(verdict)
-    with ThreadPoolExecutor() as pool:
-        faults = list(progress(pool.map(_fault, files), total=len(files), comment='checking pictures'))
-    bad = {str(f): fault for f,fault in zip(files, faults) if fault}
-    write_json(verdict, bad)
-    return bad
+    marks = marks_of(files) if marks is None else marks
+    if find_map(_keys(files, marks), white=white): return {}
+    read = partial(Picture.create, white=white)
+    def look():
+        with ThreadPoolExecutor() as pool:
+            faults = list(progress(pool.map(lambda f: _fault(f, read), files), total=len(files), comment='checking pictures'))
+        return {str(f): fault for f,fault in zip(files, faults) if fault}
+    return _remembered(f"{fingerprint(files, marks)}{f'-{white}' if white else ''}", look)
+
+def _kind_of(file:Path) -> tuple[str,float,float]|None:
+    try: return depth_of(file)
+    except UserError as e:
+        if is_passing(e): raise
+        return None  # reading will say so
+
+def _find_white(files:Sequence[Path], marks:Sequence[Mark]) -> dict|None:
+    "What is white in all of `files`; says what becomes of those with more than eight bits, unless that is plain."
+    deep = [(f, m) for f,m in zip(files, marks) if m.deep]
+    if not deep: return None
+    paths, some = zip(*deep)
+    def look():
+        with ThreadPoolExecutor() as pool: return [r for r in progress(pool.map(_kind_of, paths), total=len(paths), comment='looking for white') if r]
+    ranges = _remembered(f'{fingerprint(paths, some)}-depth', look)
+    white = white_of(ranges)
+    for kind,top in (white or {}).items():
+        los, his = zip(*((lo, hi) for k,lo,hi in ranges if k == kind))
+        if top in (1, 65535) and 0 <= min(los) and max(his) <= top: continue
+        cut = ' and '.join(what for what,some in (('below 0', min(los) < 0), (f'above {top:g}', max(his) > top)) if some)
+        warnings.warn(f"{len(los)} of {len(files)} images have more than eight bits and values from {min(los):g} to {max(his):g}: "
+                      f"0 becomes black and {top:g} white{cut and f', what is {cut} is clipped'}.", stacklevel=3)
+    upper = [hi for k,_,hi in ranges if k == 'upper']
+    if upper and max(upper) < 32:
+        warnings.warn(f"{len(upper)} of {len(files)} images have 16 bits per channel, of which the upper eight are read, and use less than an eighth of them: "
+                      "they come out nearly black. Scale them to all 16 bits, or write 8.", stacklevel=3)
+    return white
 
 # %% ../nbs/22_data.ipynb #5fea5591
 @dataclass
@@ -70,6 +136,8 @@ class Samples:
     labels:list[str]
     is_valid:list[bool]
     classes:list[str]
+    split:str = 'the validation split of the data set' # Which of them validate, in words
+    marks:list[Mark] = field(default=None, repr=False) # Of the files, once they were looked at
 
     def idxs(self, valid:bool) -> list[int]:
         "Where the validation (or training) samples are."
@@ -77,20 +145,41 @@ class Samples:
 
     def keep(self, idxs) -> 'Samples':
         idxs = list(idxs)
-        return Samples([self.files[i] for i in idxs], [self.labels[i] for i in idxs], [self.is_valid[i] for i in idxs], self.classes)
+        files, labels, is_valid = ([o[i] for i in idxs] for o in (self.files, self.labels, self.is_valid))
+        return Samples(files, labels, is_valid, self.classes, self.split, self.marks and [self.marks[i] for i in idxs])
 
-def _digest(key:str) -> str: return hashlib.sha1(key.encode()).hexdigest()
+    def look(self) -> list[Mark]:
+        "The marks of the files, looked at once."
+        if self.marks is None: self.marks = marks_of(self.files)
+        return self.marks
+
+    def digest(self) -> str: # 16 hexadecimal digits
+        """What was trained and validated on: names below the folder that holds all files, labels, split, sizes and sampled bytes (see `feed.marks_of`).
+
+        It is the same wherever that folder lies, whatever the files' times, and in whatever order they come."""
+        names = [os.fspath(f) for f in self.files]
+        root = os.path.commonpath([os.path.dirname(n) for n in (min(names), max(names))]) if names else ''
+        rows = sorted(b'%b\0%b\0%d\0%b' % (os.fsencode(n[len(root):].replace(os.sep, '/').lstrip('/')), os.fsencode(l), v, m.content)
+                      for n,l,v,m in zip(names, self.labels, self.is_valid, self.look()))
+        return hashlib.sha256(b'\n'.join(rows)).hexdigest()[:16]
+
+def spelled(name:str|Path) -> str:
+    "A file's name as text that can be written anywhere: bytes that are no UTF-8 as `\\xe9`."
+    return os.fsencode(name).decode('utf-8', 'backslashreplace')
+
+def _digest(key:str) -> str: return hashlib.sha1(os.fsencode(key)).hexdigest()
 
 def stratified_split(
     keys:Sequence[str], # What identifies each item, e.g. its file name
     strata:Sequence[str], # Each item's stratum
-    valid_pct:float, # Share to validate on
+    valid_pct:float, # Share to validate on; 1 for all
     seed:int=0
 ) -> list[bool]: # Whether each item validates
-    "The same share of every stratum, drawn by a hash of the key: the same on every machine and version, and hardly moved by items that come or go."
+    "The same share of every stratum, at least one but never its last, drawn by a hash of the key: the same on every machine and version, and hardly moved by items that come or go."
     groups = defaultdict(list)
     for i,(k,s) in enumerate(zip(keys, strata)): groups[s].append((_digest(f'{seed}/{k}'), i))
-    chosen = {i for g in groups.values() for _,i in sorted(g)[:max(1, round(valid_pct*len(g)))]}
+    def share(n): return n if valid_pct == 1 else min(max(1, round(valid_pct*n)), n - 1)
+    chosen = {i for g in groups.values() for _,i in sorted(g)[:share(len(g))]}
     return [i in chosen for i in range(len(keys))]
 
 # %% ../nbs/22_data.ipynb #7adb9cf8
@@ -104,11 +193,12 @@ def _tiny_folder(path:Path|None) -> Path:
             if (p/'wnids.txt').exists(): return p
         raise UserError(f"no Tiny ImageNet-200 at '{path}': wnids.txt is missing. Unpack {_tiny_url} there, or leave the path out to have it downloaded.")
     unpacked = cache_dir()/'tiny_imagenet'
-    if not unpacked.exists():
-        archive = download(_tiny_url, cache_dir()/'tiny-imagenet-200.zip', _tiny_md5)
-        with atomic_path(unpacked) as tmp, zipfile.ZipFile(archive) as z:
-            for member in progress(z.infolist(), comment='unpacking'): z.extract(member, tmp)
-        archive.unlink()
+    with made_once(unpacked) as tmp:
+        if tmp:
+            archive = download(_tiny_url, cache_dir()/'tiny-imagenet-200.zip', _tiny_md5)
+            with zipfile.ZipFile(archive) as z:
+                for member in progress(z.infolist(), comment='unpacking'): z.extract(member, tmp)
+    if tmp: archive.unlink(missing_ok=True)
     return unpacked/'tiny-imagenet-200'
 
 def _tiny_names(folder:Path, wnids:list[str]) -> dict[str,str]:
@@ -152,12 +242,12 @@ _elpv_sha256 = '78ce8c6eb2b8fb03e9d864c92380dde91c030f2a7ee99f72186a42e27ad20ad0
 
 def _check_together(files:list[Path], sha256:str, what:str):
     "Raise `UserError` if `files`, one behind the other, have another digest; looked at again only when one has changed."
-    verdict = cache_dir()/'checked'/f'{fingerprint(files)}.sha256'
-    if not verdict.exists():
+    def look():
         digest = hashlib.sha256()
         for f in files: digest.update(f.read_bytes())
-        write_text(verdict, digest.hexdigest())
-    if verdict.read_text() != sha256: raise UserError(f"{files[0].parent} is damaged or another release: its sha256 is {verdict.read_text()}, it should be {sha256}. Install {what} again.")
+        return digest.hexdigest()
+    found = _remembered(f'{fingerprint(files)}-sha256', look)
+    if found != sha256: raise UserError(f"{files[0].parent} is damaged or another release: its sha256 is {found}, it should be {sha256}. Install {what} again.")
 
 def elpv(path:Path=None, labels:str='cell', **_) -> Samples:
     "ELPV solar cells labelled by `labels` ('cell', 'grade' or 'defect'), with the fixed split; raises `UserError` if they are not installed."
@@ -182,8 +272,8 @@ def digits(path:Path=None, **_) -> Samples:
     from sklearn.datasets import load_digits
     data = load_digits()
     folder = path or cache_dir()/'digits'
-    if not folder.exists():
-        with atomic_path(folder) as tmp:
+    with made_once(folder) as tmp:
+        if tmp:
             tmp.mkdir()
             for i,im in enumerate(data.images): Image.fromarray((im*255/16).astype(np.uint8)).save(tmp/f'{i:04}.png')
     names, labels = [f'{i:04}.png' for i in range(len(data.target))], [str(t) for t in data.target]
@@ -248,8 +338,8 @@ def cifar(kind:str, path:Path=None, labels:str='fine', **_) -> Samples:
     "CIFAR with its own train and test split, labelled by `labels` ('fine', for CIFAR-100 also 'coarse'); raises `UserError` if a part of it is missing or damaged."
     labels = one_of(labels or 'fine', _cifar_labels[kind], f'labelling of {kind}')
     folder = cache_dir()/kind
-    if not folder.exists():
-        with atomic_path(folder) as tmp:
+    with made_once(folder) as tmp:
+        if tmp:
             (tmp/'archive').mkdir(parents=True)
             _write_cifar(kind, path, tmp)
     table = read_json(folder/'labels.json')
@@ -257,28 +347,123 @@ def cifar(kind:str, path:Path=None, labels:str='fine', **_) -> Samples:
     return Samples([folder/f for f in table['files']], [classes[y] for y in table['labels'][labels]], table['is_valid'], classes)
 
 # %% ../nbs/22_data.ipynb #b204cc8e
+_split = re.compile('(?:seg|images?|imgs?|data|dataset|my|new)*(?:(?P<train>train(?:ing)?(?:val)?|trn)|(?P<valid>valid(?:ation)?|validate|val|dev|devel|development|eval(?:uation)?)'
+                    '|(?P<test>test(?:ing|s)?|holdout))(?:set|sets|data|dataset|images?|imgs?|pics|pictures?|photos?|split|folder|samples?)*')
+_junk = {'__macosx', '@eadir', '$recycle.bin', 'system volume information', 'lost+found', '__pycache__'}  # archivers, network drives and systems leave them
+_no_images = {'', '.txt', '.csv', '.tsv', '.json', '.jsonl', '.xml', '.yaml', '.yml', '.md', '.html', '.pdf', '.db', '.ini', '.py', '.ipynb', '.pkl', '.xlsx', '.zip', '.log', '.lock'}
+
+def _part(name:str) -> str|None:
+    "'train', 'valid' or 'test', if a folder is called so or likewise."
+    found = _split.fullmatch(re.sub('[^a-z]', '', name.lower()))
+    return found and found.lastgroup
+
+def _entries(folder) -> list[os.DirEntry]:
+    "What is in `folder`, by name, without what is hidden or was not put there by anybody."
+    try:
+        with os.scandir(folder) as found: return sorted((e for e in found if not e.name.startswith('.') and e.name.lower() not in _junk), key=lambda e: e.name)
+    except OSError as e: raise UserError(f"cannot look into {folder}: {e.strerror}.") from None
+
+def _dirs(folder) -> dict[str,Path]:
+    "The folders in `folder`, by name."
+    return {e.name: Path(e.path) for e in _entries(folder) if e.is_dir()}
+
+def _holds_runs(folder:Path) -> bool:
+    "Whether `folder` is where results of this package go: they may lie beside the classes, and hold figures."
+    return any((d/mark).exists() for d in (folder, *_dirs(folder).values()) for mark in ('grid.json', '.lock'))
+
+def _files(folder, above:tuple=()) -> Iterator[str]:
+    "All files in `folder` and below; a link to a folder on the way here (`above`) is not followed."
+    st = os.stat(folder)
+    if (key := (st.st_dev, st.st_ino)) in above: return
+    for e in _entries(folder):
+        if e.is_dir(): yield from _files(e.path, (*above, key))
+        else: yield e.path
+
+def _images(folder) -> Iterator[str]: return (f for f in _files(folder, _above(folder)) if _suffix(f) in suffixes)
+def _suffix(file) -> str: return os.path.splitext(file)[1].lower()
+def _above(folder) -> tuple: return tuple((st.st_dev, st.st_ino) for st in map(os.stat, Path(folder).resolve().parents))
+def _shown(names) -> str: return ', '.join(f"'{n}'" for n in list(names)[:4]) + (', …' if len(names) > 4 else '')
+
+def _class_folders(root:Path) -> dict[str,Path]:
+    "The folders of `root` by class. Raises `UserError` where they are splits, hold splits, or are told apart by case alone."
+    dirs = {n: d for n,d in _dirs(root).items() if not _holds_runs(d)}
+    parts = {n: p for n in dirs if (p := _part(n))}
+    if len(dirs) < 2:
+        inside = f", but {next(iter(dirs.values()))} holds {len(below)}: give that" if dirs and len(below := _dirs(next(iter(dirs.values())))) > 1 else ''
+        raise UserError(f"{root} holds {len(dirs)} class folders: at least 2 are needed{inside}.")
+    if len(parts) == len(dirs): raise UserError(f"{root} holds {_shown(dirs)}, which are called like parts of a split, not like classes: one called 'train' and one called 'valid' are wanted, a folder per class in each.")
+    within = {n: {s.lower() for s in _dirs(d)} for n,d in dirs.items()}
+    same = sorted(set.intersection(*within.values()))
+    split = next((n for n,names in within.items() if len({_part(s) for s in names} - {None}) > 1), None)
+    if len(same) > 1 or split: raise UserError(f"the folders of {root} are no classes: {f'all of them hold {_shown(same)}' if len(same) > 1 else f'{split} holds {_shown(sorted(within[split]))}'}. One folder per class is wanted, or 'train' and 'valid' with one per class in each; give the one to use.")
+    for n in parts:
+        if within[n]: raise UserError(f"{dirs[n]} is called like a part of a split, and holds folders, but what lies beside it ({_shown([o for o in dirs if o != n])}) is none: 'train' and 'valid' are wanted, or classes alone.")
+        warnings.warn(f"'{n}' is taken for a class, though it is called like a part of a split.", stacklevel=5)
+    alike = defaultdict(list)
+    for n in dirs: alike[unicodedata.normalize('NFKC', n).casefold()].append(n)
+    for key,names in alike.items():
+        if len(names) > 1 and len(key) > 1: raise UserError(f"{root} holds {_shown(names)}: if they are one class, put them into one folder; if not, give them other names.")
+    return {spelled(n): d for n,d in dirs.items()}
+
+def _labelled(root:Path) -> list[tuple[Path,str]]:
+    "The images below the class folders of `root` with their classes; what else lies there is said."
+    dirs = _class_folders(root)
+    above = _above(root) + ((os.stat(root).st_dev, os.stat(root).st_ino),)
+    found, others = [], Counter()
+    for label,d in dirs.items():
+        files = sorted(_files(d, above), key=lambda f: f.split(os.sep))
+        found += [(Path(f), label) for f in files if _suffix(f) in suffixes]
+        others.update(_suffix(f) for f in files if _suffix(f) not in suffixes)
+    empty = [d for label,d in dirs.items() if label not in {l for _,l in found}]
+    if empty: raise UserError(f"no image in {empty[0]}{f' and {len(empty)-1} more class folders' if empty[1:] else ''}: remove the folder or fill it.")
+    beside = [e.name for e in _entries(root) if not e.is_dir() and _suffix(e.name) in suffixes]
+    if beside: warnings.warn(f"{len(beside)} images lie in {root} beside the class folders and are left out, '{beside[0]}' for one.", stacklevel=4)
+    if odd := {s: n for s,n in others.items() if s not in _no_images}:
+        warnings.warn(f"{sum(odd.values())} files in the class folders of {root} are no images by their names and are left out: {_shown(odd)}.", stacklevel=4)
+    return found
+
+def _parts(path:Path) -> tuple[Path,Path|None]:
+    "The folders below `path` that hold the class folders: of training, and of validation if it has its own."
+    inner = path
+    while len(dirs := _dirs(inner)) == 1: inner = next(iter(dirs.values()))
+    if {_part(n) for n in dirs} - {None} or _part(inner.name): path = inner
+    dirs = {n: d for n,d in _dirs(path).items() if not _holds_runs(d)}
+    by = {p: [d for n,d in dirs.items() if _part(n) == p] for p in ('train','valid','test')}
+    test = [t for t in by['test'] if _dirs(t)]  # one without classes is no use here
+    valid = by['valid'] or test
+    if not by['train'] or not (by['valid'] or by['test']): return path, None
+    for what, some in (('training', by['train']), ('validation', valid)):
+        if len(some) > 1: raise UserError(f"{path} holds {len(some)} folders for {what}: {_shown([s.name for s in some])}. Leave one of them there.")
+    train, valid = by['train'][0], (valid or [None])[0]
+    if not _dirs(train): raise UserError(f"{train} holds no class folders: one folder per class is wanted in it, and in {(valid or by['test'][0]).name} too.")
+    if left := [d.name for d in dirs.values() if d not in (train, valid) and (_part(d.name) or any(True for _ in _images(d)))]:
+        warnings.warn(f"{_shown(left)} in {path} {'is' if len(left) == 1 else 'are'} left out: {train.name} trains, {f'{valid.name} validates' if valid else 'and a share of it validates'}.", stacklevel=4)
+    return _within(train), valid and _within(valid)
+
+def _within(part:Path) -> Path:
+    "Where the class folders of `part` are: in the folder of its own name in it, if that is all there is."
+    dirs = _dirs(part)
+    return _within(next(iter(dirs.values()))) if len(dirs) == 1 and _part(next(iter(dirs))) else part
+
 def folder(path:Path=None, valid_pct:float=.2, seed:int=0, **_) -> Samples:
-    "A folder per class, with its own `train` and `valid` (`val`, `test`) or split here; raises `UserError` if a class has no image."
+    "A folder per class, with its own split or split here; raises `UserError` for what may be no class, and for a class without an image."
     if path is None: raise UserError("the data set 'folder' needs a path: the folder that holds one folder per class, or train/ and valid/.")
     if not path.is_dir(): raise UserError(f"'{path}' is no folder.")
-    valid = next((path/v for v in ('valid','val','test') if (path/'train').is_dir() and (path/v).is_dir()), None)
-    def read(root):
-        dirs = sorted(d for d in root.iterdir() if d.is_dir() and not d.name.startswith('.'))
-        if len(dirs) < 2: raise UserError(f"{root} holds {len(dirs)} class folders: at least 2 are needed.")
-        found = [(f, d.name) for d in dirs for f in sorted(get_image_files(d))]
-        empty = [d.name for d in dirs if d.name not in {l for _,l in found}]
-        if empty: raise UserError(f"no image in {root/empty[0]}{f' and {len(empty)-1} more class folders' if empty[1:] else ''}: remove the folder or fill it.")
-        return found
-    items = read(path/'train' if valid else path)
+    root, valid = _parts(path)
+    items = _labelled(root)
     classes = list(dict.fromkeys(l for _,l in items))
     if valid:
-        more = read(valid)
-        unknown = sorted({l for _,l in more} - set(classes))
-        if unknown: raise UserError(f"{valid} has the class '{unknown[0]}', which train has not.")
-        is_valid = [False]*len(items) + [True]*len(more)
+        if valid_pct not in (.2, 1) or seed: raise UserError(f"valid_pct and seed say how to split, and {path} has a split of its own ({valid.name}): leave them out.")
+        more = _labelled(valid)
+        if unknown := sorted({l for _,l in more} - set(classes)):
+            near = next((f", only '{c}'" for c in classes if c.casefold() == unknown[0].casefold()), '')
+            raise UserError(f"{valid} has the class '{unknown[0]}', which {root.name} has not{near}.")
+        is_valid, split = [False]*len(items) + [True]*len(more), f'what lies in {valid}'
         items += more
-    else: is_valid = stratified_split([str(f.relative_to(path)) for f,_ in items], [l for _,l in items], valid_pct, seed)
-    return Samples([f for f,_ in items], [l for _,l in items], is_valid, classes)
+    else:
+        is_valid = stratified_split([os.path.relpath(f, root) for f,_ in items], [l for _,l in items], valid_pct, seed)
+        split = f'all of {path}, which has no split of its own' if valid_pct == 1 else f'{100*valid_pct:g}% of every class, drawn by name'
+    return Samples([f for f,_ in items], [l for _,l in items], is_valid, classes, split)
 
 # %% ../nbs/22_data.ipynb #e054c95f
 @dataclass(frozen=True)
@@ -302,10 +487,21 @@ datasets = {
 
 # %% ../nbs/22_data.ipynb #49645da5
 class LabelOf:
-    "The label of a file; forgets its table when pickled, since an exported learner has no use for it."
-    def __init__(self, table:dict): self.table = table
-    def __call__(self, file): return self.table[file]
-    def __getstate__(self): return dict(table={})
+    "The label of a file, or the class whose name its folder has; forgets its table when pickled, since an exported learner has no use for it."
+    def __init__(self,
+        table:dict, # File to label
+        classes:Sequence[str]=() # Names of folders that are labels of other files
+    ): self.table, self.classes = table, list(classes)
+    def __call__(self, file):
+        with contextlib.suppress(TypeError):  # an array
+            if file in self.table: return self.table[file]
+        if not isinstance(file, (str, Path)): raise UserError('the label of a picture that is no file is not known: use test_dl without with_labels.')
+        path = Path(os.path.abspath(file))
+        if path in self.table: return self.table[path]
+        for parent in path.parents:
+            if parent.name in getattr(self, 'classes', ()): return parent.name
+        raise UserError(f"the label of {file} is not known: it is no image of this data set, and lies in no folder with the name of a class.")
+    def __getstate__(self): return dict(table={}, classes=getattr(self, 'classes', []))
 
 def _some(idxs:list[int], n:int|None, s:Samples) -> list[int]:
     "About `n` of `idxs`, the same number from every class, chosen by a hash of the file's name."
@@ -315,24 +511,74 @@ def _some(idxs:list[int], n:int|None, s:Samples) -> list[int]:
     rounds = sorted((rank, digest, i) for g in per_class.values() for rank,(digest,i) in enumerate(sorted(g)))
     return sorted(i for *_,i in rounds[:n])
 
-def _select(name:str, path:str|Path=None, labels:str=None, valid_pct:float=.2, seed:int=0, n_train:int=None, n_valid:int=None, n_classes:int=None) -> Samples:
-    "The samples of a data set, not yet checked."
-    s = datasets[one_of(name, datasets, 'data set')].samples(path=Path(path).expanduser().absolute() if path else None, labels=labels, valid_pct=valid_pct, seed=seed)
+def _check_numbers(least:int=1, **numbers):
+    "Raise `UserError` unless each of `numbers` is None or a whole number from `least` on."
+    for name,v in numbers.items():
+        if v is not None and (not isinstance(v, Integral) or v < least): raise UserError(f'{name} {v}: a whole number is needed, at least {least}.')
+
+def _select(name:str, path:str|Path=None, labels:str=None, valid_pct:float=.2, seed:int=0, n_train:int=None, n_valid:int=None, n_classes:int=None, whole:bool=False) -> Samples:
+    "The samples of a data set, looked at but not yet read."
+    d = datasets[one_of(name, datasets, 'data set')]
+    _check_numbers(n_train=n_train, n_valid=n_valid)
+    _check_numbers(2, n_classes=n_classes)
+    if not 0 < valid_pct < 1: raise UserError(f'valid_pct {valid_pct}: a share between 0 and 1 is wanted, e.g. 0.2.')
+    known = inspect.signature(d.samples).parameters
+    if labels is not None and 'labels' not in known: raise UserError(f"labels '{labels}': {name} has one labelling. Leave it out.")
+    for what, v, usual in (('valid_pct', valid_pct, .2), ('seed', seed, 0)):
+        if v != usual and what not in known: raise UserError(f"{what} {v}: {name} has a split of its own. Leave it out.")
+    s = d.samples(path=Path(path).expanduser().absolute() if path else None, labels=labels, valid_pct=1 if whole and path else valid_pct, seed=seed)
     if n_classes:
+        if n_classes > len(s.classes): raise UserError(f'n_classes {n_classes}: {name} has {len(s.classes)} classes.')
         kept = set(s.classes[:n_classes])
         s = s.keep(i for i,l in enumerate(s.labels) if l in kept)
         s.classes = s.classes[:n_classes]
-    if n_train is None and n_valid is None: return s
-    return s.keep(_some(s.idxs(False), n_train, s) + _some(s.idxs(True), n_valid, s))
+    if n_valid is not None and n_valid < (n := len(s.idxs(True))): s.split += f' ({n_valid} of its {n} images)'
+    if n_train is not None or n_valid is not None: s = s.keep(_some(s.idxs(False), n_train, s) + _some(s.idxs(True), n_valid, s))
+    return _once(s)
 
-def _readable(s:Samples, bad:dict[str,str], skip_bad:bool, name:str) -> list[int]:
+def _pairs(s:Samples, key:Callable[[Mark],object], where:Sequence) -> list[tuple[int,int]]:
+    "Samples that share `key`, but not what `where` says of them: each with the first one."
+    first, found = {}, []
+    for i,m in enumerate(s.look()):
+        if m.size <= 0: continue
+        j = first.setdefault(key(m), i)
+        if where[i] != where[j]: found.append((j, i))
+    return found
+
+def _once(s:Samples) -> Samples:
+    "Every file once. Raises `UserError` for one file under two classes, or in training and validation; warns of equal content."
+    file, content = lambda m: (m.place, m.content), lambda m: m.content
+    for where, what in ((s.labels, 'under two classes'), (s.is_valid, 'in training and in validation')):
+        for j,i in _pairs(s, file, where): raise UserError(f"{s.files[j]} and {s.files[i]} are one file, by a link, {what}: remove one of them.")
+    if twice := _pairs(s, file, range(len(s.files))):
+        warnings.warn(f"{len(twice)} images are there twice, by links, and count once: {s.files[twice[0][0]]} and {s.files[twice[0][1]]} for one.", stacklevel=4)
+        again = {i for _,i in twice}
+        s = s.keep(i for i in range(len(s.files)) if i not in again)
+    if other := _pairs(s, content, s.labels):
+        (j, i), *_ = other
+        warnings.warn(f"{len(other)} images have the content of one of another class: {s.files[j]} and {s.files[i]} for one. One of the two labels is wrong.", stacklevel=4)
+    if both := _pairs(s, content, s.is_valid):
+        (j, i), *_ = both
+        warnings.warn(f"{len(both)} images have the same content in training and in validation, {s.files[j]} and {s.files[i]} for one: accuracy comes out too high.", stacklevel=4)
+    return s
+
+few = 5  # training images, fewer of which are worth a word
+
+def _warn_of_few(s:Samples, name:str):
+    "Name the classes of which little or nothing can be learned, or said."
+    n = [Counter(l for l,v in zip(s.labels, s.is_valid) if v == flag) for flag in (False, True)]
+    said = [(what, names) for what, names in (('no training image', [c for c in s.classes if not n[0][c]]), ('no validation image', [c for c in s.classes if not n[1][c]]),
+                                              (f'fewer than {few} training images', [c for c in s.classes if 0 < n[0][c] < few])) if names]
+    if said: warnings.warn(f"{name}, of {len(s.classes)} classes: " + '; '.join(f"{len(names)} with {what} ({_shown(names)})" for what,names in said) + '.', stacklevel=3)
+
+def _readable(s:Samples, bad:dict[str,str], skip_bad:bool, name:str, whole:bool=False) -> list[int]:
     "Which samples remain without the `bad` ones; raises `UserError` if there are bad ones that may not be skipped, or if nothing remains."
     if bad and not skip_bad:
         more = f" {len(bad)-1} more pictures cannot be read either." if len(bad) > 1 else ''
         raise UserError(f"{next(iter(bad.values()))}{more} Repair or remove them, or use --skip-bad (skip_bad=True) to leave them out.")
     if bad: print(f'{len(bad)} of {len(s.files)} pictures cannot be read and are left out, {next(iter(bad))} for one.')
     kept = [i for i,f in enumerate(s.files) if str(f) not in bad] if bad else list(range(len(s.files)))
-    for flag, what in ((False, 'training'), (True, 'validation')):
+    for flag, what in ((True, 'validation'),) if whole else ((False, 'training'), (True, 'validation')):
         if not any(s.is_valid[i] == flag for i in kept): raise UserError(f"no {what} image is left in {name}: use more images.")
     return kept
 
@@ -345,11 +591,12 @@ def load_samples(
     n_train:int=None, # Use only so many training images, spread evenly over the classes
     n_valid:int=None, # Likewise for validation
     n_classes:int=None, # Use only the first so many classes
-    skip_bad:bool=False # Leave unreadable pictures out (and say how many) instead of stopping
-) -> Samples:
+    skip_bad:bool=False, # Leave unreadable pictures out (and say how many) instead of stopping
+    whole:bool=False # Validate on all of it, where it has no split of its own
+) -> Samples: # Its `split` says in words what validates
     "The samples of a data set, every picture checked; raises `UserError` for what is missing or unreadable."
-    s = _select(name, path, labels, valid_pct, seed, n_train, n_valid, n_classes)
-    return s.keep(_readable(s, find_bad(s.files), skip_bad, name))
+    s = _select(name, path, labels, valid_pct, seed, n_train, n_valid, n_classes, whole)
+    return s.keep(_readable(s, find_bad(s.files, s.look(), _find_white(s.files, s.look())), skip_bad, name, whole))
 
 # %% ../nbs/22_data.ipynb #8413dd80
 class RandAugmentItem(RandTransform):
@@ -365,7 +612,6 @@ class RandAugmentItem(RandTransform):
 
 # %% ../nbs/22_data.ipynb #f97cba4c
 loaders = ('auto', 'decoded', 'files')
-max_decoded = 16*10**9  # bytes
 
 def _from_memory(files:list[Path], limit:int) -> bool:
     "Whether `files`, judged by 200 of them, decode to little enough with no picture reduced."
@@ -378,11 +624,21 @@ def _from_memory(files:list[Path], limit:int) -> bool:
     room, n_bytes = shutil.disk_usage(next(p for p in (cache_dir(), *cache_dir().parents) if p.exists())).free, 3*np.prod(sizes, 1).mean()*len(files)
     return n_bytes <= min(max_decoded, room/2) and max(map(min, sizes)) <= limit
 
-def _pictures(files:list[Path], loader:str, limit:int) -> Decoded|None:
-    "The decoded pictures of `files`, or None where `loader` says that they come from the files."
-    if one_of(loader, loaders, 'loader') == 'files' or loader == 'auto' and not _from_memory(files, limit): return None
-    decoded = decode(files, Picture.create, limit)
-    return None if loader == 'auto' and decoded.reduced else decoded
+def _pictures(s:Samples, loader:str, limit:int, white:dict|None) -> Decoded|None:
+    "The decoded pictures of `s`, or None where `loader` says that they come from the files, or where 'auto' finds no cache to put them in."
+    if one_of(loader, loaders, 'loader') == 'files': return None
+    read = partial(Picture.create, white=white)
+    try:
+        if loader == 'auto' and not find_map(_keys(s.files, s.look()), limit, white) and not _from_memory(s.files, limit): return None
+        decoded = decode(s.files, read, limit, white, s.look())
+    except OSError as e:
+        if loader != 'auto': raise
+        warnings.warn(f"{cache_dir()} cannot be written ({e.strerror or e}): the images are read from their files in every epoch.", stacklevel=3)
+        return None
+    if not decoded.reduced: return decoded
+    if loader == 'auto': return None
+    warnings.warn(f"images whose shorter side exceeds {limit} pixels were reduced to that when they were decoded: validation differs a little from what predict sees.", stacklevel=3)
+    return decoded
 
 # %% ../nbs/22_data.ipynb #0014e2c7
 @contextlib.contextmanager
@@ -407,18 +663,25 @@ def get_dls(
     rand_augment:int=0, # Magnitude of RandAugment, 1–30; 0 for none
     loader:str='auto', # 'decoded': decoded once, fed from memory; 'files': read in every epoch; 'auto' chooses
     skip_bad:bool=False, # Leave unreadable pictures out (and say how many) instead of stopping
+    on_device:bool=None, # Keep the decoded pictures on the GPU; None: where they fit at this moment. It changes the random numbers
     **samples # Passed to `load_samples`: labels, valid_pct, seed, n_train, n_valid, n_classes
-) -> DataLoaders: # Which loader it is stands in `dls.loader`
+) -> DataLoaders: # With `loader` and `on_device`, which were chosen; `digest`, see `Samples`; `white`, see `pictures.to_rgb`
     "fastai `DataLoaders` of a data set by name, normalised for the weights; raises `UserError` for what is missing, unreadable or too small."
-    s = _select(name, path, **samples)
-    d = datasets[name]
+    d = datasets[one_of(name, datasets, 'data set')]
+    _check_numbers(size=size, bs=bs)
+    _check_numbers(0, num_workers=num_workers, rand_augment=rand_augment)
     size, min_scale = size or d.size, d.min_scale if min_scale is None else min_scale
-    pictures = _pictures(s.files, loader, side_limit(size, min_scale))
-    kept = _readable(s, find_bad(s.files) if pictures is None else pictures.bad, skip_bad, name)
+    if not 0 < min_scale <= 1: raise UserError(f'min_scale {min_scale}: a share of the area is wanted, above 0 and at most 1.')
+    if on_device and (loader == 'files' or rand_augment): raise UserError("on_device: pictures read from files, or augmented by rand_augment, cannot be kept on the device. Leave it out.")
+    s = _select(name, path, **samples)
+    white = _find_white(s.files, s.look())
+    pictures = _pictures(s, 'decoded' if on_device else loader, side_limit(size, min_scale), white)
+    kept = _readable(s, find_bad(s.files, s.look(), white) if pictures is None else pictures.bad, skip_bad, name)
     if len(kept) < len(s.files): s, pictures = s.keep(kept), pictures and pictures.subset(kept)
+    _warn_of_few(s, name)
     splits = [s.idxs(False), s.idxs(True)]
     if len(splits[0]) < bs: raise UserError(f"batch size {bs} is larger than the {len(splits[0])} training images: use a smaller one.")
-    dsets = Datasets(s.files, [[Picture.create], [LabelOf(dict(zip(s.files, s.labels))), Categorize(vocab=s.classes, sort=False)]], splits=splits)
+    dsets = Datasets(s.files, [[ReadPicture(white)], [LabelOf(dict(zip(s.files, s.labels)), s.classes), Categorize(vocab=s.classes, sort=False)]], splits=splits)
     flip = {'horizontal': [FlipItem()], 'dihedral': [DihedralItem()], 'none': []}[d.flip]
     augment = [RandAugmentItem(rand_augment)] if rand_augment else []
     device = torch.device(device or default_device())
@@ -427,10 +690,14 @@ def get_dls(
     if pictures is not None:
         class_of = {c: i for i,c in enumerate(s.classes)}
         targets = torch.tensor([class_of[l] for l in s.labels])
-        fed = dict(dl_type=DecodedDL, dl_kwargs=[dict(pictures=pictures.subset(i), targets=targets[i]) for i in splits], pin_memory=device.type=='cuda')
+        parts = [pictures.subset(i) for i in splits]
+        if on_device and not all(p.uniform for p in parts): raise UserError('on_device: the pictures have several sizes. Leave it out.')
+        if on_device is None: on_device = not rand_augment and has_room(device, *parts)
+        fed = dict(dl_type=DecodedDL, dl_kwargs=[dict(pictures=p, targets=targets[i], on_device=on_device) for p,i in zip(parts, splits)], pin_memory=device.type=='cuda')
     dls = dsets.dataloaders(
         bs=bs, num_workers=num_workers, device=device, **fed,
         after_item=[RandomResizedCrop(size, min_scale=min_scale, val_xtra=d.valid_xtra), *flip, *augment, ToTensor()],
         after_batch=[IntToFloatTensor(), Normalize.from_stats(*stats, cuda=device.type=='cuda')])
     dls.size, dls.stats, dls.dataset, dls.loader = size, stats, name, 'files' if pictures is None else 'decoded'
+    dls.on_device, dls.digest, dls.white = bool(on_device) and pictures is not None, s.digest(), white
     return dls

@@ -18,7 +18,7 @@ from .inference import Optimised, classifier
 from .runtime import Classifier, normalised, open_onnx, seal
 
 # %% auto #0
-__all__ = ['max_delta_p', 'program', 'to_program', 'to_onnx', 'to_int8', 'compare']
+__all__ = ['max_delta_p', 'program', 'to_program', 'to_onnx', 'to_int8', 'agreement', 'compare']
 
 # %% ../nbs/44_deploy.ipynb #f0215cd1
 class _Whole(nn.Module):
@@ -110,9 +110,11 @@ def to_int8(
     learn:Learner,
     path:str|Path, # The file
     pictures:Sequence, # To calibrate on: real ones, not those it will be judged on; a hundred or two
-    preprocess:bool=False # Take `(N, H, W, 3)` of uint8
+    preprocess:bool=False, # Take `(N, H, W, 3)` of uint8
+    judged_on:Sequence=None, # Real images to compare its answers with the learner's on; those of the calibration if None, which flatters it
+    labels:Sequence[str]=None # The classes of `judged_on`, for the accuracies
 ) -> Path: # `path`
-    "Write the learner's network as ONNX with int8 weights and uint8 activations, for CPUs. It answers otherwise now and then: `compare` tells how often."
+    "Write the learner's network as ONNX with int8 weights and uint8 activations, for CPUs. It answers otherwise now and then; how often is printed at the end."
     pictures, c = list(pictures), classifier(learn)
     if not pictures: raise UserError('eight bits need pictures to find their scales on: give some, a hundred or two.')
     graph = _graph(learn, preprocess)
@@ -128,6 +130,9 @@ def to_int8(
         q.quantize_static(prepared, out, Pictures(), q.QuantFormat.QDQ, op_types_to_quantize=['Conv','Gemm','Add','MaxPool','ReduceMean'], per_channel=True,
                           activation_type=q.QuantType.QUInt8, weight_type=q.QuantType.QInt8, nodes_to_exclude=_of_gates(graph, learn.model))
         with atomic_path(path) as tmp: _write(onnx.load(out), tmp, c.about)
+    calibrating = judged_on is None or not len(judged_on)
+    found = agreement(c, open_onnx(path), pictures if calibrating else judged_on, None if calibrating else labels)
+    print(f"eight bits: {found}{' (on the images it was calibrated on: others are harder)' if calibrating else ''}.")
     return Path(path)
 
 def _of_gates(exported, model:nn.Module) -> list[str]:
@@ -137,6 +142,22 @@ def _of_gates(exported, model:nn.Module) -> list[str]:
     return [node.name for node in exported.graph.node if names & scopes(node)]
 
 # %% ../nbs/44_deploy.ipynb #2dfc33df
+def _answers(c:Classifier, batch:np.ndarray) -> np.ndarray: return np.concatenate([c.probabilities(b) for b in np.array_split(batch, max(1, len(batch)//64))])
+
+def agreement(
+    model:Classifier, # What the other was made of
+    other:Classifier,
+    pictures:Sequence, # Real ones, at least one
+    labels:Sequence[str]=None # Their classes
+) -> str: # For people
+    "How often two forms of a model give the same answer, how far a probability moves, and how accurate each is."
+    batch = np.stack([model.prepare(p) for p in pictures])
+    p, q = _answers(model, batch), _answers(other, batch)
+    same, n = int((p.argmax(1) == q.argmax(1)).sum()), len(p)
+    top1 = [100*float(np.mean([c.classes[i] == str(l) for i,l in zip(o.argmax(1), labels)])) for c,o in ((model, p), (other, q))] if labels is not None else []
+    accuracy = f", Top-1 {top1[1]:.2f}% instead of the model's {top1[0]:.2f}%" if top1 else ''
+    return f"the model's answer for {same} of {n} images ({100*same/n:.1f}%){accuracy}; a probability moves by up to {np.abs(p - q).max():.2f}"
+
 def compare(
     models:dict[str,Classifier], # By name; the first is what the others are compared with
     pictures:Sequence, # Real ones
@@ -147,7 +168,7 @@ def compare(
     "What other forms of a model answer, and how fast: one pass each, then batches in turns, so that whatever else the machine does strikes all of them."
     first, *_ = models.values()
     batch = np.stack([first.prepare(p) for p in pictures])
-    probs = {n: np.concatenate([c.probabilities(b) for b in np.array_split(batch, max(1, len(batch)//64))]) for n,c in models.items()}
+    probs = {n: _answers(c, batch) for n,c in models.items()}
     times, until = {n: [] for n in models}, time.perf_counter() + seconds*len(models)
     for c in models.values(): c.probabilities(batch[:bs])
     while time.perf_counter() < until:
@@ -158,7 +179,7 @@ def compare(
     base, p0, rows = np.array(next(iter(times.values()))), next(iter(probs.values())), []
     for n,p in probs.items():
         low, mid, high = np.quantile(base/np.array(times[n]), [.25, .5, .75])
-        right = {} if labels is None else dict(top1=100*float(np.mean([models[n].classes[i] == l for i,l in zip(p.argmax(1), labels)])))
+        right = {} if labels is None else dict(top1=100*float(np.mean([models[n].classes[i] == str(l) for i,l in zip(p.argmax(1), labels)])))
         rows.append(dict(model=n, n=len(p), **right, same_answer=100*float((p.argmax(1) == p0.argmax(1)).mean()), max_delta_p=float(np.abs(p - p0).max()),
                          ms=1000*float(np.median(times[n])), speedup=mid, low=low, high=high))
     return pd.DataFrame(rows)

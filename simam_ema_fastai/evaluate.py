@@ -5,6 +5,7 @@
 # %% ../nbs/40_evaluate.ipynb #e913ff82
 from __future__ import annotations
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import log
@@ -12,13 +13,15 @@ from pathlib import Path
 
 import pandas as pd, torch
 import torch.nn.functional as F
-from fastai.data.load import DataLoader
+from fastai.data.load import DataLoader as FastaiDL
 from fastai.learner import Learner
 from fastai.torch_core import tensor
 from fastcore.basics import noop
 from torch import Tensor, nn
 
 from .core import UserError
+from .data import spelled
+from .preparation import source_of
 from .processes import several
 
 # %% auto #0
@@ -57,24 +60,44 @@ def score(
     return Evaluation(metrics, per_class, predictions, logp.float())
 
 # %% ../nbs/40_evaluate.ipynb #4d1d1be5
-def _logits(learn:Learner, dl:DataLoader) -> tuple[Tensor,Tensor|None]:
+def _logits(learn:Learner, dl:FastaiDL) -> tuple[Tensor,Tensor|None]:
     "Logits and, where `dl` has them, targets: one pass, in order."
+    if isinstance(dl, FastaiDL) and (dl.shuffle or dl.drop_last): dl = dl.new(shuffle=False, drop_last=False)
     with learn.no_bar(), learn.no_logging(): logits, targets = learn.get_preds(dl=dl, act=nn.Identity(), reorder=False)
     whole = getattr(dl, 'together', noop)  # of several processes each has seen a part (`distributed.Shard`)
     return whole(tensor(logits).float()), None if targets is None else whole(tensor(targets))
 
 def _short(files) -> list[str]:
-    "File names below the folder that all of them share."
-    root = os.path.commonpath([os.path.dirname(f) for f in files])
-    return [os.path.relpath(f, root) for f in files]
+    "File names below the folder that all of them share; one that comes again gets a number."
+    try: root = os.path.commonpath([os.path.dirname(f) for f in files])
+    except ValueError: root = None  # some below a drive or the root, others not
+    names = [spelled(os.path.relpath(f, root) if root else f) for f in files]
+    seen, n = set(names), Counter()
+    def unique(name):
+        n[name] += 1
+        while n[name] > 1 and (again := f'{name} #{n[name]}') in seen: n[name] += 1
+        if n[name] == 1: return name
+        seen.add(again)
+        return again
+    return list(map(unique, names))
+
+def _names_of(dl, n:int) -> list[str]:
+    "What the `n` images of `dl` are called: their files, wherever the data set keeps them; by number where there are none."
+    sources = [source_of(getattr(dl, 'dataset', None), i) for i in range(n)]
+    return _short(list(map(str, sources))) if sources and all(isinstance(o, (str, Path)) for o in sources) else [f'image {i}' for i in range(n)]
+
+def _vocab(learn:Learner) -> list[str]: return [str(c) for c in learn.dls.vocab]
 
 def evaluate(
     learn:Learner, # Any image classification learner
-    dl:DataLoader=None # What to evaluate on; the validation set if None
+    dl:FastaiDL=None # What to evaluate on; the validation set if None
 ) -> Evaluation:
-    "One pass of `learn` over `dl`, every image once and as it comes (no test-time augmentation)."
+    "One pass of `learn` over `dl`, every image once and in the order of its data set (no test-time augmentation). Raises `UserError` for a loader without labels."
     dl = learn.dls.valid if dl is None else dl
-    return score(*_logits(learn, dl), list(learn.dls.vocab), _short(dl.items))
+    logits, targets = _logits(learn, dl)
+    if targets is None: raise UserError("this loader has no labels to evaluate against: make it with learn.dls.test_dl(items, with_labels=True), or use evaluate_files.")
+    if targets.ndim != 1 or targets.is_floating_point(): raise UserError('only classification with one class per image can be evaluated.')
+    return score(logits, targets, _vocab(learn), _names_of(dl, len(targets)))
 
 def evaluate_files(
     learn:Learner, # An exported learner, which has no data of its own
@@ -82,7 +105,7 @@ def evaluate_files(
     labels:list[str] # Their classes, as the learner names them
 ) -> Evaluation:
     "One pass of `learn` over `files`. Raises `UserError` if a label is none of the learner's classes."
-    vocab = list(learn.dls.vocab)
+    vocab, labels = _vocab(learn), list(map(str, labels))
     unknown = sorted(set(labels) - set(vocab))
     if unknown: raise UserError(f"the learner does not know the class '{unknown[0]}': it was trained on {', '.join(vocab[:5])}{', …' if vocab[5:] else ''}.")
     dl = learn.dls.test_dl(files, num_workers=0)

@@ -4,12 +4,16 @@
 
 # %% ../nbs/21_feed.ipynb #db456af1
 from __future__ import annotations
-import hashlib, itertools, math, os, shutil, time
+import contextlib, gc, hashlib, itertools, math, os, shutil, stat, time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
+
+try: import fcntl
+except ImportError: fcntl = None  # Windows: there what is open cannot be deleted
 
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
@@ -19,23 +23,71 @@ from fastai.data.transforms import IntToFloatTensor, Normalize, ToTensor
 from fastai.torch_core import TensorCategory, TensorImage, set_seed, to_device
 from fastai.vision.augment import DihedralItem, FlipItem, RandomResizedCrop
 from fastai.vision.core import PILImage
-from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 
-from .core import UserError, atomic_path, cache_dir, progress, read_json, write_json
+from .core import UserError, cache_dir, made_once, progress, read_json, write_json
 from .pictures import is_passing, room
 
 # %% auto #0
-__all__ = ['fingerprint', 'side_limit', 'Decoded', 'decode', 'resize_weights', 'resize_batch', 'random_boxes', 'part_of',
-           'DecodedDL', 'loader_rate', 'loader_rates', 'torchvision_loader']
+__all__ = ['max_decoded', 'keep_bytes', 'keep_days', 'Mark', 'marks_of', 'fingerprint', 'side_limit', 'Decoded', 'find_map',
+           'decode', 'resize_weights', 'resize_batch', 'random_boxes', 'part_of', 'has_room', 'DecodedDL',
+           'loader_rate', 'loader_rates', 'torchvision_loader']
+
+# %% ../nbs/21_feed.ipynb #2017dac3
+class Mark(NamedTuple):
+    "What is quickly known of a file"
+    size:int=-1 # In bytes; -1 of what is no file that can be read
+    time:int=0 # Of its last change, in ns
+    place:tuple[int,int]=(0,0) # Device and inode, which two names of one file share
+    content:bytes=b'' # Digest of its size and its sampled bytes
+    deep:bool=False # Whether it may hold more than eight bits per value
+
+_uncompressed = (b'BM', b'II*\0', b'MM\0*', b'II+\0', b'MM\0+', *(b'P%d' % i for i in range(1, 8)), b'Pf', b'PF')
+_maybe_deep = (*_uncompressed[1:], b'\0\0\0\x0cjP', b'\xff\x4f\xff\x51')  # the last two: JPEG 2000
+
+def _sample(fd:int, size:int) -> tuple[bytes,bytes]:
+    "The first bytes of an open file, and the sampled ones behind them."
+    head = os.read(fd, 1<<14)
+    n, block = (64, 1<<14) if head.startswith(_uncompressed) else (16, 1<<12)
+    if size <= n*block: return head, b''.join(iter(lambda: os.read(fd, 1<<20), b''))
+    return head, b''.join(_at(fd, (size - block)*i//(n - 1), block) for i in range(1, n))
+
+def _at(fd:int, start:int, n:int) -> bytes:
+    os.lseek(fd, start, os.SEEK_SET)
+    return os.read(fd, n)
+
+def _mark(file:Path) -> Mark:
+    try: fd = os.open(file, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0))  # a pipe would wait for its writer
+    except OSError: return Mark()
+    try:
+        st = os.fstat(fd)
+        if not stat.S_ISREG(st.st_mode): return Mark()
+        head, more = _sample(fd, st.st_size)
+        deep = head[24:25] == b'\x10' if head.startswith(b'\x89PNG') else head.startswith(_maybe_deep)
+        return Mark(st.st_size, st.st_mtime_ns, (st.st_dev, st.st_ino), hashlib.sha1(b'%d ' % st.st_size + head + more).digest()[:16], deep)
+    except OSError: return Mark()
+    finally: os.close(fd)
+
+def marks_of(files:Sequence[Path]) -> list[Mark]:
+    "The marks of `files`, in their order."
+    with ThreadPoolExecutor(8) as pool: parts = pool.map(lambda some: [_mark(f) for f in some], (files[i:i+512] for i in range(0, len(files), 512)))
+    return list(itertools.chain(*parts))
+
+def _keys(files:Sequence[Path], marks:Sequence[Mark]) -> list[bytes]:
+    "What each file is known by, wherever it lies: name, size, time and sampled bytes."
+    return [hashlib.sha1(b'%b|%d|%d|' % (os.fsencode(os.path.basename(f)), m.size, m.time) + m.content).digest()[:16] for f,m in zip(files, marks)]
+
+def fingerprint(
+    files:Sequence[Path],
+    marks:Sequence[Mark]=None # From `marks_of`, if they are known
+) -> str:
+    "A key made of the paths, sizes, times and sampled bytes of `files`."
+    digest = hashlib.sha1()
+    for f,k in zip(files, _keys(files, marks_of(files) if marks is None else marks)): digest.update(os.fsencode(f) + b'|' + k)
+    return digest.hexdigest()
 
 # %% ../nbs/21_feed.ipynb #4e1028ef
-def fingerprint(files:Sequence[Path]) -> str:
-    "A key made of the names, sizes and times of `files`."
-    stats = map(os.stat, files)
-    return hashlib.sha1(''.join(f'{f}|{s.st_size}|{s.st_mtime_ns}\n' for f,s in zip(files, stats)).encode()).hexdigest()
-
 def side_limit(
     size:int, # Side in pixels that the model sees
     min_scale:float # Smallest share of the area in a random resized crop
@@ -43,14 +95,24 @@ def side_limit(
     "Above which shorter side a picture is reduced when it is decoded."
     return max(512, math.ceil(size/math.sqrt(min_scale)))
 
+class _Held:
+    "A map that is in use, and is not deleted as long as this lives."
+    def __init__(self, folder:Path):
+        self.fd = os.open(folder/'map.json', os.O_RDONLY)
+        if fcntl:
+            with contextlib.suppress(OSError): fcntl.flock(self.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # there are file systems without locks
+    def __del__(self):
+        with contextlib.suppress(AttributeError, OSError): os.close(self.fd)
+
 class Decoded(Sequence):
     "Pictures in a memory map: `pictures[i]` is `(H, W, 3)` or, grey, `(H, W, 1)` of uint8."
     def __init__(self,
         folder:Path # From `decode`
     ):
-        self.folder = folder
-        self.__dict__.update(read_json(folder/'map.json'))  # bad: unreadable file to what is wrong with it; limit; reduced: whether it applied to any
-        self.shapes = np.load(folder/'shapes.npy')
+        self.folder, self._held = folder, _Held(folder)
+        self.white = None  # see `pictures.to_rgb`
+        self.__dict__.update(read_json(folder/'map.json'))  # bad: unreadable file to what is wrong with it; limit; reduced: whether it applied to any; white
+        self.shapes, self._keys = np.load(folder/'shapes.npy'), np.load(folder/'keys.npy')
         self.starts = np.r_[0, self.shapes.prod(1, dtype=np.int64).cumsum()[:-1]]
 
     @cached_property
@@ -64,10 +126,15 @@ class Decoded(Sequence):
     def subset(self, idxs:Sequence[int]) -> 'Decoded':
         "The pictures at `idxs`, in the same map."
         res = object.__new__(Decoded)
-        res.__dict__.update(self.__getstate__(), shapes=self.shapes[idxs], starts=self.starts[idxs])
+        res.__dict__.update(self.__getstate__(), shapes=self.shapes[idxs], starts=self.starts[idxs], _keys=self._keys[idxs], _held=self.__dict__.get('_held'))
         return res
 
-    def __getstate__(self): return {k: v for k,v in self.__dict__.items() if k not in ('pixels', '_resident')}
+    def __getstate__(self): return {k: v for k,v in self.__dict__.items() if k not in ('pixels', '_resident', '_held')}
+
+    def places(self) -> dict[bytes,int]:
+        "Where each picture is, by its key; unreadable ones are nowhere."
+        readable = self.shapes.all(1).tolist()
+        return {k.tobytes(): i for i,(k,r) in enumerate(zip(self._keys, readable)) if r}
 
     @property
     def uniform(self) -> bool:
@@ -85,6 +152,71 @@ class Decoded(Sequence):
             self._resident = device, x
         return self._resident[1]
 
+# %% ../nbs/21_feed.ipynb #6693b8c3
+max_decoded = 16*10**9  # bytes of a map that is made without being asked for
+keep_bytes, keep_days = 2*max_decoded, 30  # of all maps, and since the last use of each
+
+def _maps_folder() -> Path: return cache_dir()/'decoded'
+
+def _open_map(folder:Path) -> Decoded|None:
+    "The map in `folder`, if no part of it is missing."
+    try:
+        there = Decoded(folder)
+        if (folder/'pixels.bin').stat().st_size == there.shapes.prod(1, dtype=np.int64).sum() and len(there._keys) == len(there): return there
+    except (UserError, OSError, ValueError, EOFError): pass
+    return None
+
+def _maps() -> list[Decoded]:
+    "All whole maps, the last used first."
+    try: folders = [f for f in _maps_folder().iterdir() if f.is_dir() and not f.name.startswith('.')]
+    except OSError: return []
+    return [m for f in sorted(folders, key=_used, reverse=True) if (m := _open_map(f))]
+
+def _used(folder:Path) -> float:
+    "When the map was last used."
+    for f in (folder/'map.json', folder):
+        with contextlib.suppress(OSError): return f.stat().st_mtime
+    return time.time()  # it has just gone
+
+def _fits(m:Decoded, limit:int|None, white:dict|None) -> bool:
+    "Whether the pictures in `m` are as `limit` and `white` make them; any limit if None."
+    return m.white == white and (limit in (None, m.limit) or not m.reduced and m.shapes[:,:2].min(1).max(initial=0) <= limit)
+
+def find_map(
+    keys:Sequence[bytes], # From `_keys`
+    limit:int=None, # Shorter side that pictures are reduced to; None for any
+    white:dict=None, # As for `pictures.to_rgb`
+    maps:Iterable[Decoded]=None # Where to look; in the whole cache if None
+) -> Decoded|None: # With exactly these pictures, in this order
+    "A map that holds all of `keys`, if there is one."
+    for m in _maps() if maps is None else maps:
+        if not _fits(m, limit, white): continue
+        places = m.places()
+        if all(k in places for k in keys):
+            with contextlib.suppress(OSError): os.utime(m.folder/'map.json')
+            return m.subset([places[k] for k in keys])
+
+def _drop(folder:Path):
+    "Delete the map in `folder`, unless somebody uses it."
+    aside = folder.with_name(f'.{folder.name}.dropped')
+    with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
+        if (folder/'map.json').exists():
+            f = opened.enter_context(open(folder/'map.json', 'rb'))
+            if fcntl: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        folder.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+def _tidy(new:Decoded):
+    "Delete what `new` has replaced, what nobody has used for long, and the longest unused of too much."
+    gc.collect()  # learners that nobody has any more hold maps
+    for left in _maps_folder().glob('.*.dropped'): shutil.rmtree(left, ignore_errors=True)
+    mine, now = set(new.places()), time.time()
+    size = {f: sum(p.stat().st_size for p in f.iterdir()) for f in _maps_folder().iterdir() if f.is_dir() and f != new.folder and not f.name.startswith('.')}
+    replaced = {m.folder for m in _maps() if m.folder in size and _fits(m, new.limit, new.white) and len(mine & m.places().keys()) >= .9*len(m)}
+    total = sum(size.values())
+    for f in sorted(size, key=_used):
+        if f in replaced or now - _used(f) > 86400*keep_days or total > keep_bytes: _drop(f); total -= size[f]
+
 # %% ../nbs/21_feed.ipynb #6d86b5bb
 def _pixels(file:Path, read:Callable, limit:int, most:int=None) -> tuple[np.ndarray,bool]|UserError|None:
     "The picture in `file`, reduced if need be, and whether it was; what is wrong with it; or None, if it has more than `most` pixels."
@@ -99,41 +231,64 @@ def _pixels(file:Path, read:Callable, limit:int, most:int=None) -> tuple[np.ndar
         a = np.asarray(im)
         return (a[...,:1] if (a == a[...,:1]).all() else a), scale < 1
 
-def _whole(folder:Path) -> Decoded|None:
-    "The map in `folder`, if there is one and no part of it is missing."
-    if not folder.exists(): return None
-    try:
-        there = Decoded(folder)
-        if (folder/'pixels.bin').stat().st_size == there.shapes.prod(1, dtype=np.int64).sum(): return there
-    except (UserError, OSError, ValueError, EOFError): pass
-    print(f'{folder} is damaged: the pictures are decoded again.')
+def _write_map(folder:Path, files:Sequence[Path], keys:Sequence[bytes], read:Callable, limit:int, white:dict|None):
+    "Decode `files`, or copy what another map holds, into `folder`."
+    known, maps = {}, [m for m in _maps() if _fits(m, limit, white)]
+    for m in maps: known.update({k: (m,i) for k,i in m.places().items() if k not in known})
+    def get(i, most=None):
+        if keys[i] not in known: return _pixels(files[i], read, limit, most)
+        m, j = known[keys[i]]
+        return m[j], m.reduced and m.shapes[j,:2].min() == limit
+    shapes, bad, reduced = np.zeros((len(files), 3), np.int32), {}, False
+    with ThreadPoolExecutor() as pool, open(folder/'pixels.bin', 'wb') as out:
+        for start in progress(range(0, len(files), 64), comment='decoding pictures'):  # so many wait in memory
+            some = range(start, min(start + 64, len(files)))
+            for i,got in zip(some, pool.map(lambda i: get(i, 2_000_000), some)):
+                if got is None: got = get(i)  # too large to wait
+                if isinstance(got, UserError): bad[str(files[i])] = str(got)
+                else:
+                    shapes[i], reduced = got[0].shape, bool(reduced or got[1])
+                    out.write(got[0].tobytes())
+    np.save(folder/'shapes.npy', shapes)
+    np.save(folder/'keys.npy', np.frombuffer(b''.join(keys), np.uint8).reshape(-1, 16))
+    write_json(folder/'map.json', dict(bad=bad, limit=limit, reduced=reduced, white=white))
+
+def _check_still(files:Sequence[Path], marks:Sequence[Mark]):
+    "Raise `UserError` if one of `files` is no longer what its mark says."
+    for f,m in zip(files, marks):
+        try: now = os.stat(f)
+        except OSError: now = None
+        if m.size >= 0 and (now is None or (now.st_size, now.st_mtime_ns) != (m.size, m.time)):
+            raise UserError(f"{f} {'vanished' if now is None else 'changed'} while it was being decoded: wait until nothing writes there, then the same command goes on.")
 
 def decode(
     files:Sequence[Path], # Pictures
     read:Callable[[Path],Image.Image], # Opens one as RGB; raises `UserError` if it cannot
-    limit:int=512 # Reduce pictures to this shorter side
+    limit:int=512, # Reduce pictures to this shorter side
+    white:dict=None, # What `read` takes for white, see `pictures.to_rgb`
+    marks:Sequence[Mark]=None # From `marks_of`, if they are known
 ) -> Decoded: # In the order of `files`; those in its `bad` have no pixels
-    "Decode every picture once, in parallel, into a memory map in the cache; at once if it is there already."
-    folder = cache_dir()/'decoded'/fingerprint(files)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f'{folder}.lock'):
-        there = _whole(folder)
-        if there and (there.limit == limit or not there.reduced and there.shapes[:,:2].min(1).max() <= limit): return there
-        for left in folder.parent.glob(f'.{folder.name}.*.tmp'): shutil.rmtree(left)  # by a killed process
-        with atomic_path(folder) as tmp:
+    """Decode every picture once, in parallel, into a memory map in the cache; at once if one there holds them all.
+
+    Raises `UserError` if a file changes meanwhile, and `OSError` where the cache cannot be written."""
+    marks = marks_of(files) if marks is None else marks
+    keys = _keys(files, marks)
+    folder = _maps_folder()/hashlib.sha1(b''.join(keys) + f'{limit} {white}'.encode()).hexdigest()
+    if folder.exists():
+        if not _open_map(folder): print(f'{folder} is damaged: the pictures are decoded again.')
+    elif there := find_map(keys, limit, white): return there
+    with made_once(folder, lambda f: _open_map(f) is not None) as tmp:
+        if tmp:
             tmp.mkdir()
-            shapes, bad, reduced = np.zeros((len(files), 3), np.int32), {}, False
-            with ThreadPoolExecutor() as pool, open(tmp/'pixels.bin', 'wb') as out:
-                for start in progress(range(0, len(files), 64), comment='decoding pictures'):  # so many wait in memory
-                    for i,got in enumerate(pool.map(lambda f: _pixels(f, read, limit, 2_000_000), files[start:start+64]), start):
-                        if got is None: got = _pixels(files[i], read, limit)  # too large to wait
-                        if isinstance(got, UserError): bad[str(files[i])] = str(got)
-                        else:
-                            shapes[i], reduced = got[0].shape, reduced or got[1]
-                            out.write(got[0].tobytes())
-            np.save(tmp/'shapes.npy', shapes)
-            write_json(tmp/'map.json', dict(bad=bad, limit=limit, reduced=reduced))
-    return Decoded(folder)
+            _write_map(tmp, files, keys, read, limit, white)
+            _check_still(files, marks)
+    decoded = _open_map(folder)
+    if tmp:
+        with contextlib.suppress(OSError): _tidy(decoded)
+    with contextlib.suppress(OSError): os.utime(folder/'map.json')
+    unreadable = {str(files[i]): files[i] for i in np.flatnonzero(~decoded.shapes.all(1))}
+    decoded.bad = {f: decoded.bad.get(f) or str(_pixels(path, read, limit)) for f,path in unreadable.items()}  # they may lie elsewhere by now
+    return decoded
 
 # %% ../nbs/21_feed.ipynb #a1cdb5ba
 def resize_weights(
@@ -197,6 +352,14 @@ def part_of(
     if world > 1: set_seed(torch.randint(2**31, ()).item() + rank)
     yield from itertools.islice(samps, rank, None, world)
 
+def has_room(
+    device:torch.device|None,
+    *pictures:Decoded
+) -> bool:
+    "Whether `device` is a GPU that holds all `pictures`, each of one size, in a quarter of what memory it has free at this moment."
+    if device is None or device.type != 'cuda' or not all(p.uniform for p in pictures): return False
+    return sum(3*len(p)*int(p.shapes[0,:2].prod()) for p in pictures) <= torch.cuda.mem_get_info(device)[0]/4
+
 class DecodedDL(TfmdDL):
     "A `TfmdDL` that takes the pictures of `dataset` from memory. Made anew for other pictures (`test_dl`, `export`) it is an ordinary `TfmdDL`, which reads files."
     def __init__(self,
@@ -210,9 +373,7 @@ class DecodedDL(TfmdDL):
     ):
         self.pictures, self.targets, self.part = pictures, targets, part
         super().__init__(dataset, num_workers=num_workers, **kwargs)
-        if on_device is None:
-            on_device = (self.device is not None and self.device.type == 'cuda' and pictures.uniform and self._flip_and_crop() is not None
-                         and 3*len(pictures)*int(pictures.shapes[0,:2].prod()) <= torch.cuda.mem_get_info(self.device)[0]/4)
+        if on_device is None: on_device = self._flip_and_crop() is not None and has_room(self.device, pictures)
         self.on_device = on_device
         if on_device: self.fake_l.num_workers, self.fake_l.pin_memory = 0, False
 
@@ -227,7 +388,7 @@ class DecodedDL(TfmdDL):
 
     def create_batches(self, samps):
         split, known = self.after_item.split_idx, self._flip_and_crop()
-        if known and self.on_device and split in (0, 1): return self._on_device(torch.tensor(list(samps)), split, *known)
+        if known and self.on_device and split in (0, 1): return self._on_device(samps, split, *known)
         if known and split == 0: return self._on_host(samps, *known)
         return super().create_batches(part_of(samps, *self.part))
 
@@ -256,8 +417,14 @@ class DecodedDL(TfmdDL):
                 place.copy_(F.interpolate(box, (h,w), mode='bilinear', antialias=True)[0])
             yield TensorImage(x), TensorCategory(self.targets[[i for i,*_ in some]])
 
-    def _on_device(self, idxs:Tensor, split:int, flip, crop) -> Iterator:
-        "Batches out of a tensor on the device: training as `RandomResizedCrop` in float32, validation as PIL in float64."
+    def _on_device(self, samps:Iterable[int], split:int, flip, crop) -> Iterator:
+        "Batches out of a tensor on the device, an epoch's at a time: `samps` may have no end (fastai's `show_batch(unique=True)`)."
+        world, samps = self.part[1], iter(samps)
+        epoch = -(-max(self.n, 1)//(self.bs*world))*self.bs*world
+        while idxs := list(itertools.islice(samps, epoch)): yield from self._epoch_on_device(torch.tensor(idxs), split, flip, crop)
+
+    def _epoch_on_device(self, idxs:Tensor, split:int, flip, crop) -> Iterator:
+        "Training as `RandomResizedCrop` in float32, validation as PIL in float64."
         x, y = self.pictures.resident(self.device), self.targets.to(self.device)
         rank, world = self.part
         h,w = x.shape[2:]

@@ -13,12 +13,11 @@ from fastai.callback.progress import CSVLogger
 from fastai.data.transforms import get_image_files
 from fastai.learner import Learner, load_learner
 from fastai.torch_core import default_device
-from fastai.vision.augment import RandomResizedCrop
 from torch import Tensor, nn
 from torch._inductor import config as inductor
 
 from . import native
-from .bundle import describe, read_bundle, write_bundle
+from .bundle import describe, read_bundle, transforms_of, write_bundle
 from .core import UserError, atomic_path, one_of
 from .fusion import fuse
 from .runtime import Classifier, form_of, open_onnx
@@ -103,7 +102,7 @@ def predict(
             raise UserError(f"the network answers NaN or infinity to {(~probs.isfinite().all(1)).sum()} of "
                             f"{len(probs)} images: its weights are damaged, or its training diverged.")
         p, c = probs.float().topk(min(k, probs.shape[1]), 1)
-        rows = [[(learn.dls.vocab[i], v) for i,v in zip(*r)] for r in zip(c.tolist(), p.tolist())]
+        rows = [[(str(learn.dls.vocab[i]), v) for i,v in zip(*r)] for r in zip(c.tolist(), p.tolist())]
     df = pd.DataFrame({'item': [str(o) if isinstance(o, Path) else f'picture {i}' for i,o in enumerate(items)], 'label': [r[0][0] for r in rows], 'prob': [r[0][1] for r in rows]})
     for j in range(len(rows[0])): df[f'label{j+1}'], df[f'prob{j+1}'] = zip(*(r[j] for r in rows))
     return df
@@ -176,19 +175,15 @@ def optimise(
     return fast
 
 # %% ../nbs/42_inference.ipynb #a930eee1
-def _side(learn:Learner) -> int:
-    "The side in pixels that the learner's data were cut to."
-    crops = [t for t in learn.dls.train.after_item.fs if isinstance(t, RandomResizedCrop)]
-    if not crops: raise UserError('the learner does not tell its picture size: give some pictures, learner.optimise(pictures).')
-    return crops[0].size[0]
-
 def _optimise_learner(self:Learner,
     items=None, # Pictures to prepare for and check on, as for `predict`; noise if None
     bs:int=1, # Batch size to be fast at
     **kwargs # Passed to `optimise`: dtype, compiled
 ) -> Learner: # The learner itself
     "Put the fastest form of the model into the learner, for inference alone."
-    if items is None: x = torch.randn(bs, 3, _side(self), _side(self), generator=torch.Generator().manual_seed(0)).to(self.dls.device)
+    if items is None:
+        w, h = transforms_of(self)['crop']
+        x = torch.randn(bs, 3, h, w, generator=torch.Generator().manual_seed(0)).to(self.dls.device)
     else: x = self.dls.test_dl(_pictures(items)[:bs], bs=bs, num_workers=0).one_batch()[0]
     self.model = optimise(self.model, x.as_subclass(Tensor), **kwargs)
     return self

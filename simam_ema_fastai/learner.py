@@ -4,8 +4,10 @@
 
 # %% ../nbs/30_learner.ipynb #2b0e408b
 from __future__ import annotations
-import random, warnings
+import copy, random
 from collections.abc import Sequence
+from dataclasses import replace
+from numbers import Real
 from functools import partial
 from pathlib import Path
 
@@ -15,10 +17,11 @@ from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import MixHandler
 from fastai.callback.schedule import Learner, ParamScheduler, SchedCos, SchedNo, combine_scheds  # Learner with fit_one_cycle and lr_find
-from fastai.data.core import DataLoaders
+from fastai.data.core import DataLoaders, TfmdDL
+from fastai.data.transforms import Normalize, get_c
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy, top_k_accuracy
-from fastai.torch_core import get_model, rank_distrib, set_seed
+from fastai.torch_core import default_device, get_model, rank_distrib, set_seed
 from fastai.vision.augment import RandomResizedCrop
 from fastcore.foundation import L
 from torch import nn, Tensor
@@ -26,13 +29,16 @@ from torch import nn, Tensor
 from .backbones import check_size
 from .core import UserError
 from .models import Placement, Variant, create_model, gate_modules, head_of, trained_modules, variant_of
+from .preparation import check_classification, normalization_of, own
+from .processes import is_first
 from .recipe import Recipe, recipes
 from .speed import Compile, check_compiler, opt_funcs, without_waiting
 from .weights import Weights, load_weights
 
 # %% auto #0
 __all__ = ['attention_splitter', 'CountsEpochs', 'SeedEpochs', 'FreezeAttention', 'TrainOnly', 'Mix', 'GrowPictures',
-           'AverageWeights', 'variant_learner', 'fit_recipe', 'Recipe', 'recipes']
+           'AverageWeights', 'RestoreTrained', 'variant_learner', 'CheckData', 'OnePrecision', 'fit_recipe', 'Recipe',
+           'recipes']
 
 # %% ../nbs/30_learner.ipynb #041e86fa
 _all_ = ['Recipe', 'recipes']
@@ -67,22 +73,43 @@ class SeedEpochs(CountsEpochs):
 
 # %% ../nbs/30_learner.ipynb #144e655f
 class FreezeAttention(CountsEpochs):
-    "Keep the gates as they are during the first `epochs` epochs of the whole training, and release them exactly then."
+    "Keep the gates as they are during the first `epochs` epochs of the whole training, and release them exactly then; in a fit that would end before, earlier."
     order = -5  # after TrainEvalCallback has put the model into training mode
+    _released, _trained, _planned = False, False, False
     def __init__(self,
-        epochs:int=3 # How many epochs the gates stay frozen
+        epochs:int=3, # How many epochs the gates stay frozen
+        of:int=20 # How many epochs the whole training has: a fit that is too short freezes the same share
     ):
-        self.epochs, self._released = epochs, False
+        self.epochs, self.of, self.until = epochs, of, epochs
 
     @property
-    def frozen(self) -> bool: return self.epochs_done < self.epochs
+    def frozen(self) -> bool: return self.epochs_done < self.until
+
+    def before_fit(self): self._planned = False
 
     def before_train(self):
+        if not self._planned and not hasattr(self.learn, 'lr_finder'): self._plan()
         if self.frozen: self._hold()
         elif not self._released: self._release()
 
+    def _plan(self):
+        "Where this fit, whose first trained epoch begins, ends before the freeze does, freeze a share of it."
+        self._planned, self.until = True, 0 if self._trained else self.epochs
+        start, n = self.epochs_done - self.epoch, self.n_epoch  # of a training that goes on (`start_epoch`), all of it
+        if start + n > self.until: return
+        self.until = start + min(n - 1, round(n*self.epochs/max(self.of, self.epochs + 1)))
+        if is_first():
+            print(f"the gates' freeze of {self.epochs} epochs would outlast this fit of {n}: they are frozen for {max(0, self.until - start)} (the recipe's share is {self.epochs} of {self.of}).")
+
     def before_batch(self):
         if self.training and self.frozen: self._hold()
+
+    def after_train(self):
+        if not hasattr(self.learn, 'lr_finder'): self._trained = self._trained or not self.frozen
+        super().after_train()
+
+    def after_fit(self):
+        if self._planned and not self._trained and is_first(): print(f"the training ended after {self.epochs_done} epochs, before the gates' freeze did: they are not trained.")
 
     def _hold(self):
         for gate in gate_modules(self.model):
@@ -91,7 +118,10 @@ class FreezeAttention(CountsEpochs):
         self._released = False
 
     def _release(self):
-        for gate in gate_modules(self.model): gate.requires_grad_(True)
+        "Let the gates be trained, where `freeze_to` lets their group."
+        free = {id(p) for group in self.opt.param_lists[getattr(self.opt, 'frozen_idx', 0):] for p in group}
+        for gate in gate_modules(self.model):
+            for p in gate.parameters(): p.requires_grad_(id(p) in free or self.opt.state[p].get('force_train', False))
         self._released = True
 
 # %% ../nbs/30_learner.ipynb #11a5f153
@@ -123,6 +153,10 @@ class Mix(MixHandler):
     ):
         self.alphas = {way: alpha for way,alpha in (('_mixup', mixup), ('_cutmix', cutmix)) if alpha}
 
+    def before_fit(self):
+        other = next((cb for cb in self.learn.cbs if isinstance(cb, MixHandler) and cb is not self), None)
+        if other: raise UserError(f"the recipe mixes images (mixup, cutmix), and so does {type(other).__name__}: leave one of them out.")
+
     def before_train(self):
         if self.learn.loss_func != self.lf: super().before_train()  # after Ctrl-C it still is
 
@@ -149,26 +183,38 @@ class Mix(MixHandler):
         return x
 
 # %% ../nbs/30_learner.ipynb #8f9c8af1
+def _shared(dl) -> TfmdDL|None:
+    "The loader of which `dl` is the part of one of several processes (`distributed.Shard`)."
+    return inner if isinstance(inner := vars(dl).get('dl'), TfmdDL) else None
+
+def _crop_of(dl) -> RandomResizedCrop|None:
+    return next((f for f in getattr((_shared(dl) or dl).after_item, 'fs', ()) if isinstance(f, RandomResizedCrop)), None)
+
+def _smaller(dl:TfmdDL, size:int) -> TfmdDL:
+    "`dl` itself, all it is made of shared, but for a crop of its own, to `size` pixels."
+    small = copy.copy(dl)
+    small.fake_l = copy.copy(dl.fake_l)
+    small.fake_l.dataset, small.fake_l.default, small.fake_l.d = small.fake_l, small, small
+    if _shared(dl): small.dl = _smaller(dl.dl, size); return small
+    crop = copy.copy(_crop_of(dl))
+    crop.size, small.after_item = (size, size), copy.copy(dl.after_item)
+    small.after_item.fs = L(crop if isinstance(f, RandomResizedCrop) else f for f in dl.after_item.fs)
+    return small
+
 class GrowPictures(CountsEpochs):
     "Training pictures of `start` pixels in the first epoch, growing in equal steps of 32 to the data's own size in epoch `epochs` of the whole training."
-    _crop, _stateattrs = None, ('_crop',)
     def __init__(self,
         start:int, # Side in pixels
         epochs:int # From this epoch on the size is the data's own
     ):
         self.start, self.epochs = start, epochs
 
-    def before_fit(self):
-        if self._crop is None: self._crop, self._full = next((f, f.size) for f in self.dls.train.after_item.fs if isinstance(f, RandomResizedCrop))
-
     def before_train(self):
-        steps = -(-(self._full[0] - self.start)//32)  # the last may be shorter
+        _check_start(self.dls, self.start)  # they may be others by now
+        full = _crop_of(self.dls.train).size[0]
+        steps = -(-(full - self.start)//32)  # the last may be shorter
         done = steps*self.epochs_done//self.epochs
-        if done < steps: self._crop.size = (self.start + 32*done,)*2
-
-    def after_train(self):
-        self._crop.size = self._full  # validation shares the crop
-        super().after_train()
+        if done < steps: self.learn.dl = _smaller(self.dls.train, self.start + 32*done)
 
 # %% ../nbs/30_learner.ipynb #d1e56b80
 class AverageWeights(CountsEpochs):
@@ -184,7 +230,7 @@ class AverageWeights(CountsEpochs):
     def before_fit(self):
         self.run = not hasattr(self.learn, 'lr_finder')
         if not self.run: return
-        if self._swapped: self._swap()  # interrupted while it validated
+        self.use(False)  # interrupted while it validated
         if self.averages is None: self.averages = {k: v.detach().clone() for k,v in self._weights().items()}
 
     @torch.no_grad()
@@ -194,25 +240,29 @@ class AverageWeights(CountsEpochs):
         torch._foreach_lerp_(list(self.averages.values()), list(self._weights().values()), 1 - min(self.decay, (1 + t)/(10 + t)))
 
     @torch.no_grad()
-    def _swap(self):
+    def use(self, averages:bool):
+        "Have the averages in the model, or the weights that are trained; the others wait in `averages`."
+        if self._swapped == averages or self.averages is None: return
         for k,w in self._weights().items():
             kept = w.clone()
             w.copy_(self.averages[k]); self.averages[k].copy_(kept)
-        self._swapped = not self._swapped
+        self._swapped = averages
 
-    def before_validate(self):
-        if self.averages is not None: self._swap()
-    def after_validate(self):
-        if self._swapped: self._swap()
-    def after_fit(self):
-        if self.averages is not None: self._swap(); self.averages, self._swapped = None, False
+    def before_train(self): self.use(False)
+    def before_validate(self): self.use(True)
+    def after_fit(self): self.use(True); self.averages, self._swapped = None, False
+
+class RestoreTrained(Callback):
+    "After an epoch, when fastai's trackers have seen the averaged weights, have the model go on from those that are trained."
+    order, run_valid = 64, False  # between fastai's trackers (60 to 63) and the checkpoint
+    def after_epoch(self): self.learn.average_weights.use(False)
 
 # %% ../nbs/30_learner.ipynb #062b0336
 def variant_learner(
     dls:DataLoaders, # From `get_dls`, or any image classification `DataLoaders`
     variant:str|Variant|Sequence[Placement]='hybrid', # A name in `variants`, a spec such as 'ema@residual34', or placements of your own
     arch:str=None, # A name in `archs`; None for the variant's own, or 'resnet50'
-    weights:None|str|Path|dict|Weights=None, # See `load_weights`
+    weights:None|str|Path|dict|Weights='imagenet', # See `load_weights`; None trains from scratch
     recipe:Recipe=Recipe(), # How to train; its epochs and batch size are what `fit_recipe` and `get_dls` take
     stages:Sequence[int]=None, # Put every gate into these stages instead
     factor:int=None, # EMA's number of groups instead of 32
@@ -220,50 +270,99 @@ def variant_learner(
     sites:dict[str,str]=None, # Other sites by gate, e.g. dict(simam='residual')
     act:str=None, # In the place of the backbone's ReLUs: 'relu' or 'mish'; None for the variant's own
     cbs=None, # More callbacks
-    **kwargs # Passed to `Learner`
+    **kwargs # Passed to `Learner`; loss_func, metrics, opt_func, lr, wd and splitter take the place of the recipe's
 ) -> Learner:
     """A fastai `Learner` for `variant`: model, parameter groups, learning rates, freezing, mixing, seeding and precision by `recipe`.
 
-    `learn.fit_one_cycle(n)` takes the recipe's learning rates. Mixed precision and channels_last are on where the data are on a GPU.
-    Raises `UserError` for unknown names, weights that do not fit, a size the backbone cannot take and data normalised for other weights."""
+    `learn.fit_one_cycle(n)` takes the recipe's learning rates. Mixed precision and channels_last are on where the data are on a GPU. Where the weights were trained on
+    normalized images and `dls` has no `Normalize`, it is added to `dls`, as fastai's `vision_learner` does, and said. An `lr` that is one number is divided as the strategy
+    says; a slice is taken as it is.
+    Raises `UserError` for unknown names, weights that do not fit or cannot be had, images that the backbone cannot take, data normalised for other weights, and data that are
+    not color images with one class each."""
     v = variant_of(variant, arch, stages, factor, reduction, sites, act)
+    check_data = CheckData(v.arch, n_out := get_c(dls))
+    check_data.check(dls)
     w = load_weights(weights, v.arch)
-    _check_data(dls, v.arch, w)
+    if w is not None: check_data.stats = w.stats; check_data.check(dls)
+    given = {k: o for k,o in kwargs.items() if k in _of_recipe and o is not None}
     set_seed(recipe.seed)
-    model = create_model(v, dls.c, weights=w)
+    model = create_model(v, n_out, weights=w)
     if recipe.compile: check_compiler()
     strategy = recipe.strategy or v.strategy
+    if isinstance(given.get('lr'), Real): recipe = replace(recipe, lr=given.pop('lr'))
+    if 'wd' in given: recipe = replace(recipe, wd=given['wd'])
     lr = recipe.lr if strategy == 'uniform' else slice(recipe.lr/recipe.backbone_lr_div, recipe.lr)
-    callbacks = L(SeedEpochs(recipe.seed))
-    if recipe.start_size: callbacks.append(GrowPictures(_check_start(dls, v.arch, recipe.start_size), recipe.resize_epochs))
-    if recipe.average: callbacks.append(AverageWeights(recipe.average))
-    if strategy == 'discriminative+freeze' and recipe.freeze_epochs and gate_modules(model):
-        if recipe.freeze_epochs >= recipe.epochs:
-            warnings.warn(f'the gates stay frozen for {recipe.freeze_epochs} epochs and the training lasts {recipe.epochs}: they will never be trained.')
-        callbacks.append(FreezeAttention(recipe.freeze_epochs))
+    cbs, callbacks = L(cbs), L(check_data, SeedEpochs(recipe.seed), OnePrecision())
+    if recipe.start_size: check_size(v.arch, recipe.start_size); _check_start(dls, recipe.start_size); callbacks.append(GrowPictures(recipe.start_size, recipe.resize_epochs))
+    if recipe.average: callbacks += [AverageWeights(recipe.average), RestoreTrained()]
+    if strategy == 'discriminative+freeze' and recipe.freeze_epochs and gate_modules(model): callbacks.append(FreezeAttention(recipe.freeze_epochs, recipe.epochs))
     if recipe.trainable != 'all': callbacks.append(TrainOnly(recipe.trainable))
     if recipe.mixup or recipe.cutmix: callbacks.append(Mix(recipe.mixup, recipe.cutmix))
     if recipe.compile: callbacks.append(Compile())
-    if torch.device(dls.device).type == 'cuda': callbacks += [ChannelsLast(), *_mixed_precision(recipe.precision)]
-    learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(label_smoothing=recipe.label_smoothing), opt_func=opt_funcs[recipe.opt], lr=lr, wd=recipe.wd,
-                    splitter=attention_splitter, metrics=[accuracy, partial(top_k_accuracy, k=min(5, dls.c))], cbs=callbacks + L(cbs), **kwargs)
-    learn.recipe, learn.strategy = recipe, strategy
+    if torch.device(getattr(dls, 'device', None) or default_device()).type == 'cuda': callbacks += [ChannelsLast(), *_mixed_precision(recipe.precision)]
+    of_recipe = dict(loss_func=CrossEntropyLossFlat(label_smoothing=recipe.label_smoothing), opt_func=opt_funcs[recipe.opt], lr=lr, wd=recipe.wd, splitter=attention_splitter,
+                     metrics=[accuracy, partial(top_k_accuracy, k=min(5, n_out))])
+    learn = Learner(dls, model, cbs=callbacks + cbs, **{**of_recipe, **{k: o for k,o in kwargs.items() if k not in _of_recipe}, **given})
+    learn.recipe, learn.strategy, learn.given = recipe, strategy, sorted(k for k in _of_recipe if kwargs.get(k) is not None)
+    if learn.given and is_first(): print(f"instead of the recipe's: {', '.join(f'{k} {_spoken(kwargs[k])}' for k in learn.given)}")
     return without_waiting(learn)
 
-def _check_data(dls:DataLoaders, arch:str, w:Weights|None):
-    "Refuse pictures below the backbone's minimum and pictures normalised for other weights."
-    size, stats = getattr(dls, 'size', None), getattr(dls, 'stats', None)
-    if size is not None: check_size(arch, size)
-    if w is not None and stats is not None and stats != w.stats:
-        raise UserError(f"the data are normalised with {stats}, the weights want {w.stats}: get_dls(…, stats=stats_of(weights, '{arch}')).")
+_of_recipe = ('loss_func', 'metrics', 'opt_func', 'lr', 'wd', 'splitter')  # what `Learner` takes and a recipe decides
 
-def _check_start(dls:DataLoaders, arch:str, start:int) -> int:
+def _spoken(o) -> str:
+    if isinstance(o, (list, tuple, L)): return ', '.join(map(_spoken, o))
+    if isinstance(o, partial): return _spoken(o.func)
+    return str(o) if isinstance(o, (Real, slice, str)) else getattr(o, '__name__', type(o).__name__)
+
+class CheckData(Callback):
+    "Before a fit, look at `DataLoaders` that were not looked at yet (`learn.dls = others`), as `variant_learner` does."
+    order = -30
+    def __init__(self,
+        arch:str, # A name in `archs`
+        n_out:int, # Classes of the model
+        stats:tuple=None # (mean, std) that pretrained weights want
+    ):
+        self.arch, self.n_out, self.stats = arch, n_out, stats
+
+    def before_fit(self):
+        if own(self.dls, '_looked_at') != (self.arch, self.n_out, self.stats): self.check(self.dls)
+
+    def check(self, dls:DataLoaders):
+        "Raise `UserError` for data that the model cannot take; add the `Normalize` that is missing."
+        if getattr(dls.train, 'n', 1) == 0 and len(dls.train_ds) == 0: return  # an exported learner has none
+        check_size(self.arch, min(check_classification(dls)))
+        n = get_c(dls)
+        if n < 2: raise UserError(f"these DataLoaders name {'one class' if n else 'no classes'}: at least 2 are needed (CategoryBlock names them; for others set dls.vocab).")
+        if n != self.n_out: raise UserError(f"these DataLoaders have {n} classes, the model has {self.n_out}: make a new learner for them.")
+        if self.stats: self._normalize(dls)
+        dls._looked_at = self.arch, self.n_out, self.stats
+
+    def _normalize(self, dls:DataLoaders):
+        for i, dl in enumerate(dls.loaders):
+            found, where = normalization_of(dl), f' (dls[{i}])'*(i > 0)
+            if found and not np.allclose(found, self.stats, atol=1e-3):
+                raise UserError(f"the data are normalised with {found}{where}, the weights want {self.stats}: get_dls(…, stats=stats_of(weights, '{self.arch}')), or with DataLoaders of your own Normalize.from_stats(*stats_of(weights, '{self.arch}')) in batch_tfms.")
+        without = [i for i,dl in enumerate(dls.loaders) if normalization_of(dl) is None]
+        if not without: return
+        mean, std = self.stats
+        if not all(isinstance(dls[i], TfmdDL) for i in without):
+            if is_first(): print(f"PyTorch's own loaders do not say whether they normalize: the pretrained weights want mean {mean}, std {std}.")
+            return
+        dls.add_tfms([Normalize.from_stats(*self.stats, cuda=False)], 'after_batch', without)
+        if dls.device is not None: dls.to(dls.device)
+        if is_first(): print(f'added to the DataLoaders what the pretrained weights want: Normalize with mean {mean}, std {std}.')
+
+def _check_start(dls:DataLoaders, start:int):
     "Refuse to grow pictures that have no random crop, or that would shrink."
-    crop = next((f for f in dls.train.after_item.fs if isinstance(f, RandomResizedCrop)), None)
+    crop = _crop_of(dls.train)
     if crop is None: raise UserError(f'start_size {start}: these data have no RandomResizedCrop whose size could grow.')
     if start >= crop.size[0]: raise UserError(f'start_size {start}: it has to be below {crop.size[0]}, the size of the pictures.')
-    check_size(arch, start)
-    return start
+
+class OnePrecision(Callback):
+    "Of several `MixedPrecision` (the recipe's, then `learn.to_fp16()`), let the one that came last do the work alone."
+    order = MixedPrecision.order - 1
+    def before_fit(self):
+        for cb in self.learn._grab_cbs(MixedPrecision)[:-1]: cb.run = False  # until the fit ends
 
 def _mixed_precision(precision:str) -> list[Callback]:
     if precision == 'auto': precision = 'bf16' if torch.cuda.is_bf16_supported() else 'fp16'

