@@ -367,7 +367,8 @@ def download(
     return dest
 
 # %% ../nbs/00_core.ipynb #5a3aeb03
-_many = 'decoded', 'checked', 'native', 'weights'
+_many = 'decoded', 'checked', 'native', 'kernels', 'weights'
+_kinds = {'downloads', 'digits', 'cifar10', 'cifar100', 'tiny_imagenet', *_many}
 
 class Cached(NamedTuple):
     "An entry of the cache."
@@ -386,13 +387,13 @@ def cached(
     kind:str='all', # One of what there is, see the result's `kind`
     older_than:float=0 # Days since it was last used
 ) -> list[Cached]: # The largest first
-    "What `cache_dir` holds; raises `UserError` for a kind that is not there."
+    "What `cache_dir` holds; raises `UserError` for a kind that there is none of."
     root, found = cache_dir(), []
     for p in root.iterdir() if root.is_dir() else []:
         if p.name in _many and p.is_dir(): found += [(p.name, o) for o in p.iterdir()]
         else: found.append((p.name if p.is_dir() and not p.name.startswith('.') else 'downloads', p))
     entries = [_cached(kind, p) for kind,p in found if p.suffix != '.lock' or not p.with_suffix('').exists()]
-    if kind != 'all': one_of(kind, sorted({e.kind for e in entries}), 'kind of cached data')
+    if kind != 'all': one_of(kind, sorted(_kinds | {e.kind for e in entries}), 'kind of cached data')
     return sorted((e for e in entries if kind in ('all', e.kind) and time.time() - e.used >= older_than*86400), key=lambda e: -e.size)
 
 def clear_cache(

@@ -20,8 +20,19 @@ def test_import_is_quiet_and_offline(root):
     assert (r.returncode, r.stdout, r.stderr) == (0, '', '')
 
 
+def test_no_warning_of_torchscript_here_or_in_a_spawned_process():
+    "fastai and fvcore set it off when they are imported; other warnings of its kind are seen as before."
+    code = ("import importlib, multiprocessing, warnings\n"
+            "if __name__ == '__main__':\n    import simam_ema_fastai.learner, simam_ema_fastai.efficiency\n"
+            "    p = multiprocessing.get_context('spawn').Process(target=importlib.import_module, args=('simam_ema_fastai.efficiency',))\n"
+            "    p.start(); p.join()\n"
+            "    warnings.warn('of another kind', FutureWarning)\n")
+    r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert r.returncode == 0 and 'torch.jit.script' not in r.stderr and 'of another kind' in r.stderr, r.stderr
+
+
 def test_scripts_are_the_commands(root):
     from simam_ema_fastai.cli import commands
-    for command in set(commands) - {'weights'}:
+    for command in set(commands) - {'weights', 'cache'}:
         r = subprocess.run([sys.executable, root/'scripts'/f'{command}.py', '--help'], capture_output=True, text=True)
         assert r.returncode == 0 and r.stdout.startswith(f'usage: simam_ema {command} '), r.stderr
