@@ -14,9 +14,9 @@ try: import fcntl
 except ImportError: fcntl = None  # Windows: filelock does it there
 
 # %% auto #0
-__all__ = ['UserError', 'one_of', 'import_extra', 'atomic_path', 'write_text', 'write_json', 'read_json', 'Busy', 'locked',
-           'alone', 'made_once', 'in_notebook', 'progress', 'cache_dir', 'file_hash', 'check_hash', 'download',
-           'Cached', 'cached', 'clear_cache']
+__all__ = ['UserError', 'one_of', 'import_extra', 'atomic_path', 'write_text', 'write_json', 'read_json', 'Busy', 'NoAccess',
+           'locked', 'alone', 'made_once', 'in_notebook', 'progress', 'cache_dir', 'file_hash', 'check_hash',
+           'download', 'Cached', 'cached', 'clear_cache']
 
 # %% ../nbs/00_core.ipynb #5a9921cc
 class UserError(Exception):
@@ -156,6 +156,9 @@ class Busy(UserError):
         super().__init__(line)
         self.who = who # 'pid 7 on HOST'
 
+class NoAccess(UserError, OSError):
+    "A place that cannot be written"
+
 _locks = set()  # descriptors of the locked files
 
 def _forget_locks():
@@ -214,11 +217,12 @@ def locked(
     patience:float=float('inf'), # Seconds to wait for whoever holds it
     waiting:str='' # Said, with who holds it, after two seconds of waiting
 ):
-    "Hold the lock `file`, against other processes and threads: True, or False where the file system has no locks. Raises `Busy` if another still holds it when `patience` ends."
+    "Hold the lock `file`, against other processes and threads: True, or False where the file system has no locks. Raises `Busy` if another still holds it when `patience` ends, `NoAccess` if it cannot be made."
     file, start = Path(file), time.monotonic()
     while True:
         try: fd = _lock(file); break
         except BlockingIOError: who = _holder(file)
+        except OSError as e: raise NoAccess(f'no access to {file.parent}: {e.strerror}. Choose another place, for the cache with SIMAM_EMA_HOME.') from e
         if who is None: continue  # it was let go of this moment
         waited = time.monotonic() - start
         if waited >= patience: raise Busy(f"another process ({who}) holds {file}: wait for it.", who) from None
@@ -409,5 +413,5 @@ def clear_cache(
                     os.replace(e.path, gone := _beside(e.path, 'tmp'))
                     _remove(gone)
         except Busy as busy: kept[e.path] = f'another process ({busy.who}) is making it'
-        except OSError as error: kept[e.path] = f'no access: {error.strerror}'
+        except OSError as error: kept[e.path] = f'no access: {error.strerror or error}'
     return kept

@@ -160,7 +160,7 @@ class Optimised(nn.Module):
     def forward(self, x:Tensor) -> Tensor:
         x = x.as_subclass(Tensor)  # fastai's own tensor types cannot be compiled
         if not len(x): return x.new_empty(0, self.n_out)
-        with torch.inference_mode(): chunks = [self._chunk(c) for c in x.split(self.bs)]
+        with torch.inference_mode(), torch.autocast(x.device.type, enabled=False): chunks = [self._chunk(c) for c in x.split(self.bs)]
         return torch.cat(chunks).to(torch.float32, copy=True)  # out of inference mode
 
     def _chunk(self, x:Tensor) -> Tensor:

@@ -51,7 +51,11 @@ def compiler_lacks(
 def _missing() -> str:
     "What the build lacks on this machine; empty if nothing."
     if sys.platform == 'win32': return 'the native gates are built by GCC or Clang, not on Windows'
-    return compiler_lacks(os.environ.get('CXX', 'c++')) or ('' if shutil.which('ninja') else 'there is no ninja (pip install ninja)')
+    return compiler_lacks(os.environ.get('CXX', 'c++')) or ('' if shutil.which('ninja', path=_path()) else 'there is no ninja (pip install ninja)')
+
+def _path() -> str:
+    "Where to look for commands: also beside this Python, whose environment need not be activated."
+    return os.pathsep.join([os.path.dirname(sys.executable), os.environ.get('PATH', os.defpath)])
 
 # %% ../nbs/07_native.ipynb #1dae2495
 def available() -> bool:
@@ -89,7 +93,7 @@ def _build(folder:Path):
     args = dict(name='simam_ema_native', sources=[str(_source.absolute())], extra_cflags=_flags(), extra_ldflags=[f for f in _flags() if f == '-fopenmp'],
                 build_directory=str(folder), with_cuda=False, is_python_module=False)
     code = 'import json, sys; from torch.utils import cpp_extension; cpp_extension.load(**json.loads(sys.argv[1]))'
-    env = os.environ | dict(PYTHONPATH=os.pathsep.join(p for p in sys.path if p))
+    env = os.environ | dict(PYTHONPATH=os.pathsep.join(p for p in sys.path if p), PATH=_path())
     with subprocess.Popen([sys.executable, '-c', code, json.dumps(args)], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True) as build:
         try: said, _ = build.communicate(timeout=_patience)
         except BaseException as e:
