@@ -14,9 +14,9 @@ try: import fcntl
 except ImportError: fcntl = None  # Windows: filelock does it there
 
 # %% auto #0
-__all__ = ['UserError', 'one_of', 'import_extra', 'atomic_path', 'write_text', 'write_json', 'read_json', 'Busy', 'NoAccess',
-           'locked', 'alone', 'made_once', 'in_notebook', 'progress', 'cache_dir', 'file_hash', 'check_hash',
-           'download', 'Cached', 'cached', 'clear_cache']
+__all__ = ['UserError', 'one_of', 'import_extra', 'sweep', 'atomic_path', 'write_text', 'write_json', 'read_json', 'Busy',
+           'NoAccess', 'locked', 'alone', 'made_once', 'in_notebook', 'progress', 'cache_dir', 'file_hash',
+           'check_hash', 'download', 'Cached', 'cached', 'clear_cache']
 
 # %% ../nbs/00_core.ipynb #5a9921cc
 class UserError(Exception):
@@ -102,6 +102,14 @@ def _clear(
         for left in [o for o in path.parent.iterdir() if _abandoned(o, path, held)]:
             if left.suffix == '.old' and not path.exists(): left.rename(path)
             else: _remove(left)
+
+def sweep(
+    folder:str|Path, # Searched with its subfolders
+    held:bool=False # No other process can be writing there
+):
+    "Clear away what killed writers have left anywhere in `folder`."
+    for left in list(Path(folder).rglob('.*')):
+        if _abandoned(left, held=held): _remove(left)
 
 def _put(tmp:Path, path:Path, replace:bool):
     "Rename `tmp` to `path`. A folder in its place is renamed first, and deleted last: no reader finds a part of one."
@@ -337,7 +345,7 @@ def _receive(
             coming = int(about.get('Content-Length') or 0)  # 0: not said
             total, chunks = coming + (done if resumed else 0), iter(lambda: response.read(1<<16), b'')
             with open(part, 'ab' if resumed else 'wb') as f:
-                for chunk in progress(chunks, total=-(-coming >> 16) or None, comment=part.name): f.write(chunk)
+                for chunk in progress(chunks, total=-(-coming >> 16) or None, comment=re.sub(r'\.[0-9a-f]{8}\.part$', '', part.name)): f.write(chunk)
     except urllib.error.HTTPError as e:
         if e.code != 416 or not done: raise UserError(f"{url} answered {e.code} {e.reason}.") from e
         return done if e.headers.get('Content-Range') == f'bytes */{done}' else anew()  # the former: `part` is already whole
