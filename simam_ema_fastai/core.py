@@ -226,7 +226,7 @@ def locked(
     waiting:str='' # Said, with who holds it, after two seconds of waiting
 ):
     "Hold the lock `file`, against other processes and threads: True, or False where the file system has no locks. Raises `Busy` if another still holds it when `patience` ends, `NoAccess` if it cannot be made."
-    file, start = Path(file), time.monotonic()
+    file, start = Path(file).absolute(), time.monotonic()  # whoever holds it may go to another folder
     while True:
         try: fd = _lock(file); break
         except BlockingIOError: who = _holder(file)
@@ -255,14 +255,14 @@ def alone(
     patience:float=0 # Seconds to wait for another process to leave
 ):
     "Keep other processes out of `folder`; raises `UserError` that names the process working there."
-    folder = Path(folder)
+    there = Path(folder).absolute()
     try:
         with contextlib.ExitStack() as lock:
-            try: lock.enter_context(locked(folder/'.lock', patience))
+            try: lock.enter_context(locked(there/'.lock', patience))
             except Busy as e: raise UserError(f"another process ({e.who}) is working in {folder}: wait for it, or choose another folder.") from None
             yield
     finally:
-        with contextlib.suppress(OSError): folder.rmdir()
+        with contextlib.suppress(OSError): there.rmdir()
 
 # %% ../nbs/00_core.ipynb #0a7302dd
 @contextlib.contextmanager
