@@ -20,7 +20,7 @@ from fastai.torch_core import get_model
 import simam_ema_fastai
 from .backbones import check_size
 from .bundle import write_bundle
-from .core import UserError, alone, import_extra, in_notebook, one_of, read_json, write_json, write_text
+from .core import UserError, alone, import_extra, in_notebook, one_of, read_json, sweep, write_json, write_text
 from .data import datasets, get_dls
 from .efficiency import measure
 from .evaluate import evaluate
@@ -252,7 +252,7 @@ def _run(config, folder, dls, measured, log):
         checkpoint.remove()
         return read_json(folder/'metrics.json')
     if is_first():
-        for f in folder.glob('.*.tmp'): f.unlink()  # what a killed process left half written
+        sweep(folder, held=True)
     weights = load_weights(config.weights, config.arch)
     if (folder/'config.json').exists():  # go on with the loader that the run began with; before there were two, it was 'files'
         began = read_json(folder/'config.json')['data'].get('loader', 'files')

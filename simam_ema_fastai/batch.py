@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import UserError, atomic_path, import_extra, read_json, write_json
+from .core import Busy, UserError, atomic_path, import_extra, locked, read_json, write_json
 from .runtime import Classifier, NotFinite, form_of, open_model, say_line
 
 # %% ../nbs/08_batch.ipynb #53e5865b
@@ -118,14 +118,10 @@ def _failed(counts:dict) -> str:
 @contextlib.contextmanager
 def _appending(part:Path):
     "`part`, open at its end, for this process alone."
-    with open(part, 'ab') as f:
-        with contextlib.suppress(ImportError):
-            import fcntl
-            try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"another process is writing {part}: wait for it, or choose another --out.") from None
-            except OSError: pass  # a file system without locks
-        yield f
+    with contextlib.ExitStack() as stack:
+        try: stack.enter_context(locked(f'{part}.lock', patience=0))
+        except Busy as e: raise UserError(f"another process ({e.who}) is writing {part}: wait for it, or choose another --out.") from None
+        yield stack.enter_context(open(part, 'ab'))
 
 class _Lines(list):
     write = list.append

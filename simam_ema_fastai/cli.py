@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['commands', 'settings', 'train', 'ablate', 'evaluate', 'export', 'benchmark', 'serve', 'report', 'watch', 'weights',
-           'main']
+           'cache', 'main']
 
 # %% ../nbs/70_cli.ipynb #305edaed
-import contextlib, errno, os, sys, warnings
+import contextlib, errno, os, sys, time, warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -333,8 +333,28 @@ def weights(
     w = load_weights(path := fetch_weights(one_of(arch, archs, 'architecture'), source, out), arch)
     print(f'{path}\n{w.source}, licence {w.licence}; mean {w.mean}, std {w.std}, stride on {w.stride_on}')
 
+def cache(
+    clear:str=None, # Delete this kind (see the list), or all
+    older_than:float=0., # Only what was not used for so many days
+):
+    "List what downloads and conversions take on the disk, or delete them."
+    from simam_ema_fastai.core import cache_dir, cached, clear_cache
+    if not 0 <= older_than < float('inf'): raise UserError(f'--older-than {older_than:g}: a number of days from 0 on is wanted.')
+    entries = cached(clear or 'all', older_than)
+    mb, kept = (lambda es: f'{sum(e.size for e in es)/1e6:,.1f} MB'), clear_cache(entries) if clear else {}
+    for path, why in kept.items(): print(f'{path} stays: {why}', file=sys.stderr)
+    if clear: gone = [e for e in entries if e.path not in kept]; print(f'{len(gone)} deleted, {mb(gone)} freed'); return
+    rows = [('kind', 'entries', 'size', 'days unused', 'where')]
+    for kind in dict.fromkeys(e.kind for e in entries):
+        of = [e for e in entries if e.kind == kind]
+        days = [f'{(time.time() - used)/86400:.0f}' for used in (max(e.used for e in of), min(e.used for e in of))]
+        rows.append((kind, f'{len(of)}', mb(of), '–'.join(dict.fromkeys(days)), str(cache_dir()/kind if kind != 'downloads' else cache_dir())))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for r in rows: print(f'{r[0]:<{widths[0]}}  {r[1]:>{widths[1]}}  {r[2]:>{widths[2]}}  {r[3]:>{widths[3]}}  {r[4]}')
+    print(f'{mb(entries)} in {cache_dir()}')
+
 # %% ../nbs/70_cli.ipynb #bcf9b76f
-commands = dict(train=train, ablate=ablate, evaluate=evaluate, benchmark=benchmark, predict=predict, export=export, serve=serve, report=report, watch=watch, weights=weights)
+commands = dict(train=train, ablate=ablate, evaluate=evaluate, benchmark=benchmark, predict=predict, export=export, serve=serve, report=report, watch=watch, weights=weights, cache=cache)
 _spelled = {'--source': '--from'}  # `from` is no name for a Python argument
 
 def _parse(command:str, argv:list[str]) -> dict:
@@ -354,7 +374,8 @@ def _parse(command:str, argv:list[str]) -> dict:
 def _overview() -> str:
     from simam_ema_fastai import __version__
     lines = [f'  {name:<10} {f.__doc__}' for name,f in commands.items()]
-    return '\n'.join([f'simam_ema {__version__}: SimAM and EMA attention in pretrained networks', '', 'usage: simam_ema COMMAND …', '', *lines, '', '`simam_ema COMMAND --help` lists the arguments.'])
+    return '\n'.join([f'simam_ema {__version__}: SimAM and EMA attention in pretrained networks', '', 'usage: simam_ema COMMAND …', '', *lines, '', '`simam_ema COMMAND --help` lists the arguments.',
+                      '', 'SIMAM_EMA_HOME: the folder of the cache. SIMAM_EMA_KERNELS=plain: the gates in plain PyTorch, without Triton and C++.'])
 
 def _disk_full(e:BaseException|None) -> bool:
     "Whether `e`, or what it was raised in the wake of, is a write that found no room; PyTorch's and numpy's writers say so in words only."

@@ -4,17 +4,19 @@
 
 # %% ../nbs/00_core.ipynb #235356ed
 from __future__ import annotations
-import contextlib, difflib, errno, functools, hashlib, importlib.util, json, os, platform, re, shutil, sys, time
+import contextlib, difflib, errno, functools, glob, hashlib, http.client, importlib.util, json, os, platform, re, shutil, sys, time
 import urllib.error, urllib.request, uuid, warnings
-from pathlib import Path
 from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
 
 try: import fcntl
 except ImportError: fcntl = None  # Windows: filelock does it there
 
 # %% auto #0
-__all__ = ['UserError', 'one_of', 'import_extra', 'atomic_path', 'write_text', 'write_json', 'read_json', 'Busy', 'locked',
-           'alone', 'made_once', 'in_notebook', 'progress', 'cache_dir', 'file_hash', 'check_hash', 'download']
+__all__ = ['UserError', 'one_of', 'import_extra', 'sweep', 'atomic_path', 'write_text', 'write_json', 'read_json', 'Busy',
+           'NoAccess', 'locked', 'alone', 'made_once', 'in_notebook', 'progress', 'cache_dir', 'file_hash',
+           'check_hash', 'download', 'Cached', 'cached', 'clear_cache']
 
 # %% ../nbs/00_core.ipynb #5a9921cc
 class UserError(Exception):
@@ -55,10 +57,13 @@ def _here() -> str:
     try: return f"{Path('/proc/sys/kernel/random/boot_id').read_text()[:8]}.{os.stat('/proc/self/ns/pid').st_ino:x}"
     except OSError: return ''
 
-def _beside(path:Path, end:str='') -> Path:
-    "An unused hidden name in the folder of `path`, which tells who uses it; without `end`, what all such names begin with."
-    name = path.name if len(os.fsencode(path.name)) < 160 else hashlib.sha1(os.fsencode(path.name)).hexdigest()
-    return path.with_name(f'.{name}.' + (f'{_here()}.{os.getpid()}.{uuid.uuid4().hex[:12]}.{end}' if end else ''))
+def _beside(path:Path, end:str) -> Path:
+    "An unused hidden name in the folder of `path`, which tells who uses it."
+    return path.with_name(f'.{_short(path)}.{_here()}.{os.getpid()}.{uuid.uuid4().hex[:12]}.{end}')
+
+def _short(path:Path) -> str: return path.name if len(os.fsencode(path.name)) < 160 else hashlib.sha1(os.fsencode(path.name)).hexdigest()
+
+_temporary = re.compile(r'\.(?P<name>.+?)\.(?:(?P<where>[0-9a-f]{8}\.[0-9a-f]+|)\.(?P<pid>\d+)\.[0-9a-f]{12}|\d{1,7})\.(?:tmp|old)')  # the second form is version 0.1's
 
 def _runs(pid:int) -> bool:
     "Whether process `pid` of this machine is there."
@@ -78,33 +83,49 @@ def _remove(path:Path):
     if path.is_dir() and not path.is_symlink(): shutil.rmtree(path, ignore_errors=True)
     else: path.unlink(missing_ok=True)
 
+def _abandoned(
+    left:Path, # A file or folder
+    of:Path=None, # What it is to be a temporary of; of anything if None
+    held:bool=False # No other process can be writing that
+) -> bool:
+    "Whether `left` has a temporary name and nobody writes it: its process has ended, or ran elsewhere and wrote nothing for a day."
+    who = _temporary.fullmatch(left.name)
+    if not who or of and who['name'] != _short(of): return False
+    return held or bool(who['where'] and who['where'] == _here() and not _runs(int(who['pid']))) or time.time() - _last_change(left) > 86400
+
 def _clear(
     path:Path, # A file or folder
-    locked:bool=False # Nobody else can be writing it
+    held:bool=False # No other process can be writing it
 ):
     "Clear away what killed writers of `path` have left; the old folder comes back if it was renamed and the new one not yet."
-    name = re.compile(re.escape(_beside(path).name) + r'(?:(?P<where>[0-9a-f]{8}\.[0-9a-f]+|)\.(?P<pid>\d+)\.[0-9a-f]{12}|\d+)\.(?:tmp|old)')
     with contextlib.suppress(OSError):  # another clears too, or may
-        for left in list(path.parent.iterdir()):
-            if not (who := name.fullmatch(left.name)): continue
-            dead = who['where'] and who['where'] == _here() and not _runs(int(who['pid']))
-            if not (locked or dead or time.time() - _last_change(left) > 86400): continue
+        for left in [o for o in path.parent.iterdir() if _abandoned(o, path, held)]:
             if left.suffix == '.old' and not path.exists(): left.rename(path)
             else: _remove(left)
 
+def sweep(
+    folder:str|Path, # Searched with its subfolders
+    held:bool=False # No other process can be writing there
+):
+    "Clear away what killed writers have left anywhere in `folder`."
+    for left in list(Path(folder).rglob('.*')):
+        if _abandoned(left, held=held): _remove(left)
+
 def _put(tmp:Path, path:Path, replace:bool):
     "Rename `tmp` to `path`. A folder in its place is renamed first, and deleted last: no reader finds a part of one."
-    old = _beside(path, 'old')
+    old = []
     try:
         while True:
             try: return os.replace(tmp, path)
-            except OSError:
-                if not (tmp.is_dir() and path.is_dir()): raise
+            except OSError as e:
+                if not tmp.is_dir() or e.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EACCES): raise  # the last is Windows'
                 if not replace: return
-            with contextlib.suppress(FileNotFoundError): os.replace(path, old)
+            old.append(_beside(path, 'old'))
+            with contextlib.suppress(FileNotFoundError): os.replace(path, old[-1])
     finally:
-        if old.exists() and not path.exists(): os.replace(old, path)
-        _remove(old)
+        with contextlib.suppress(OSError):
+            if old and not path.exists(): os.replace(old[-1], path)
+        for o in old: _remove(o)
 
 @contextlib.contextmanager
 def atomic_path(
@@ -143,6 +164,9 @@ class Busy(UserError):
         super().__init__(line)
         self.who = who # 'pid 7 on HOST'
 
+class NoAccess(UserError, OSError):
+    "A place that cannot be written"
+
 _locks = set()  # descriptors of the locked files
 
 def _forget_locks():
@@ -161,14 +185,15 @@ def _try_lock(fd:int) -> bool:
     return True
 
 def _open_lock(file:Path) -> int:
-    for _ in range(9):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try: return os.open(file, os.O_RDWR|os.O_CREAT, 0o666)
-        except FileNotFoundError: pass  # whoever was alone in the folder has taken it away
+    for last in (*[False]*99, True):
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            return os.open(file, os.O_RDWR|os.O_CREAT, 0o666)
+        except (FileNotFoundError, FileExistsError):  # whoever was alone in the folder is taking it away
+            if last: raise
         except PermissionError:
             if not file.exists(): raise
             return os.open(file, os.O_RDONLY)  # another user's: enough for a lock
-    raise FileNotFoundError(errno.ENOENT, 'cannot be made', str(file))
 
 def _lock(file:Path) -> int|None:
     "A descriptor of `file`, locked; None where the file system has no locks. Raises `BlockingIOError` if another holds it."
@@ -200,11 +225,12 @@ def locked(
     patience:float=float('inf'), # Seconds to wait for whoever holds it
     waiting:str='' # Said, with who holds it, after two seconds of waiting
 ):
-    "Hold the lock `file`, against other processes and threads; raises `Busy` if another still holds it when `patience` ends."
-    file, start = Path(file), time.monotonic()
+    "Hold the lock `file`, against other processes and threads: True, or False where the file system has no locks. Raises `Busy` if another still holds it when `patience` ends, `NoAccess` if it cannot be made."
+    file, start = Path(file).absolute(), time.monotonic()  # whoever holds it may go to another folder
     while True:
         try: fd = _lock(file); break
         except BlockingIOError: who = _holder(file)
+        except OSError as e: raise NoAccess(f'no access to {file.parent}: {e.strerror}. Choose another place, for the cache with SIMAM_EMA_HOME.') from e
         if who is None: continue  # it was let go of this moment
         waited = time.monotonic() - start
         if waited >= patience: raise Busy(f"another process ({who}) holds {file}: wait for it.", who) from None
@@ -216,7 +242,7 @@ def locked(
             with contextlib.suppress(OSError):  # one that may only be read names who made it
                 os.ftruncate(fd, 0)
                 os.write(fd, f' pid {os.getpid()} on {platform.node()}'.encode())
-        yield
+        yield fd is not None
     finally:
         if fd in _locks:
             _locks.remove(fd)
@@ -229,14 +255,14 @@ def alone(
     patience:float=0 # Seconds to wait for another process to leave
 ):
     "Keep other processes out of `folder`; raises `UserError` that names the process working there."
-    folder = Path(folder)
+    there = Path(folder).absolute()
     try:
         with contextlib.ExitStack() as lock:
-            try: lock.enter_context(locked(folder/'.lock', patience))
+            try: lock.enter_context(locked(there/'.lock', patience))
             except Busy as e: raise UserError(f"another process ({e.who}) is working in {folder}: wait for it, or choose another folder.") from None
             yield
     finally:
-        with contextlib.suppress(OSError): folder.rmdir()
+        with contextlib.suppress(OSError): there.rmdir()
 
 # %% ../nbs/00_core.ipynb #0a7302dd
 @contextlib.contextmanager
@@ -247,10 +273,9 @@ def made_once(
     "A temporary path to make `path` under, which then takes its place; None if there is nothing to do: `with made_once(p) as tmp: if tmp: make(tmp)`."
     path = Path(path)
     if complete(path): yield None; return  # needs no lock, so that others' read-only caches serve
-    with locked(f'{path}.lock', waiting=f'waiting for {path}'):
+    with locked(f'{path}.lock', waiting=f'waiting for {path}') as held:
+        _clear(path, held)
         if complete(path): yield None; return
-        _clear(path, locked=True)
-        if complete(path): yield None; return  # renamed aside by one that was killed then
         with atomic_path(path, replace=path.exists()) as tmp: yield tmp
 
 # %% ../nbs/00_core.ipynb #5f045726
@@ -274,7 +299,8 @@ def progress(
 # %% ../nbs/00_core.ipynb #29600f88
 def cache_dir() -> Path:
     "Where downloads and conversions are kept: `$SIMAM_EMA_HOME`, or `~/.cache/simam_ema_fastai`."
-    return Path(os.environ.get('SIMAM_EMA_HOME') or Path.home()/'.cache'/'simam_ema_fastai')
+    try: return Path(os.environ.get('SIMAM_EMA_HOME') or '~/.cache/simam_ema_fastai').expanduser().absolute()
+    except RuntimeError: raise UserError('this account has no home folder: set SIMAM_EMA_HOME to a folder for downloads and conversions.') from None
 
 # %% ../nbs/00_core.ipynb #a904732a
 def file_hash(path:str|Path, algorithm:str='sha256') -> str:
@@ -284,44 +310,116 @@ def file_hash(path:str|Path, algorithm:str='sha256') -> str:
         for chunk in iter(lambda: f.read(1<<20), b''): digest.update(chunk)
     return digest.hexdigest()
 
+def _wrong_hash(path:Path, digest:str) -> str:
+    "What is wrong with the digest of the file at `path`; empty if it is `digest`."
+    algorithm, want = digest.split(':')
+    got = file_hash(path, algorithm)
+    return '' if got == want else f'its {algorithm} is {got}, it should be {want}'
+
 def check_hash(
     path:str|Path, # File to check
     digest:str # 'ALGORITHM:HEX', e.g. 'md5:9052…'
 ):
     "Raise `UserError` if the file at `path` has another digest than `digest`."
-    algorithm, want = digest.split(':')
-    got = file_hash(path, algorithm)
-    if got != want: raise UserError(f"{path} is damaged: its {algorithm} is {got}, it should be {want}. Delete it and fetch it again.")
+    if wrong := _wrong_hash(path, digest): raise UserError(f"{path} is damaged: {wrong}. Delete it and fetch it again.")
 
 # %% ../nbs/00_core.ipynb #310fc8b7
+def _receive(
+    url:str, # What to fetch
+    part:Path, # What has arrived of it; the rest is appended
+    timeout:float # Seconds without an answer before giving up
+) -> int: # How many bytes were there already
+    "Fetch what `part` lacks of `url`; raises `UserError` when it does not come."
+    done = part.stat().st_size if part.exists() else 0
+    def anew(): part.unlink(); return _receive(url, part, timeout)
+    try:
+        request = urllib.request.Request(url, headers={'Accept-Encoding': 'identity'} | ({'Range': f'bytes={done}-'} if done else {}))
+        with urllib.request.urlopen(request, timeout=timeout) as response:
+            about, resumed = response.headers, getattr(response, 'status', None) == 206
+            begins = re.match(r'bytes (\d+)-', about.get('Content-Range') or f'bytes {done}-')
+            if resumed and (not begins or int(begins[1]) != done): return anew()
+            if about.get_content_type() == 'text/html' and '.htm' not in part.name:
+                raise UserError(f"{url} answered with a web page, not with the file: a proxy or a login may stand between.")
+            if (packed := about.get('Content-Encoding', 'identity')) != 'identity' and not re.search(r'\.t?gz\b', part.name):
+                raise UserError(f"{url} came packed ({packed}), which was not asked for: a proxy may do that.")
+            coming = int(about.get('Content-Length') or 0)  # 0: not said
+            total, chunks = coming + (done if resumed else 0), iter(lambda: response.read(1<<16), b'')
+            with open(part, 'ab' if resumed else 'wb') as f:
+                for chunk in progress(chunks, total=-(-coming >> 16) or None, comment=re.sub(r'\.[0-9a-f]{8}\.part$', '', part.name)): f.write(chunk)
+    except urllib.error.HTTPError as e:
+        if e.code != 416 or not done: raise UserError(f"{url} answered {e.code} {e.reason}.") from e
+        return done if e.headers.get('Content-Range') == f'bytes */{done}' else anew()  # the former: `part` is already whole
+    except (OSError, ValueError, http.client.HTTPException) as e:
+        raise UserError(f"could not fetch {url} ({e}). The same command goes on from what has arrived.") from e
+    if part.stat().st_size < total: raise UserError(f"{url} was cut off at {part.stat().st_size} of {total} bytes. The same command goes on from there.")
+    return done if resumed else 0
+
 def download(
     url:str, # What to fetch
     dest:str|Path, # Where it shall stand
-    digest:str=None, # 'ALGORITHM:HEX' to verify
+    digest:str=None, # 'ALGORITHM:HEX' to verify, also what is there already
     timeout:float=30 # Seconds without an answer before giving up
 ) -> Path: # `dest`
     "Fetch `url` to `dest` with a progress bar: resumed if it was cut off, verified, then renamed. Raises `UserError` when it cannot be had."
     dest = Path(dest)
-    if dest.exists(): return dest
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    part = dest.with_name(dest.name+'.part')
-    done = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={'Range': f'bytes={done}-'} if done else {})
-    try:
-        with urllib.request.urlopen(request, timeout=timeout) as response:
-            resumed = response.status == 206
-            coming = int(response.headers.get('Content-Length') or 0)  # 0: not said
-            total, chunks = coming + (done if resumed else 0), iter(lambda: response.read(1<<16), b'')
-            with open(part, 'ab' if resumed else 'wb') as f:
-                for chunk in progress(chunks, total=-(-coming >> 16) or None, comment=dest.name): f.write(chunk)
-    except urllib.error.HTTPError as e:
-        if e.code != 416: raise UserError(f"{url} answered {e.code} {e.reason}.") from e  # 416: `part` is already whole
-    except OSError as e:
-        raise UserError(f"could not fetch {url} ({e}). The same command goes on from what has arrived.") from e
-    else:
-        if part.stat().st_size < total: raise UserError(f"{url} was cut off at {part.stat().st_size} of {total} bytes. The same command goes on from there.")
-    if digest:
-        try: check_hash(part, digest)
-        except UserError: part.unlink(); raise
-    os.replace(part, dest)
+    with contextlib.ExitStack() as stack:
+        if not dest.exists(): exclusive = stack.enter_context(locked(f'{dest}.lock', waiting=f'waiting for {dest}'))
+        if dest.exists():
+            if digest: check_hash(dest, digest)
+            return dest
+        parts = f'{dest.name}.{hashlib.sha1(url.encode()).hexdigest()[:8]}.part'
+        part = dest.with_name(parts) if exclusive else _beside(dest, 'tmp')
+        while True:
+            before = _receive(url, part, timeout)
+            if not digest or not (wrong := _wrong_hash(part, digest)): break
+            part.unlink()
+            if not before: raise UserError(f"what {url} sent is damaged, or another file: {wrong}.")
+        os.replace(part, dest)
+        for left in list(dest.parent.glob(f'{glob.escape(dest.name)}*.part')): left.unlink(missing_ok=True)  # begun from other addresses
     return dest
+
+# %% ../nbs/00_core.ipynb #5a3aeb03
+_many = 'decoded', 'checked', 'native', 'kernels', 'weights'
+_kinds = {'downloads', 'digits', 'cifar10', 'cifar100', 'tiny_imagenet', *_many}
+
+class Cached(NamedTuple):
+    "An entry of the cache."
+    kind:str # Its folder in the cache; 'downloads' if it is a file there
+    path:Path
+    size:int # Bytes
+    used:float # When it was last written or, where the file system notes that, read: seconds since 1970
+
+def _cached(kind:str, path:Path) -> Cached:
+    stats = []
+    for file in [path] if not path.is_dir() or path.is_symlink() else (os.path.join(f, n) for f,_,names in os.walk(path) for n in names):
+        with contextlib.suppress(FileNotFoundError): stats.append(os.lstat(file))
+    return Cached(kind, path, sum(o.st_size for o in stats), max((max(o.st_mtime, o.st_atime) for o in stats), default=time.time()))
+
+def cached(
+    kind:str='all', # One of what there is, see the result's `kind`
+    older_than:float=0 # Days since it was last used
+) -> list[Cached]: # The largest first
+    "What `cache_dir` holds; raises `UserError` for a kind that there is none of."
+    root, found = cache_dir(), []
+    for p in root.iterdir() if root.is_dir() else []:
+        if p.name in _many and p.is_dir(): found += [(p.name, o) for o in p.iterdir()]
+        else: found.append((p.name if p.is_dir() and not p.name.startswith('.') else 'downloads', p))
+    entries = [_cached(kind, p) for kind,p in found if p.suffix != '.lock' or not p.with_suffix('').exists()]
+    if kind != 'all': one_of(kind, sorted(_kinds | {e.kind for e in entries}), 'kind of cached data')
+    return sorted((e for e in entries if kind in ('all', e.kind) and time.time() - e.used >= older_than*86400), key=lambda e: -e.size)
+
+def clear_cache(
+    entries:Iterable[Cached] # From `cached`
+) -> dict[Path,str]: # What is still there, and why
+    "Delete entries of the cache, each as a whole or not at all."
+    kept = {}
+    for e in entries:
+        try:
+            with locked(e.path if e.path.suffix == '.lock' else f'{e.path}.lock', patience=0):
+                if _temporary.fullmatch(e.path.name) and not _abandoned(e.path): raise Busy(who='unknown')
+                if e.path.suffix != '.lock' and os.path.lexists(e.path):
+                    os.replace(e.path, gone := _beside(e.path, 'tmp'))
+                    _remove(gone)
+        except Busy as busy: kept[e.path] = f'another process ({busy.who}) is making it'
+        except OSError as error: kept[e.path] = f'no access: {error.strerror or error}'
+    return kept

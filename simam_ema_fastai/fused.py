@@ -4,20 +4,22 @@
 
 # %% ../nbs/06_fused.ipynb #4d0efc80
 from __future__ import annotations
-import contextlib, os
+import contextlib, hashlib, json, os, subprocess, sys, threading
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from . import kernels
+from .core import UserError, cache_dir, made_once, write_json
 
 try: import triton, triton.language as tl
 except ImportError: triton = None  # no wheel for this platform: everything falls back on kernels
-if os.environ.get('SIMAM_EMA_FUSED') == '0': triton = None  # asked to
+if kernels.plain_only(): triton = None  # asked to
 _jit = triton.jit if triton else lambda f: f
 
 # %% auto #0
-__all__ = ['interpreted', 'ema_constants', 'simam', 'simam_bn_relu', 'ema', 'ema_add_relu']
+__all__ = ['interpreted', 'ema_constants', 'kernel_path', 'simam', 'simam_bn_relu', 'ema', 'ema_add_relu']
 
 # %% ../nbs/06_fused.ipynb #58ccd5b5
 @_jit
@@ -440,7 +442,18 @@ _simam_backward_op.register_fake(lambda x, g, e_lambda: _like(x))
 _simam_affine_op.register_fake(lambda x, scale, shift, e_lambda, relu: _like(x))
 
 def _simam_context(ctx, inputs, output): ctx.save_for_backward(inputs[0]); ctx.e_lambda = inputs[1]
-_simam_op.register_autograd(lambda ctx, g: (_simam_backward_op(*ctx.saved_tensors, g, ctx.e_lambda), None), setup_context=_simam_context)
+
+def _simam_grad(ctx, g):
+    if not torch.is_grad_enabled(): return _simam_backward_op(*ctx.saved_tensors, g, ctx.e_lambda), None
+    return *_plain_grad(lambda x: kernels.simam(x, ctx.e_lambda), ctx.saved_tensors, g), None
+
+def _plain_grad(f, inputs, g):
+    "The gradients of `f(*inputs)`, None where none is wanted, so that they can be differentiated again: no kernel has a second derivative."
+    wanted = [t for t in inputs if t.requires_grad]
+    grads = iter(torch.autograd.grad(f(*inputs), wanted, g, create_graph=True))
+    return [next(grads) if t.requires_grad else None for t in inputs]
+
+_simam_op.register_autograd(_simam_grad, setup_context=_simam_context)
 
 # %% ../nbs/06_fused.ipynb #f5fd8ca1
 def _inline(c:int, groups:int) -> bool:
@@ -529,18 +542,86 @@ def _ema_backward_fake(g, x, y, gate, stats, w1, b1, w3, b3, gamma, beta, residu
 
 def _ema_context(ctx, inputs, output):
     x, shortcut, *p = inputs[:8]
-    ctx.relu, ctx.residual, save = inputs[12], shortcut is not None, inputs[13]
+    ctx.eps, ctx.relu, ctx.residual, save = inputs[8], inputs[12], shortcut is not None, inputs[13]
     y, gate, stats = output
     ctx.save_for_backward(*([x, y if ctx.relu else None, gate, stats, *p] if save else []))
     ctx.mark_non_differentiable(gate, stats)
 
 def _ema_grad(ctx, g, *_):
     if not ctx.saved_tensors: raise RuntimeError('simam_ema::ema was run with save=False: nothing is kept for the way back')
+    x, y, _, _, *p = ctx.saved_tensors
+    if torch.is_grad_enabled():  # create_graph
+        if ctx.relu: g = g*(y > 0)
+        dx, *dp = _plain_grad(lambda *a: kernels.ema(*a, ctx.eps), [x, *p], g)
+        return dx, g if ctx.residual else None, *dp, *[None]*6
     params = any(ctx.needs_input_grad[2:8])
     dx, dres, *dp = _ema_backward_op(g, *ctx.saved_tensors, ctx.residual, params)
     return dx, dres if ctx.residual else None, *(dp if params else [None]*6), *[None]*6
 
 _ema_op.register_autograd(_ema_grad, setup_context=_ema_context)
+
+# %% ../nbs/06_fused.ipynb #5c9684d4
+_checked, _checking = {}, threading.Lock()  # why a device does without, by (device, dtype); '' if it does not
+_seconds = 300 # for the comparison
+_child = 'import torch; from simam_ema_fastai import fused; fused._compare("{}", {})'
+
+def _compare(device:str, dtype:torch.dtype):
+    "Raise `RuntimeError` if a gate differs from `kernels` on `device` by more than rounding."
+    r, slack = torch.Generator().manual_seed(0), {torch.float32: 1e-3, torch.float16: .02, torch.bfloat16: .06}[dtype]
+    def results(f, tensors, g):
+        tensors = [t.detach().requires_grad_() for t in tensors]
+        y = f(*tensors)
+        return [y.detach(), *torch.autograd.grad(y, tensors, g.to(y.dtype))]
+    def check(name, ours, plain, tensors, g):
+        for got, want in zip(results(ours, tensors, g), results(plain, [t.float() for t in tensors], g.float())):
+            error = ((got.float() - want).norm()/want.norm().clamp(min=1e-3*want.numel()**.5)).item()
+            if not error < slack: raise RuntimeError(f'{name} differs from plain PyTorch by {error:.1e} of its size')
+    for fmt in (torch.contiguous_format, torch.channels_last)[:1 if interpreted else 2]:
+        new = lambda *shape: torch.randn(shape, generator=r).to(device)
+        maps = lambda *shape: new(*shape).to(dtype).contiguous(memory_format=fmt)
+        x, g, scale, shift = maps(2, 16, 9, 7), maps(2, 16, 9, 7), new(16), new(16)
+        check('SimAM', lambda x: _simam_op(x, 1e-4), kernels.simam, [x], g)
+        got, want = _simam_affine_op(x, scale, shift, 1e-4, True), (kernels.simam(x.float())*scale[:,None,None] + shift[:,None,None]).relu()
+        if not (got - want).norm() < slack*want.norm(): raise RuntimeError('SimAM with a norm differs from plain PyTorch')
+        for c, n in ((8, 2),) if interpreted else ((8, 2), (16, 2), (64, 265)):  # the last is so many that W3 is multiplied before the kernel
+            p = [new(c, c, 1, 1)/c**.5, new(c), new(c, c, 3, 3)/(3*c**.5), new(c), new(c), new(c)]  # in float32, as autocast hands them over
+            x, shortcut, g = (maps(n, c, 9, 8) for _ in range(3))
+            check('EMA', lambda x, shortcut, *p: _ema_op(x, shortcut, *p, 1e-5, None, None, None, True, True)[0],
+                  lambda x, shortcut, *p: (kernels.ema(x, *p) + shortcut).relu(), [x, shortcut, *p], g)
+
+def _compare_apart(device:torch.device, dtype:torch.dtype, name:str) -> str:
+    "Compare in another process; what is wrong, empty if nothing."
+    print(f'Comparing the kernels of the gates with plain PyTorch, once for this version on {name} in {str(dtype)[6:]}', file=sys.stderr)
+    env = os.environ | dict(PYTHONPATH=os.pathsep.join(p for p in sys.path if p))
+    try: r = subprocess.run([sys.executable, '-c', _child.format(device, dtype)], capture_output=True, text=True, timeout=_seconds, env=env)
+    except subprocess.TimeoutExpired: return f'they were not done after {_seconds} s'
+    return '' if r.returncode == 0 else (r.stderr.strip().splitlines() or [f'the comparison ended with status {r.returncode}'])[-1]
+
+def _disagrees(device:torch.device, dtype:torch.dtype) -> str:
+    "Why the kernels cannot be used, empty if they can: from the cache, or found out now."
+    name = 'the interpreter' if interpreted else torch.cuda.get_device_name(device)
+    sources = [Path(f).read_text(encoding='utf-8') for f in (kernels.__file__, __file__)] if '__file__' in globals() else []
+    about = json.dumps([sources, torch.__version__, triton.__version__, name, str(dtype)])
+    try:
+        with made_once(cache_dir()/'kernels'/f'{hashlib.sha256(about.encode()).hexdigest()[:16]}.json') as tmp:
+            if tmp and (why := _compare_apart(device, dtype, name)): raise RuntimeError(why)
+            if tmp: write_json(tmp, dict(agree=True, on=name, dtype=str(dtype)))
+    except RuntimeError as e: return str(e)
+    except (OSError, UserError): return _compare_apart(device, dtype, name)  # no cache to remember it in
+    return ''
+
+@torch.compiler.assume_constant_result
+def _trusted(device:torch.device, dtype:torch.dtype) -> bool:
+    "Whether the kernels agree with `kernels` on `device` in `dtype`; found out when first asked."
+    if (device, dtype) not in _checked:
+        if device.type == 'cuda' and torch.cuda.is_current_stream_capturing(): return False  # nothing can be found out now
+        with _checking:
+            if (device, dtype) not in _checked:
+                try: why = _disagrees(device, dtype)
+                except Exception as e: why = (str(e).splitlines() or [type(e).__name__])[0]
+                _checked[device, dtype] = why
+                if why: print(f'The kernels of the gates are not used in {str(dtype)[6:]} on {device}, plain PyTorch is: {why}', file=sys.stderr)
+    return not _checked[device, dtype]
 
 # %% ../nbs/06_fused.ipynb #3a90bbfe
 def _reach(x:Tensor) -> int:
@@ -550,12 +631,26 @@ def _reach(x:Tensor) -> int:
 def _has_kernel(x:Tensor) -> bool:
     "Whether the kernels can take `x`."
     if x.dim() != 4 or x.dtype not in (torch.float32, torch.float16, torch.bfloat16) or x.numel() == 0 or _reach(x) >= 2**31: return False
-    if interpreted: return x.device.type == 'cpu'
+    if interpreted: return x.device.type == 'cpu' and _trusted(x.device, x.dtype)
     if not x.is_cuda or triton is None or torch.version.hip: return False
-    return torch.cuda.get_device_properties(x.device).major >= 8  # which the compiler can read too
+    return torch.cuda.get_device_properties(x.device).major >= 8 and _trusted(x.device, x.dtype)  # which the compiler can read too
 
 def _ema_has_kernel(x:Tensor, c:int) -> bool:
     return _has_kernel(x) and c <= 128 and max(_pow2(c), 2)*max(_pow2(x.shape[2]), 2)*max(_pow2(x.shape[3]), 2) <= 32768
+
+def kernel_path(
+    device:str|torch.device # Where a network is, e.g. 'cuda'
+) -> str: # 'triton', 'plain', or 'plain (why)' where the kernels would fit and are not used; dtype by dtype if these differ
+    "What computes the gates on `device` when a network is trained or run as it is; compares the kernels if that was not done yet."
+    device = torch.device(device)
+    if device.type == 'cuda' and device.index is None: device = torch.device('cuda', torch.cuda.current_device())
+    if kernels.plain_only(): return f'plain ({kernels.switch})'
+    paths = {}
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        fits = _has_kernel(torch.empty(1, 1, 1, 1, dtype=dtype, device=device))
+        paths[str(dtype)[6:]] = 'triton' if fits else f'plain ({why})' if (why := _checked.get((device, dtype))) else 'plain'
+    same = len(set(paths.values())) == 1
+    return paths['float32'] if same else ', '.join(f'{d}: {p}' for d,p in paths.items())
 
 def _keeps(*tensors:Tensor) -> bool:
     "Whether there will be a way back."

@@ -4,15 +4,17 @@
 
 # %% ../nbs/42_inference.ipynb #e2976317
 from __future__ import annotations
-import os, shutil, warnings
-from collections.abc import Sequence
+import contextlib, copy, os, warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import pandas as pd, torch
+import numpy as np, pandas as pd, torch
 from fastai.callback.progress import CSVLogger
 from fastai.data.transforms import get_image_files
 from fastai.learner import Learner, load_learner
 from fastai.torch_core import default_device
+from fastai.vision.augment import RandomResizedCrop
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 from torch._inductor import config as inductor
 
@@ -20,6 +22,7 @@ from . import native
 from .bundle import describe, read_bundle, transforms_of, write_bundle
 from .core import UserError, atomic_path, one_of
 from .fusion import fuse
+from .pictures import read_picture
 from .runtime import Classifier, form_of, open_onnx
 
 # %% auto #0
@@ -85,19 +88,23 @@ def classifier(learn:Learner) -> Classifier:
 
 def predict(
     model:Learner|str|Path, # A learner, or the path of an exported one: the folder of a bundle or of a run, an ONNX file, a .pkl
-    items, # A file, a folder (searched with its subfolders), an array, a PIL image, or a list of any of them
+    items, # A file, a folder (searched with its subfolders), an array or tensor, a PIL image, a file's bytes, or any number of these
     k:int=5, # How many classes to name, the likeliest first
     bs:int=64, # Images per batch
     trust:bool=False # Open a .pkl, which can run any code: only where you trust who wrote it
 ) -> pd.DataFrame: # A row per image: item, label, prob, then label1, prob1, … labelk, probk
     "Classes and probabilities for pictures; raises `UserError` for what is no picture."
+    for name, n in dict(k=k, bs=bs).items():
+        if not isinstance(n, (int, np.integer)) or n < 1: raise UserError(f'{name} is {n}: a whole number from 1 on is wanted.')
     if isinstance(model, (str, Path)) and Path(model).suffix.lower() == '.onnx':
         items, c = _pictures(items), open_onnx(model)
         rows = c.classify(items, k, bs)
     else:
         learn = model if isinstance(model, Learner) else load(model, trust)
         items = _pictures(items)
-        with learn.no_bar(), learn.no_logging(): probs,_ = learn.get_preds(dl=learn.dls.test_dl(items, bs=bs, num_workers=0))
+        try:
+            with learn.no_bar(), learn.no_logging(): probs,_ = learn.get_preds(dl=learn.dls.test_dl(items, bs=bs, num_workers=0))
+        except UnidentifiedImageError as e: raise UserError(f'{e}.') from None  # of the user's own DataLoaders
         if not probs.isfinite().all():
             raise UserError(f"the network answers NaN or infinity to {(~probs.isfinite().all(1)).sum()} of "
                             f"{len(probs)} images: its weights are damaged, or its training diverged.")
@@ -107,19 +114,41 @@ def predict(
     for j in range(len(rows[0])): df[f'label{j+1}'], df[f'prob{j+1}'] = zip(*(r[j] for r in rows))
     return df
 
+def _is_path(item) -> bool:
+    "Whether `item` names a file or folder; bytes do if there is one of that name."
+    return isinstance(item, (str, os.PathLike)) or isinstance(item, bytes) and len(item) < 4096 and b'\0' not in item and os.path.exists(item)
+
+def _picture(item) -> Path|Image.Image:
+    "One picture in a form that every learner takes."
+    if _is_path(item):
+        path = Path(os.fsdecode(item))
+        if path.is_dir(): raise UserError(f"'{path}' is a folder, among pictures: give a folder alone.")
+        if not path.is_file(): raise UserError(f"there is no file '{path}'.")
+        return path
+    if isinstance(item, Tensor):  # (C, H, W), as in PyTorch, or (H, W, C)
+        item = item.detach().as_subclass(Tensor).cpu()
+        if item.dtype == torch.bfloat16: item = item.float()
+        if item.dim() == 3 and item.shape[0] in (1, 3, 4) and item.shape[2] not in (1, 3, 4): item = item.permute(1, 2, 0)
+        item = item.numpy()
+    if isinstance(item, (bytes, bytearray, memoryview, np.ndarray, Image.Image)) or hasattr(item, 'read'): return read_picture(item)
+    raise UserError(f"a {type(item).__name__} is no picture: a path, an array or tensor, a PIL image or a file's bytes are wanted.")
+
 def _pictures(items) -> list:
-    "What `items` stands for, as a list of paths, arrays and images."
-    if isinstance(items, (str, Path)):
-        path = Path(items)
+    "What `items` stands for, as a list of paths and PIL images."
+    if _is_path(items):
+        path = Path(os.fsdecode(items))
         if not path.exists(): raise UserError(f"there is no file or folder '{path}'.")
         if not path.is_dir(): return [path]
         files = sorted(get_image_files(path))
         if not files: raise UserError(f"no image in '{path}'.")
         return files
-    if isinstance(items, Sequence):
-        if not len(items): raise UserError('nothing to predict: the list is empty.')
-        return [Path(o) if isinstance(o, str) else o for o in items]
-    return [items]
+    batch = isinstance(items, (np.ndarray, Tensor)) and items.ndim == 4 or isinstance(items, np.ndarray) and items.dtype.kind in 'OU'
+    if isinstance(items, (pd.DataFrame, Mapping)): raise UserError(f'a {type(items).__name__} is no list of pictures: give one column of it, or its values.')
+    if batch or isinstance(items, Iterable) and not (isinstance(items, (bytes, bytearray, memoryview, np.ndarray, Tensor, Image.Image)) or hasattr(items, 'read')):
+        items = [_picture(o) for o in items]
+        if not items: raise UserError('nothing to predict: the list is empty.')
+        return items
+    return [_picture(items)]
 
 # %% ../nbs/42_inference.ipynb #36cec6bc
 _dtypes = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -134,7 +163,7 @@ class Optimised(nn.Module):
     def forward(self, x:Tensor) -> Tensor:
         x = x.as_subclass(Tensor)  # fastai's own tensor types cannot be compiled
         if not len(x): return x.new_empty(0, self.n_out)
-        with torch.inference_mode(): chunks = [self._chunk(c) for c in x.split(self.bs)]
+        with torch.inference_mode(), torch.autocast(x.device.type, enabled=False): chunks = [self._chunk(c) for c in x.split(self.bs)]
         return torch.cat(chunks).to(torch.float32, copy=True)  # out of inference mode
 
     def _chunk(self, x:Tensor) -> Tensor:
@@ -147,31 +176,63 @@ class Optimised(nn.Module):
 
     def train(self, mode:bool=True) -> nn.Module: return self  # there is no other mode to be in
 
-    def __reduce__(self): raise UserError('an optimised network is made for this machine and cannot be saved: export the learner before optimising it.')
+    def __reduce__(self): raise UserError('an optimised network is made for this process and can be neither copied nor saved: export the learner before optimising it.')
 
-def _has_compiler(device:torch.device) -> bool:
-    "Whether PyTorch can compile for `device`: on a CPU it calls a C++ compiler."
-    return device.type == 'cuda' or shutil.which(os.environ.get('CXX', 'g++')) is not None
+_most = {'fp32': .01, 'bf16': .3, 'fp16': .3} # by which a probability may move: more is no rounding
+
+def _native_gates() -> bool:
+    "Whether the C++ kernels can be had; says why if this machine could build them and does not."
+    if not native.available(): return False
+    try: native.load(); return True
+    except UserError as e: print(f'{e} PyTorch computes them.'); return False
+
+@contextlib.contextmanager
+def _evaluating(model:nn.Module):
+    "`model` in evaluation mode, and then each part as it was."
+    was = [(m, m.training) for m in model.modules()]
+    try: yield model.eval()
+    finally:
+        for m, training in was: m.training = training
+
+def _line(e:Exception) -> str: return (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
 
 def optimise(
     model:nn.Module, # A trained image classifier; left as it is
     example_batch:Tensor, # `(N, 3, H, W)`, normalised as for `model`, on its device; its N is the batch size to be fast at
     dtype:str='fp32', # 'fp32', 'bf16' or 'fp16': what to compute in
-    compiled:bool=True # Compile (a minute on a CPU); without a C++ compiler it is left out and said
+    compiled:bool=True # Compile (a minute on a CPU); left out, and said, where the compiler fails or the result answers otherwise
 ) -> Optimised: # With `max_delta_p`
-    "The fastest form of `model` for inference on the device of `example_batch`; prints how far its probabilities are from the original's at most."
-    native_gates = example_batch.device.type == 'cpu' and dtype == 'fp32' and native.available()
-    run = fuse(model, native_gates).to(_dtypes[one_of(dtype, _dtypes, 'dtype')]).to(memory_format=torch.channels_last)
-    if compiled and not _has_compiler(example_batch.device):
-        print('no C++ compiler was found: the network is fused but not compiled. Install g++, or set CXX.')
+    """The fastest form of `model` for inference on the device of `example_batch`; prints how far its probabilities are from the original's at most.
+
+    What this machine cannot build is left out, with a line for each. Raises `UserError` if what remains answers otherwise than `model`."""
+    if isinstance(model, Optimised): raise UserError('the network is optimised already: load the learner again to optimise it otherwise.')
+    if example_batch.dim() != 4 or not len(example_batch): raise UserError(f'the example batch has shape {tuple(example_batch.shape)}: (N, 3, H, W) is wanted.')
+    to, on_cpu = _dtypes[one_of(dtype, _dtypes, 'dtype')], example_batch.device.type == 'cpu'
+    native_gates = on_cpu and dtype == 'fp32' and _native_gates()
+    if compiled and on_cpu and (lacks := native.compiler_lacks(os.environ.get('CXX', 'g++'))):
+        print(f'{lacks}: the network is fused but not compiled.')
         compiled = False
-    if compiled: run.compile(dynamic=False, options={'triton.cudagraphs': True} if example_batch.is_cuda else None)
-    fast = Optimised(run, len(example_batch), _dtypes[dtype])
-    with torch.no_grad(): truth = model.eval()(example_batch)
-    fast.n_out = truth.shape[1]
-    for _ in range(3): logits = fast(example_batch)
-    fast.max_delta_p = (logits.softmax(1) - truth.float().softmax(1)).abs().max().item()
-    print(f'optimised for batches of {fast.bs}, {dtype}{"" if compiled else ", not compiled"}: no probability moved by more than {fast.max_delta_p:.1e}')
+    with _evaluating(model), torch.no_grad(): truth = model(example_batch)
+    for compile_it in (True, False)[0 if compiled else 1:]:
+        try: run = fuse(model, native_gates)
+        except (RuntimeError, TypeError, ValueError, AttributeError, NameError) as e:
+            print(f'the network cannot be traced ({_line(e)}): it is not fused.')
+            run = copy.deepcopy(model).eval().requires_grad_(False)
+        run = run.to(to).to(memory_format=torch.channels_last)
+        if compile_it: run.compile(dynamic=False, options={'triton.cudagraphs': True} if example_batch.is_cuda else None)
+        fast = Optimised(run, len(example_batch), to)
+        fast.n_out = truth.shape[1]
+        try:
+            for _ in range(3): logits = fast(example_batch)
+        except Exception as e:
+            if not compile_it: raise
+            print(f'the compiler failed ({_line(e)}): the network is not compiled.')
+            continue
+        fast.max_delta_p = (logits.softmax(1) - truth.float().softmax(1)).abs().max().item()
+        if fast.max_delta_p <= _most[dtype]: break
+        if not compile_it: raise UserError(f'in {dtype} a probability moves by {fast.max_delta_p:.1g}, which is no rounding: the network stays as it was{"" if dtype == "fp32" else "; try fp32"}.')
+        print(f'compiled, a probability moves by {fast.max_delta_p:.1g}, which is no rounding: the network is not compiled.')
+    print(f'optimised for batches of {fast.bs}, {dtype}{"" if compile_it else ", not compiled"}: no probability moved by more than {fast.max_delta_p:.1e}')
     return fast
 
 # %% ../nbs/42_inference.ipynb #a930eee1
@@ -186,6 +247,9 @@ def _optimise_learner(self:Learner,
         x = torch.randn(bs, 3, h, w, generator=torch.Generator().manual_seed(0)).to(self.dls.device)
     else: x = self.dls.test_dl(_pictures(items)[:bs], bs=bs, num_workers=0).one_batch()[0]
     self.model = optimise(self.model, x.as_subclass(Tensor), **kwargs)
+    self.opt, self.splitter = None, _no_training
     return self
+
+def _no_training(model): raise UserError('an optimised network is for inference alone: load the learner again to train it.')
 
 Learner.optimise = _optimise_learner

@@ -4,14 +4,24 @@
 
 # %% ../nbs/05_kernels.ipynb #60673767
 from __future__ import annotations
-import contextlib
+import contextlib, os
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .core import one_of
+
 # %% auto #0
-__all__ = ['simam', 'ema_plain', 'window_weights', 'window_features', 'ema']
+__all__ = ['switch', 'plain_only', 'simam', 'ema_plain', 'window_weights', 'window_features', 'ema']
+
+# %% ../nbs/05_kernels.ipynb #297e026e
+switch = 'SIMAM_EMA_KERNELS=plain'
+
+def plain_only() -> bool:
+    "Whether the environment asks for plain PyTorch everywhere; raises `UserError` if it asks for something else."
+    wanted = one_of(os.environ.get('SIMAM_EMA_KERNELS') or 'auto', ('auto', 'plain'), 'value of SIMAM_EMA_KERNELS')
+    return wanted == 'plain' or os.environ.get('SIMAM_EMA_FUSED') == '0'
 
 # %% ../nbs/05_kernels.ipynb #79c5089d
 def _wide(x:Tensor) -> torch.dtype:

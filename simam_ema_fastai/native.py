@@ -4,21 +4,23 @@
 
 # %% ../nbs/07_native.ipynb #2530843c
 from __future__ import annotations
-import hashlib, os, shutil, subprocess, sys
+import contextlib, functools, hashlib, json, os, platform, shlex, shutil, signal, stat, subprocess, sys, tempfile, threading
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .core import UserError, atomic_path, cache_dir
+from . import kernels
+from .core import UserError, cache_dir, file_hash, made_once, write_text
 
 # %% auto #0
-__all__ = ['available', 'load', 'simam', 'ema_constants', 'ema']
+__all__ = ['compiler_lacks', 'available', 'load', 'simam', 'ema_constants', 'ema']
 
 # %% ../nbs/07_native.ipynb #c763c7b2
 _source = Path(__file__).with_name('native.cpp') if '__file__' in globals() else Path('../simam_ema_fastai/native.cpp')
-_loaded = False
+_loaded, _loading = False, threading.Lock()
+_patience = 600 # Seconds for the build
 
 def _flags() -> list:
     "Optimisation flags of this machine."
@@ -28,43 +30,102 @@ def _flags() -> list:
 
 def _library() -> Path:
     "Where the built library stands."
-    parts = [_source.read_text(encoding='utf-8'), *_flags(), torch.__version__, sys.platform]
+    parts = [_source.read_text(encoding='utf-8'), *_flags(), torch.__version__, sys.platform, platform.machine(), *platform.libc_ver()]
     return cache_dir()/'native'/hashlib.sha256('\n'.join(parts).encode()).hexdigest()[:16]/'simam_ema_native.so'
+
+@functools.cache
+def compiler_lacks(
+    cxx:str, # The command of a C++ compiler
+    patience:float=60 # Seconds for a program of one line
+) -> str: # Empty if it works
+    "Why `cxx` cannot be used."
+    if not shutil.which((shlex.split(cxx) or [''])[0]): return f"there is no C++ compiler '{cxx}' (install g++ or clang, or set CXX)"
+    with tempfile.TemporaryDirectory() as d:
+        out = os.path.join(d, 'x.o')
+        try: r = subprocess.run([*shlex.split(cxx), '-x', 'c++', '-c', '-', '-o', out], input='#include <vector>\n', capture_output=True, text=True, timeout=patience)
+        except subprocess.TimeoutExpired: return f"the C++ compiler '{cxx}' hangs"
+        except (OSError, ValueError) as e: return f"the C++ compiler '{cxx}' does not start ({e})"
+        if r.returncode or not os.path.exists(out): return f"the C++ compiler '{cxx}' does not work ({(r.stderr.strip().splitlines() or ['no message'])[0]})"
+    return ''
 
 def _missing() -> str:
     "What the build lacks on this machine; empty if nothing."
     if sys.platform == 'win32': return 'the native gates are built by GCC or Clang, not on Windows'
-    cxx = os.environ.get('CXX', 'c++')
-    if not shutil.which(cxx): return f"there is no C++ compiler '{cxx}' (install g++ or clang, or set CXX)"
-    return '' if shutil.which('ninja') else 'there is no ninja (pip install ninja)'
+    return compiler_lacks(os.environ.get('CXX', 'c++')) or ('' if shutil.which('ninja', path=_path()) else 'there is no ninja (pip install ninja)')
+
+def _path() -> str:
+    "Where to look for commands: also beside this Python, whose environment need not be activated."
+    return os.pathsep.join([os.path.dirname(sys.executable), os.environ.get('PATH', os.defpath)])
 
 # %% ../nbs/07_native.ipynb #1dae2495
 def available() -> bool:
     "Whether the operators are built, or this machine has what building them takes."
-    return _loaded or _library().is_file() or not _missing()
+    return not kernels.plain_only() and (_loaded or _whole(_library()) or not _missing())
 
 def load():
-    "Load the operators `torch.ops.simam_ema.*`, building them first if need be (some 20 s, once); raises `UserError` if that fails."
+    "Load the operators `torch.ops.simam_ema.*`, building them first if need be (some 20 s, once); raises `UserError` if that fails, or if they do not agree with `kernels`."
     global _loaded
-    if _loaded: return
-    lib = _library()
-    try:
-        if lib.is_file(): torch.ops.load_library(lib)
-        elif missing := _missing(): raise UserError(f'no native gates: {missing}.')
-        else: _build(lib)
-    except (RuntimeError, OSError, subprocess.SubprocessError) as e:
-        why = next((l.strip() for l in str(e).splitlines() if 'error:' in l), str(e).splitlines()[0])
-        raise UserError(f'no native gates: they could not be built or loaded ({why}).') from e
-    _loaded = True
+    with _loading:
+        if _loaded: return
+        try:
+            if kernels.plain_only(): raise UserError(f'{kernels.switch} says so')
+            lib = _library()
+            if not _whole(lib) and (missing := _missing()): raise UserError(missing)
+            with made_once(lib.parent, lambda folder: _whole(lib)) as tmp:
+                if tmp: _build(tmp)
+            _check_owner(lib)
+            torch.ops.load_library(lib)
+            _check_answers()
+        except (UserError, RuntimeError, OSError) as e:
+            lines = str(e).splitlines() or [type(e).__name__]
+            raise UserError(f"no native gates: {next((l.strip() for l in lines if 'error:' in l), lines[-1]).rstrip('.')}.") from e
+        _loaded = True
 
-def _build(lib:Path):
-    "Compile `native.cpp` to `lib` and load it."
-    from torch.utils import cpp_extension
-    print(f'Building the native gates, once for this machine, in {lib.parent}', file=sys.stderr)
-    with atomic_path(lib.parent) as tmp:
-        tmp.mkdir()
-        cpp_extension.load(lib.stem, [str(_source)], extra_cflags=_flags(), extra_ldflags=[f for f in _flags() if f == '-fopenmp'],
-                           build_directory=str(tmp), with_cuda=False, is_python_module=False)
+def _whole(lib:Path) -> bool:
+    "Whether `lib` is there as it was built: loading a part of one would end the process."
+    try: return file_hash(lib) == (lib.parent/'sha256').read_text()
+    except OSError: return False
+
+def _build(folder:Path):
+    "Compile `native.cpp` to a library in `folder`, in a process of its own, which can be ended; raises `UserError` if that fails."
+    print(f'Building the native gates, once for this machine, in {cache_dir()/"native"}', file=sys.stderr)
+    folder.mkdir()
+    args = dict(name='simam_ema_native', sources=[str(_source.absolute())], extra_cflags=_flags(), extra_ldflags=[f for f in _flags() if f == '-fopenmp'],
+                build_directory=str(folder), with_cuda=False, is_python_module=False)
+    code = 'import json, sys; from torch.utils import cpp_extension; cpp_extension.load(**json.loads(sys.argv[1]))'
+    env = os.environ | dict(PYTHONPATH=os.pathsep.join(p for p in sys.path if p), PATH=_path())
+    with subprocess.Popen([sys.executable, '-c', code, json.dumps(args)], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True) as build:
+        try: said, _ = build.communicate(timeout=_patience)
+        except BaseException as e:
+            os.killpg(build.pid, signal.SIGTERM)  # which ninja passes on to the compiler
+            with contextlib.suppress(subprocess.TimeoutExpired): build.communicate(timeout=5)
+            with contextlib.suppress(ProcessLookupError): os.killpg(build.pid, signal.SIGKILL)
+            if isinstance(e, subprocess.TimeoutExpired): raise UserError(f'the compiler was not done after {_patience} s') from None
+            raise
+    if build.returncode: raise UserError(said or f'the build ended with status {build.returncode}')
+    lib = folder/'simam_ema_native.so'
+    write_text(folder/'sha256', file_hash(lib))
+    for path in (folder, lib): path.chmod(0o755)  # whatever the umask
+
+def _check_owner(lib:Path):
+    "Raise `UserError` if others than this user and root could have written `lib`."
+    for path in (lib, lib.parent):
+        st = path.stat()
+        if st.st_uid not in (os.geteuid(), 0) or st.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise UserError(f"others can write {path} (user {st.st_uid}, mode {stat.S_IMODE(st.st_mode):o}), and it is code: delete {lib.parent}, or set SIMAM_EMA_HOME to a folder of your own")
+
+@torch.no_grad()
+def _check_answers():
+    "Raise `UserError` if an operator answers otherwise than `kernels`."
+    r = torch.Generator().manual_seed(0)
+    new = lambda *shape: torch.randn(shape, generator=r)
+    for c, h, w in ((8, 7, 5), (20, 6, 6)):
+        x, shortcut, p = new(2, 2*c, h, w), new(2, 2*c, h, w), (new(c,c,1,1)/c**.5, new(c), new(c,c,3,3)/(3*c**.5), new(c), new(c), new(c))
+        for fmt in (torch.contiguous_format, torch.channels_last):
+            for name, got, want in (('SimAM', torch.ops.simam_ema.simam_cpu(x.contiguous(memory_format=fmt), None, None, 1e-4, False), kernels.simam(x)),
+                                    ('EMA', torch.ops.simam_ema.ema_cpu(x.contiguous(memory_format=fmt), ema_constants(*p), 1e-5, shortcut, True), (kernels.ema(x, *p) + shortcut).relu())):
+                if not torch.allclose(got, want, rtol=1e-4, atol=1e-4):
+                    raise UserError(f'{name} in C++ differs from PyTorch by {(got - want).abs().max():.1e} here: please report it')
 
 # %% ../nbs/07_native.ipynb #04d7bb0a
 def simam(

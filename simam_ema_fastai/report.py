@@ -14,7 +14,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from . import figures as fig, tables as tab
-from .core import UserError, atomic_path, read_json, write_json, write_text
+from .core import UserError, atomic_path, read_json, sweep, write_json, write_text
 from .data import load_samples, spelled
 from .page import style
 from .statistics import calibration, class_changes, of_both, of_networks, of_trainings, p_text, signed, split_sentence
@@ -380,7 +380,7 @@ def report(
         try: look_closer(folder, evidence=e)
         except UserError as error: why = str(error)
     out.mkdir(parents=True, exist_ok=True)
-    for f in out.rglob('.*.tmp'): f.unlink()  # what a killed process left half written
+    sweep(out)
     write_text(out/'report.html', render(folder, e, why))
     if not len(e.runs): return out/'report.html'
     write_text(out/'results.csv', e.runs.to_csv(index=False))

@@ -206,3 +206,66 @@ def test_autocast():
     y.float().sum().backward()
     assert y.dtype == torch.bfloat16 and all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in m.parameters())
     assert torch.equal(y, m(x))
+
+
+@pytest.mark.parametrize('name, shape, dtype', [('simam', (2, 3, 4, 5), torch.float32), ('ema', (2, 8, 4, 3), torch.float32), ('sum', (1, 8, 4, 3), torch.float32),
+                                                ('ema', (2, 8, 4, 3), torch.bfloat16)])
+def test_second_derivative(name, shape, dtype):
+    "The kernels have none: a gradient that is to be differentiated again is the plain form's."
+    x, shortcut, g = (torch.randn(shape).to(dtype) for _ in range(3))
+    p = some_ema(4)
+    ours, plain, tensors = {'simam': (fused.simam, kernels.simam, [x]), 'ema': (fused.ema, kernels.ema, [x, *p]),
+                            'sum': (fused.ema_add_relu, lambda x, s, *p: (kernels.ema(x, *p) + s).relu(), [x, shortcut, *p])}[name]
+    def penalty(f):
+        ts = [t.clone().requires_grad_() for t in tensors]
+        first = torch.autograd.grad(f(*ts), ts, g, create_graph=True)
+        return [t.detach() for t in first], torch.autograd.grad(sum(t.float().square().sum() for t in first), ts, allow_unused=True)
+    for a, b in zip(penalty(ours), penalty(plain)):
+        assert all((u is None) == (v is None) or not (u if v is None else v).any() for u, v in zip(a, b))
+        assert max(errors(*zip(*((u, v.double()) for u, v in zip(a, b) if u is not None and v is not None)))) < (.02 if dtype == torch.bfloat16 else 1e-5)
+
+
+def test_gradient_penalty_of_a_frozen_gate():
+    x, p = torch.randn(1, 8, 4, 3, requires_grad=True), some_ema(4)
+    dx, = torch.autograd.grad(fused.ema(x, *p).sum(), x, create_graph=True)
+    dx.square().sum().backward()
+    assert x.grad.isfinite().all() and x.grad.abs().max() > 0
+    only = some_ema(4)[0].requires_grad_()
+    dw, = torch.autograd.grad(fused.ema(x.detach(), only, *p[1:]).sum(), only, create_graph=True)
+    assert torch.autograd.grad(dw.square().sum(), only)[0].abs().max() > 0
+
+
+@pytest.mark.parametrize('child, says', [
+    ('from simam_ema_fastai import fused, kernels; import torch; kernels.simam = lambda x: 2*x; fused._compare("{}", {})', 'RuntimeError: SimAM differs from plain PyTorch by'),
+    ('import os; os.kill(os.getpid(), 11) # {} {}', 'the comparison ended with status -11'),
+    ('import time; time.sleep(60) # {} {}', 'they were not done after 1 s'),
+    ('raise SyntaxError("ptxas is too old") # {} {}', 'SyntaxError: ptxas is too old')])
+def test_kernels_that_do_not_agree_are_not_used(child, says, monkeypatch, capfd, tmp_path):
+    "Wrong, crashing, hanging, refused by the compiler: one line, plain PyTorch, and nothing is remembered of it but in this process."
+    monkeypatch.setenv('SIMAM_EMA_HOME', str(tmp_path))
+    monkeypatch.setattr(fused, '_child', child)
+    monkeypatch.setattr(fused, '_checked', {})
+    if 'sleep' in child: monkeypatch.setattr(fused, '_seconds', 1)
+    x, p = torch.randn(2, 8, 5, 4), some_ema(4)
+    for _ in range(2):
+        assert torch.equal(fused.simam(x), kernels.simam(x)) and torch.equal(fused.ema(x, *p), kernels.ema(x, *p))
+    assert torch.equal(torch.compile(fused.simam, backend='eager', fullgraph=True)(x), kernels.simam(x))
+    said = [line for line in capfd.readouterr().err.splitlines() if 'kernels of the gates' in line]
+    assert len(said) == 2 and said[1].startswith(f'The kernels of the gates are not used in float32 on cpu, plain PyTorch is: {says}'), said
+    monkeypatch.setattr(fused, '_checked', dict.fromkeys([(torch.device('cpu'), d) for d in (torch.float16, torch.bfloat16)], '') | fused._checked)
+    assert fused.kernel_path('cpu').startswith(f'float32: plain ({says}') and fused.kernel_path('cpu').endswith('bfloat16: triton, float16: triton')
+    assert not list(tmp_path.rglob('*.json'))
+
+
+def test_agreement_is_remembered(monkeypatch, capfd, tmp_path):
+    "Once for a version; where the cache cannot be written, once for a process."
+    monkeypatch.setenv('SIMAM_EMA_HOME', str(tmp_path))
+    monkeypatch.setattr(fused, '_child', 'pass # {} {}')
+    x = torch.randn(1, 2, 4, 4)
+    for home, times in ((tmp_path, 1), (tmp_path, 0), ('/dev/null/x', 1), ('/dev/null/x', 1)):
+        monkeypatch.setenv('SIMAM_EMA_HOME', str(home))
+        monkeypatch.setattr(fused, '_checked', {})
+        for _ in range(2): assert fused._has_kernel(x)
+        assert capfd.readouterr().err.count('Comparing the kernels') == times
+    monkeypatch.setenv('SIMAM_EMA_KERNELS', 'plain')
+    assert fused.kernel_path('cpu') == 'plain (SIMAM_EMA_KERNELS=plain)'

@@ -70,10 +70,10 @@ def test_the_check_that_awaits_a_gpu(root, tmp_path):
     assert r.returncode == 0 and 'rehearsal' in r.stdout and (tmp_path/'parity.csv').exists(), r.stdout + r.stderr
 
 
-@pytest.mark.parametrize('off', ["sys.modules['triton'] = None", "os.environ['SIMAM_EMA_FUSED'] = '0'"])
+@pytest.mark.parametrize('off', ["sys.modules['triton'] = None", "os.environ['SIMAM_EMA_FUSED'] = '0'", "os.environ['SIMAM_EMA_KERNELS'] = 'plain'"])
 def test_without_triton(off):
     r = run('-c', f"import os, sys; {off}; import torch; from simam_ema_fastai import fused, kernels; x = torch.randn(1, 4, 3, 3);"
-                  "assert fused.triton is None and torch.equal(fused.simam(x), kernels.simam(x)); assert not {'fastai', 'fastcore', 'fvcore'} & set(sys.modules)")
+                  "assert fused.kernel_path('cpu').startswith('plain'); assert fused.triton is None and torch.equal(fused.simam(x), kernels.simam(x)); assert not {'fastai', 'fastcore', 'fvcore'} & set(sys.modules)")
     assert r.returncode == 0, r.stderr
 
 

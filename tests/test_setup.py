@@ -1,6 +1,5 @@
 "scripts/venv.sh, which both README commands begin with: what it makes, what it makes anew, and what it says when it cannot."
 import os, shutil, subprocess, sys
-from pathlib import Path
 
 import pytest
 
