@@ -240,7 +240,7 @@ def _judges(model:Path, pictures:str|None, calibrating:list[Path], classes, n:in
     except UserError: pass
     used, classes = set(calibrating), {str(c) for c in classes}
     left = [f for f in pictures_in(pictures) if f not in used][:n]
-    labels = [f.parent.name for f in left]
+    labels = [Path(f).parent.name for f in left]
     return left, labels if set(labels) <= classes else None
 
 def _training_pictures(model:Path, n:int, needed:bool) -> list[Path]|None:

