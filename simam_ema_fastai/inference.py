@@ -13,7 +13,6 @@ from fastai.callback.progress import CSVLogger
 from fastai.data.transforms import get_image_files
 from fastai.learner import Learner, load_learner
 from fastai.torch_core import default_device
-from fastai.vision.augment import RandomResizedCrop
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 from torch._inductor import config as inductor
