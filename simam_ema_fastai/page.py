@@ -37,7 +37,7 @@ button, .button { font: inherit; font-weight: 600; color: var(--card); backgroun
 .look { display: flex; flex-wrap: wrap; gap: .4rem 1.6rem; align-items: center; border: 0; margin: 1rem 0 0; padding: 0 } .look legend { float: left; font-weight: 600; padding: 0 } .look label { display: inline-flex; align-items: center; gap: .45rem; min-height: 2.75rem } .look input { accent-color: var(--accent); width: 1.15rem; height: 1.15rem; margin: 0 } #gates { display: inline-flex; flex-wrap: wrap; gap: 0 1.1rem } .look input[type=range] { width: 9rem }
 .status { min-height: 1.5rem; margin: .8rem 0 } .wrong { color: var(--bad) }
 .results { display: grid; gap: 1rem; margin-bottom: 2rem } .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); gap: 1rem 1.6rem; align-items: start }
-.view { position: relative; width: fit-content; max-width: 100%; line-height: 0; border-radius: .4rem; overflow: hidden; background: var(--plainbg) } .picture { max-width: 100%; max-height: 26rem; min-width: 11rem; height: auto; display: block } .heat { position: absolute; transform: translate(-50%, -50%); left: 50%; top: 50% }
+.view { position: relative; width: fit-content; max-width: 100%; line-height: 0; border-radius: .4rem; overflow: hidden; background: var(--plainbg) } .picture { max-width: 100%; max-height: 26rem; min-width: 11rem; height: auto; display: block } .heat { position: absolute; width: 100%; height: 100%; transform: translate(-50%, -50%); left: 50%; top: 50% }
 .range { white-space: nowrap } .scale { display: inline-block; width: 5rem; height: .6rem; border-radius: .3rem; vertical-align: baseline; margin: 0 .4rem; background: linear-gradient(90deg, #440154, #3b528b, #21918c, #5ec962, #fde725) }
 .classes { list-style: none; margin: 0; padding: 0; display: grid; gap: .65rem; font-variant-numeric: tabular-nums } .classes li { display: grid; grid-template-columns: 1fr auto; gap: .1rem .8rem } .classes li:first-child { font-weight: 650; font-size: 1.12rem } .label { overflow-wrap: anywhere }
 .bar { grid-column: 1 / -1; height: .55rem; border-radius: .3rem; background: var(--plainbg); overflow: hidden } .bar span { display: block; height: 100%; background: var(--accent); border-radius: .3rem }
@@ -125,17 +125,27 @@ const paint = () => {
   for (const caption of document.querySelectorAll('figcaption')) caption.hidden = caption.dataset.gate !== gate
 }
 
+const seenOf = (width, height) => {  // the shares of an image's sides that the network sees, around the centre; above 1 where it is padded
+  const sides = [width, height], scales = sides.map((side, i) => side / about.resize[i])
+  const both = { crop: Math.min(...scales), pad: Math.max(...scales) }[about.method]
+  return sides.map((side, i) => (both ?? scales[i]) * about.size[i] / side)
+}
+
 const show = (file, result, next) => {  // above `next`, the first card of what was sent before
   const card = make('article', 'card'), two = make('div', 'two'), figure = make('figure'), view = make('div', 'view')
   const picture = Object.assign(make('img', 'picture'), { alt: result.name, src: URL.createObjectURL(file) })
-  picture.addEventListener('load', () => URL.revokeObjectURL(picture.src))
+  picture.addEventListener('load', () => {
+    URL.revokeObjectURL(picture.src)
+    const [width, height] = seenOf(picture.naturalWidth, picture.naturalHeight)
+    for (const heat of view.querySelectorAll('.heat')) { heat.style.width = 100 * width + '%'; heat.style.height = 100 * height + '%' }
+  })
   picture.addEventListener('error', () => { picture.remove(); if (!result.maps.length) figure.remove() })
   view.append(picture); figure.append(view); card.append(make('h2', '', result.name))
   $('results').insertBefore(card, next)
   if (result.error) return card.append(make('p', 'wrong', result.error))
   for (const map of result.maps) {
     const heat = Object.assign(make('img', 'heat'), { alt: map.gate + ' map', src: map.png })
-    heat.style.width = 100 * about.seen[0] + '%'; heat.style.height = 100 * about.seen[1] + '%'; heat.dataset.gate = map.gate
+    heat.dataset.gate = map.gate
     const caption = make('figcaption', '', 'Weights that ' + map.gate + ' gives: '), range = make('span', 'range', map.low.toFixed(3)); caption.dataset.gate = map.gate
     range.append(make('span', 'scale'), map.high.toFixed(3)); caption.append(range); view.append(heat); figure.append(caption)
   }

@@ -172,7 +172,7 @@ class GateMap(BaseModel):
     gate: str # The kind, e.g. EMA
     low: float # The map's smallest weight, the dark end of the colours
     high: float # Its largest, the bright end
-    png: str # data URL, to be laid over the `seen` part of the picture
+    png: str # data URL, to be laid over the part of the picture that the network sees
 
 class Result(BaseModel):
     name: str # The file's name, as sent
@@ -194,7 +194,8 @@ class About(BaseModel):
     name: str
     classes: list[str]
     size: tuple[int,int] # Width and height of what the network sees
-    seen: tuple[float,float] # The shares of a picture's width and height that it sees, around the centre
+    resize: tuple[int,int] # Width and height to which a picture is resized; `size` of it, around the centre, is what the network sees
+    method: str # How it is resized: squish, or to the same proportions by crop or pad
     gates: list[str] # Kinds of gate that have maps
     limits: Taken
 
@@ -396,7 +397,7 @@ def create_app(
     @app.get('/model', response_model=About, responses=_refusals(*always), **locked)
     async def about():
         "What is served, and its limits."
-        return About(name=name, classes=[str(c) for c in model.classes], size=model.size, seen=tuple(c/r for c,r in zip(*(model.about['transforms'][k] for k in ('crop','resize')))), gates=gates, limits=Taken(body=limits.body, pixels=limits.pixels, images=limits.images, seconds=limits.seconds))
+        return About(name=name, classes=[str(c) for c in model.classes], size=model.size, resize=tuple(model.about['transforms']['resize']), method=model.about['transforms'].get('method', 'squish'), gates=gates, limits=Taken(body=limits.body, pixels=limits.pixels, images=limits.images, seconds=limits.seconds))
 
     @app.get('/health', response_model=State, responses=_refusals(400, 500, 503))
     async def health():

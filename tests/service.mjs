@@ -30,6 +30,12 @@ await check(async ({ page, say, width, scheme, shoot }) => {
   const heat = () => page.$$eval('.heat', all => all.filter(h => !h.hidden && h.getBoundingClientRect().width > 20).map(h => [h.dataset.gate, h.naturalWidth > 0, Number(h.style.opacity)]))
   const same = async (what, want) => { const got = JSON.stringify(await heat()); if (got !== JSON.stringify(want)) say(`${what}: ${got}`) }
   await same('EMA first', [['EMA', true, .6]])
+  const shares = await page.evaluate(() => ['squish', 'crop', 'pad'].map(method => {
+    const kept = { ...about }
+    Object.assign(about, { method, resize: [80, 80], size: [64, 64] })
+    try { return seenOf(200, 100).map(s => s.toFixed(2)) } finally { Object.assign(about, kept) }
+  }))
+  if (JSON.stringify(shares) !== '[["0.80","0.80"],["0.40","0.80"],["0.80","1.60"]]') say(`the map covers ${JSON.stringify(shares)}`)
   await page.focus('[value=EMA]'); await page.keyboard.press('ArrowUp')
   await same('SimAM by the arrow key', [['SimAM', true, .6]])
   await page.focus('#strength'); await page.keyboard.press('Home')
