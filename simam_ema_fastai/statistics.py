@@ -79,34 +79,16 @@ def contrast(
     images, df_images = ((per_image - value)**2).sum()/(n*max(n - 1, 1)) + few, max(n - 1, 1)
     bounds = [(1 - level)/2, (1 + level)/2]
     over_images = possible(*(float(o) for o in np.quantile(_bootstrap_means(per_image, n_boot, seed), bounds)))
-    if min(map(len, cells)) < 2: seeds, twice, dfs = np.zeros(1), 0, np.ones(1)
-    else:
-        seeds = np.array([w*w*_points(c).mean(1).var(ddof=1)/len(c) for c,w in zip(cells, weights)])
+    about, seeds, twice, poorest = of_networks, 0., 0., 1
+    if min(map(len, cells)) > 1:
+        about, poorest = of_both, min(map(len, cells)) - 1
+        seeds = sum(w*w*_points(c).mean(1).var(ddof=1)/len(c) for c,w in zip(cells, weights))
         twice = sum(w*w*_residual(_points(c))/c.size for c,w in zip(cells, weights))
-        dfs = np.array([len(c) - 1 for c in cells])
-    total = max(images + seeds.sum() - twice, images/2)  # a variance, though its estimate by subtraction can come out as none
-    if len(set(dfs)) == 1:
-        df = max(total**2/(seeds.sum()**2/(dfs.min()*max(len(dfs)/2, 1)) + images**2/df_images), dfs.min())  # the subtraction can push it below its poorest part
-        reach = lambda alpha: stats.t.isf(alpha/2, df)*total**.5
-    else:
-        rest = max(total - seeds.sum(), 0)
-        reach = lambda alpha: ((stats.t.isf(alpha/2, dfs)**2*seeds).sum() + stats.t.isf(alpha/2, df_images)**2*rest)**.5
-        df = _df_of(reach(1 - level)/total**.5, 1 - level, dfs.min())
-    half = reach(1 - level)
-    about = of_networks if min(map(len, cells)) < 2 else of_both
-    return Effect(value, *possible(value - half, value + half), about, _p(abs(value), reach), total**.5, float(df), *over_images)
-
-def _p(distance:float, reach) -> float:
-    "The level at which an interval of half the width `reach(level)` just ends at `distance`."
-    if distance < 1e-9: return 1.
-    low = 1e-12
-    return low if reach(low) < distance else float(optimize.brentq(lambda a: reach(a) - distance, low, 1))
-
-def _df_of(t:float, alpha:float, least:float) -> float:
-    "The degrees of freedom, no fewer than `least`, whose two-sided critical value at `alpha` is `t`."
-    off = lambda log: stats.t.isf(alpha/2, np.exp(log)) - t
-    low, high = np.log(least), np.log(1e6)
-    return float(np.exp(low if off(low) <= 0 else high if off(high) >= 0 else optimize.brentq(off, low, high)))
+    total = max(images + seeds - twice, images/2)  # a variance, though its estimate by subtraction can come out as none
+    df = total**2/(seeds**2/(poorest*max(len(cells)/2, 1)) + images**2/df_images)
+    df = float(max(df, poorest))  # the subtraction can push it below its poorest part
+    half = stats.t.ppf((1 + level)/2, df)*total**.5
+    return Effect(value, *possible(value - half, value + half), about, float(2*stats.t.sf(abs(value)/total**.5, df)), float(total**.5), df, *over_images)
 
 def _residual(y:np.ndarray) -> float:
     "Mean square that neither seed nor image explains."

@@ -57,7 +57,8 @@ def read_table(
     "Read a table of a run. Raises `UserError` that names the file if it is damaged."
     try:
         if not Path(file).read_bytes().endswith(b'\n'): raise ValueError('it is cut off')
-        df = pd.read_csv(file, converters=dict.fromkeys(('class','file'), str))
+        numbers = set(pd.read_csv(file, nrows=0).columns) - {'class','file'}
+        df = pd.read_csv(file, dtype={'class': str, 'file': str}, keep_default_na=False, na_values=dict.fromkeys(numbers, ['', 'nan', 'NaN']))
         if missing := [c for c in columns if c not in df]: raise ValueError(f'it has no {missing[0]}')
     except (ValueError, OSError) as e: raise UserError(f"{file} is damaged ({str(e).strip()}): put back the one that stood there, or delete its run.") from e
     return df
@@ -82,16 +83,20 @@ def _row(folder:Path) -> dict:
     n, images = read_table(folder/'per_class.csv', 'class', 'n').n, len(read_table(folder/'predictions.csv', 'file', 'true', 'pred1', 'prob1', 'prob_true'))
     read_table(folder/'history.csv', 'epoch', 'accuracy'), environments(folder)
     if metrics.get('n') != images: raise UserError(f"{folder/'predictions.csv'} is damaged (it holds {images} images of {metrics.get('n')}): put back the one that stood there, or delete its run.")
-    return dict(run=folder.name, variant=c['variant'], strategy=_strategy(c), seed=c['recipe']['seed'], arch=c['arch'], data=c['data']['name'], part=_part(c['data']), commonest=100*n.max()/n.sum(), **metrics, **cost)
+    return dict(run=folder.name, variant=c['variant'], strategy=_strategy(c), seed=c['recipe']['seed'], arch=c['arch'], data=c['data']['name'], part=_part(c['data']), commonest=100*n.max()/max(n.sum(), 1), **metrics, **cost)
 
 def _finished(folder:Path) -> tuple[list[dict],dict[str,str]]:
-    "Rows of the finished runs, and why others are left out: those that are damaged, and a seed that is there twice."
+    "Rows of the finished runs, and why others are left out: what is damaged, and a seed that is there twice."
     rows, left_out = {}, {}
     for f in sorted(Path(folder).glob('*/metrics.json'), key=lambda f: (len(f.parent.name), f.parent.name)):  # a copy has the longer name
         try: r = _row(f.parent)
         except UserError as e: left_out[f.parent.name] = str(e); continue
         twin = rows.setdefault((r['variant'], r['strategy'], r['seed']), r)
         if twin is not r: left_out[r['run']] = f"{r['run']} is {r['variant']}, {r['strategy']}, seed {r['seed']} like {twin['run']}: a seed counts once."
+    for f in sorted(Path(folder).glob('*/config.json')):
+        if f.with_name('metrics.json').exists(): continue
+        try: _config(f.parent), read_table(h) if (h := f.with_name('history.csv')).exists() else None
+        except UserError as e: left_out[f.parent.name] = str(e)
     return list(rows.values()), left_out
 
 def load_runs(
@@ -110,10 +115,10 @@ def load_progress(
     plan = folder/'grid.json'
     for name,c in (read_json(plan)['runs'] if plan.exists() else {}).items(): rows[name] = dict(run=name, **c, done=0, finished=False)
     for f in sorted(folder.glob('*/config.json')):
-        try:
-            c, history = _config(f.parent), f.with_name('history.csv')
-            done = len(read_table(history)) if history.exists() else 0
+        try: c = _config(f.parent)
         except UserError: continue  # `findings` names it
+        try: done = len(read_table(f.with_name('history.csv'))) if f.with_name('history.csv').exists() else 0
+        except UserError: done = 0
         rows[f.parent.name] = dict(run=f.parent.name, variant=c['variant'], strategy=_strategy(c), seed=c['recipe']['seed'], arch=c['arch'], data=c['data']['name'],
                                    done=done, epochs=c['recipe']['epochs'], finished=f.with_name('metrics.json').exists())
     for r in rows.values(): r['strategy'] = r['strategy'] or _strategy(dict(variant=r['variant'], recipe={}))
@@ -180,7 +185,8 @@ def load_outcomes(
 ) -> dict[tuple[str,str],Outcomes]: # By variant and strategy
     "The predictions of every cell that was judged on the images on which most runs were, the first's if as many were on others."
     frames = {r: read_table(Path(folder)/r/'predictions.csv').sort_values(['file','true'], ignore_index=True, kind='stable') for r in runs.run}
-    images = {r: tuple(zip(f.file, f.true)) for r,f in frames.items()}
+    classes = {r: tuple(read_table(Path(folder)/r/'per_class.csv')['class']) for r in runs.run}
+    images = {r: (classes[r], *zip(f.file, f.true)) for r,f in frames.items()}
     most, out = Counter(images.values()).most_common(1)[0][0], {}
     for cell, g in runs.groupby(['variant','strategy'], sort=False):
         if any(images[r] != most for r in g.run): continue
@@ -267,7 +273,7 @@ def _verdict(r, void:bool) -> str:
     if r.about != of_both: return 'one seed'
     if r.p_holm >= .05: return 'open'
     if min(r.seeds) < 3: return 'perhaps'
-    up, down = ('helps', 'hurts') if r.reference=='baseline' else ('above', 'below')
+    up, down = ('helps', 'hurts') if r.reference=='baseline' and not r.confounded else ('above', 'below')
     return up if r.value > 0 else down
 
 def differences(
@@ -341,12 +347,12 @@ def _and_more(names:Sequence[str], most:int=6) -> str:
     return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
 
 def _modules_headline(diffs:pd.DataFrame) -> str:
-    if diffs.empty: return 'Nothing to compare yet.'
+    if diffs.empty: return 'Nothing to compare yet: one variant was trained.'
     references = ['the baseline' if r=='baseline' else r for r in dict.fromkeys(diffs.reference)]
     fair, to = diffs[~diffs.confounded], ', '.join(references)
     def join(df):  # with the strategies where it is not so under all
         some = lambda v: len(df[df.variant==v]) < len(diffs[diffs.variant==v])
-        return _and_more([f'{r.variant} (with {r.strategy})' if some(r.variant) else r.variant for r in df.itertuples()])
+        return _and_more([f'{r.variant} (with {r.strategy})' if some(r.variant) else r.variant for r in df.itertuples()], 4)
     one = lambda df, singular, plural: singular if df.variant.nunique()==1 else plural
     of = lambda *verdicts: fair[fair.verdict.isin(verdicts)]
     helps, hurts, above, below, perhaps = of('helps'), of('hurts'), of('above'), of('below'), of('perhaps')
@@ -363,7 +369,7 @@ def _modules_headline(diffs:pd.DataFrame) -> str:
     if len(mixed): parts.append(f'{join(mixed)} differ{one(mixed, "s", "")} from {to}, but {one(mixed, "was", "were")} trained differently or on another backbone too: the cause cannot be told.')
     shown = {*helps.variant, *hurts.variant, *above.variant, *below.variant, *perhaps.variant, *mixed.variant}
     if left := [v for v in dict.fromkeys(diffs.variant) if v not in shown]:
-        parts.append(f'{"No" if parts else "Not shown: no"} difference to {to} is {"shown" if parts else "established"} for {_and_more(left)}.')
+        parts.append(f'{"No" if parts else "Not shown: no"} difference to {to} is {"shown" if parts else "established"} for {_and_more(left, 4)}.')
     if 'baseline' not in {*diffs.reference}: parts.append('No baseline was trained: whether attention helps cannot be said.')
     return ' '.join(parts)
 
@@ -538,7 +544,8 @@ def findings(
     if off: add('caution', 'not the last epoch', f'The evaluation of {_and_more(off)} is not that of the last epoch: if the best epoch was chosen on the validation images, its accuracy is too high.')
     if (runs.top1 <= runs.commonest).any(): add('caution', 'not learnt', f'{_and_more(runs.run[runs.top1 <= runs.commonest])}: no better than always answering the commonest class.')
 
-    add('note', 'scope', 'One data set and one recipe: nothing follows for other data, longer training or another learning rate, and “no difference shown” does not mean equal – each comparison says how large a difference would have been found.')
+    equal = '' if single else ' “No difference shown” does not mean equal: each comparison says how large a difference would have been found.'
+    add('note', 'scope', f'One data set and one recipe: nothing follows for other data, longer training or another learning rate.{equal}')
     add('note', 'selection', f'Evaluated after the last epoch, not the best one, on {int(runs.n.iloc[0]):,} validation images, one pass each, no test-time augmentation. There is no third set: a learning rate or a variant that is chosen by these figures will look better in them than it is.')
     add('note', 'commonest class', f'Always answering the commonest class would score {runs.commonest.iloc[0]:.2f}%.')
     per_class = read_table(folder/runs.run.iloc[0]/'per_class.csv')
