@@ -416,6 +416,7 @@ def report(
         except UserError as error: why = str(error)
     out.mkdir(parents=True, exist_ok=True)
     for f in out.rglob('.*.tmp'): f.unlink()  # what a killed process left half written
+    _forget(out, e)
     write_text(out/'report.html', render(folder, e, why))
     if not len(e.runs): return out/'report.html'
     write_text(out/'results.csv', e.runs.to_csv(index=False))
@@ -428,6 +429,14 @@ def report(
     write_text(out/'tables.tex', '\n'.join(['% \\usepackage{booktabs}', f'% {tab.one_line(e.headline)}', *[tab.to_latex(t, caption, f'tab:{label}') for t,caption,label in _thesis_tables(e)]]))
     write_text(out/'report.md', _markdown(e, figs))
     return out/'report.html'
+
+_drawn = re.compile(r'(differences|curves_\w+|cost_\w+|factors|effects|classes|confusion_[ab]|reliability)\.(svg|pdf)')
+
+def _forget(out:Path, e:Evidence):
+    "Take away what an earlier report concluded and this one does not."
+    gone = [out/n for n,still in {'results.csv': len(e.runs), 'report.md': len(e.runs), 'tables.tex': len(e.runs), 'differences.csv': len(e.diffs), 'effects.csv': e.effects is not None}.items() if not still]
+    gone += [f for f in out.glob('figures/*') if _drawn.fullmatch(f.name) and not (len(e.runs) and f.stem in e.figures)]
+    for f in gone: f.unlink(missing_ok=True)
 
 def _thesis_tables(e:Evidence):
     void = f' {e.headline}' if e.void else ''
