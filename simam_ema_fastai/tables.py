@@ -56,10 +56,10 @@ def read_table(
 ) -> pd.DataFrame: # Names are names: a class or an image called None, NA or nan is no missing value
     "Read a table of a run. Raises `UserError` that names the file if it is damaged."
     try:
-        if not Path(file).read_bytes().endswith(b'\n'): raise ValueError('it is cut off')
         numbers = set(pd.read_csv(file, nrows=0).columns) - {'class','file'}
         df = pd.read_csv(file, dtype={'class': str, 'file': str}, keep_default_na=False, na_values=dict.fromkeys(numbers, ['', 'nan', 'NaN']))
         if missing := [c for c in columns if c not in df]: raise ValueError(f'it has no {missing[0]}')
+        if len(df) and df.iloc[-1][list(columns)].isna().any(): raise ValueError('it is cut off')
     except (ValueError, OSError) as e: raise UserError(f"{file} is damaged ({str(e).strip()}): put back the one that stood there, or delete its run.") from e
     return df
 
@@ -95,7 +95,7 @@ def _finished(folder:Path) -> tuple[list[dict],dict[str,str]]:
         if twin is not r: left_out[r['run']] = f"{r['run']} is {r['variant']}, {r['strategy']}, seed {r['seed']} like {twin['run']}: a seed counts once."
     for f in sorted(Path(folder).glob('*/config.json')):
         if f.with_name('metrics.json').exists(): continue
-        try: _config(f.parent), read_table(h) if (h := f.with_name('history.csv')).exists() else None
+        try: _config(f.parent), read_table(h, 'epoch', 'accuracy') if (h := f.with_name('history.csv')).exists() else None
         except UserError as e: left_out[f.parent.name] = str(e)
     return list(rows.values()), left_out
 
