@@ -125,7 +125,7 @@ def ablate(
 def _ablate(variants, seeds, strategies, out, log, common, port=None, measured=True, **how):
     from simam_ema_fastai.ablation import ablate, grid
     from simam_ema_fastai.processes import is_first
-    from simam_ema_fastai.report import report
+    from simam_ema_fastai.report import Evidence, report
     from simam_ema_fastai.tables import comparison, load_runs
     seeds = [common['recipe'].seed] if seeds is None else seeds
     if not variants or not seeds: raise UserError('nothing to do: give at least one variant and one seed.')
@@ -136,7 +136,7 @@ def _ablate(variants, seeds, strategies, out, log, common, port=None, measured=T
     ablate(configs, out, measured, log, **how)
     if not is_first() or not measured: return
     page = report(out)
-    print(f'\n{comparison(load_runs(out)).to_string(index=False)}\n\nreport: {page}\nmodel:  {Path(out)/configs[-1].name}')
+    print(f'\n{comparison(load_runs(out)).to_string(index=False)}\n\n{Evidence(out).headline}\nreport: {page}\nmodel:  {Path(out)/configs[-1].name}')
 
 # %% ../nbs/70_cli.ipynb #a82df23c
 def evaluate(

@@ -4,7 +4,7 @@
 
 # %% ../nbs/56_figures.ipynb #1a4b33d0
 from __future__ import annotations
-import io, re
+import io, re, warnings
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -15,10 +15,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from .statistics import Calibration, accuracy, of_both
-from .tables import Outcomes
+from .tables import Outcomes, one_line
 
 # %% auto #0
-__all__ = ['costs', 'Look', 'styled', 'svg_of', 'inline_svg', 'save_pdf', 'plot_differences', 'plot_curves', 'pareto',
+__all__ = ['costs', 'short', 'Look', 'styled', 'svg_of', 'inline_svg', 'save_pdf', 'plot_differences', 'plot_curves', 'pareto',
            'plot_tradeoff', 'plot_factorial', 'plot_effects', 'plot_classes', 'confusion', 'plot_confusion',
            'plot_reliability']
 
@@ -27,33 +27,50 @@ _ink = '#010203'  # stands for the page's text colour
 _colours = ['#7b8794', '#2f80d0', '#d9731a', '#1f9d76', '#b455c8', '#c23b4e', '#9a8a1f', '#2aa0b5']
 _style = {'font.size': 12, 'axes.edgecolor': _ink, 'axes.labelcolor': _ink, 'axes.titlecolor': _ink, 'text.color': _ink, 'xtick.color': _ink, 'ytick.color': _ink,
           'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'grid.alpha': .25, 'grid.color': _ink, 'legend.frameon': False, 'legend.fontsize': 11, 'legend.handlelength': 1.5, 'legend.columnspacing': 1.2,
-          'svg.fonttype': 'none', 'svg.hashsalt': 'simam_ema', 'font.family': 'sans-serif', 'figure.facecolor': 'none', 'axes.facecolor': 'none', 'savefig.facecolor': 'none', 'pdf.compression': 6}
+          'text.parse_math': False, 'svg.fonttype': 'none', 'svg.hashsalt': 'simam_ema', 'font.family': 'sans-serif', 'figure.facecolor': 'none', 'axes.facecolor': 'none', 'savefig.facecolor': 'none', 'pdf.compression': 6}
 
-def _new(width:float=4.8, height:float=3.5): fig = Figure((width, height), layout='constrained'); return fig, fig.subplots()
+def _new(width:float=3.9, height:float=2.9):
+    "A figure with axes of that size in inches, whatever stands around them."
+    fig = Figure((width + 1, height + 1))
+    return fig, fig.add_axes([.5/(width + 1), .5/(height + 1), width/(width + 1), height/(height + 1)])
+
+def _rows(n:int): return _new(3.4, max(.8, (.44 if n <= 12 else .28)*n))
+
+def short(name:str, most:int=28) -> str: return n if len(n := one_line(name)) <= most else n[:most - 1] + '…'
+
+_grey = '#9aa5b1'
 
 class Look:
-    "Colour by variant and line and marker by strategy, the same in every figure of a report."
-    def __init__(self, cells:Sequence[tuple[str,str]]):
+    "Colour by variant and line and marker by strategy, the same in every figure of a report. More variants than colours: the baseline and the best have one, the rest are grey."
+    def __init__(self,
+        cells:Sequence[tuple[str,str]], # Variant and strategy
+        ranked:Sequence[str]=() # Variants, the best first
+    ):
         vs, self.strategies = (list(dict.fromkeys(c[i] for c in cells)) for i in (0,1))
-        self.colours = {v: _colours[i % len(_colours)] for i,v in enumerate(vs)}
+        shown = vs if len(vs) <= len(_colours) else list(dict.fromkeys([*[v for v in vs if v=='baseline'], *[v for v in ranked if v in vs], *vs]))[:7]
+        self.colours = {v: _colours[shown.index(v)] if v in shown else _grey for v in vs}
+        self.shown = shown
 
     def colour(self, variant): return self.colours.get(variant, _ink)
-    def line(self, strategy): return ['-', '--', ':'][self.strategies.index(strategy) % 3]
-    def marker(self, strategy): return ['o', 's', 'D'][self.strategies.index(strategy) % 3]
+    def weight(self, variant): return dict(lw=1.8, zorder=3) if variant in self.shown else dict(lw=.8, zorder=2, alpha=.6)
+    def line(self, strategy): return ['-', '--', ':', '-.'][self.strategies.index(strategy) % 4]
+    def marker(self, strategy): return ['o', 's', 'D', '^'][self.strategies.index(strategy) % 4]
     def fill(self, colour, strategy): return colour if strategy==self.strategies[0] else 'none'
-    def label(self, variant, strategy): return variant if len(self.strategies)==1 else f'{variant}, {strategy}'
+    def label(self, variant, strategy): return short(variant if len(self.strategies)==1 else f'{variant}, {strategy}')
 
-    def legend(self, fig:Figure, cells:Sequence[tuple[str,str]], lines:bool=True):
+    def legend(self, ax, cells:Sequence[tuple[str,str]], lines:bool=True, strategies:bool=True):
         "Below the axes: colours say the variant and, where there are several, lines and markers the strategy."
         vs, ss = (list(dict.fromkeys(c[i] for c in cells)) for i in (0,1))
-        handles = [Line2D([], [], color=self.colour(v), lw=3, label=v) for v in vs]
-        if len(self.strategies) > 1: handles += [Line2D([], [], color=_ink, ls=self.line(s) if lines else '', marker=self.marker(s), mfc=self.fill(_ink, s), label=s) for s in ss]
-        _legend(fig, handles)
+        handles = [Line2D([], [], color=self.colour(v), lw=3, label=short(v)) for v in vs if v in self.shown]
+        if rest := len([v for v in vs if v not in self.shown]): handles.append(Line2D([], [], color=_grey, lw=1, label=f'{rest} others'))
+        if strategies and len(self.strategies) > 1: handles += [Line2D([], [], color=_ink, ls=self.line(s) if lines else '', marker=self.marker(s), mfc=self.fill(_ink, s), label=short(s)) for s in ss]
+        _legend(ax, handles)
 
-def _legend(fig:Figure, handles:list[Line2D]):
+def _legend(ax, handles:list[Line2D]):
     "Below the axes, in as many columns as the longest label leaves room for."
-    longest = max(len(h.get_label()) for h in handles)
-    fig.legend(handles=handles, loc='outside lower center', ncols=int(max(1, min(4, len(handles), 9*fig.get_figwidth()//(longest + 4)))))
+    width, height = ax.figure.get_size_inches()*ax.get_position().size
+    columns = int(max(1, min(4, len(handles), 10*width//(max(len(h.get_label()) for h in handles) + 4))))
+    ax.legend(handles=handles, loc='upper center', bbox_to_anchor=(.5, -.52/height), ncols=columns, borderaxespad=0)
 
 # %% ../nbs/56_figures.ipynb #9abbded3
 def styled(draw):
@@ -63,10 +80,15 @@ def styled(draw):
     _inner.__name__, _inner.__doc__, _inner.__wrapped__ = draw.__name__, draw.__doc__, draw
     return _inner
 
+def _save(fig:Figure, to, **kwargs):
+    with mpl.rc_context(_style), warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='(Glyph|Matplotlib currently does not support)')  # a browser finds letters that matplotlib's font lacks
+        fig.savefig(to, bbox_inches='tight', pad_inches=.06, **kwargs)
+
 def svg_of(fig:Figure) -> str:
     "The figure as SVG: black on nothing, and the same text every time."
     buffer = io.StringIO()
-    with mpl.rc_context(_style): fig.savefig(buffer, format='svg', metadata=dict(Date=None, Creator=None, Format=None, Type=None))
+    _save(fig, buffer, format='svg', metadata=dict(Date=None, Creator=None, Format=None, Type=None))
     return buffer.getvalue()
 
 def inline_svg(
@@ -88,7 +110,7 @@ def inline_svg(
 
 def save_pdf(fig:Figure, path:str|Path):
     "The figure for a document: black on nothing, and the same bytes every time."
-    with mpl.rc_context(_style): fig.savefig(path, format='pdf', metadata=dict(CreationDate=None))
+    _save(fig, path, format='pdf', metadata=dict(CreationDate=None))
 
 # %% ../nbs/56_figures.ipynb #9f42ce65
 @styled
@@ -97,9 +119,9 @@ def plot_differences(
     look:Look
 ) -> Figure:
     "Each variant's difference to its reference with its 95% interval; filled only where it is established."
-    fig, ax = _new(4.8, .9 + .48*len(diffs))
+    fig, ax = _rows(len(diffs))
     for i,r in enumerate(diffs.itertuples()):
-        real = r.verdict in ('helps','hurts')
+        real = r.verdict in ('helps','hurts','above','below')
         ax.plot([r.low, r.high], [i,i], color=look.colour(r.variant), lw=2.4, ls='-' if r.verdict != 'one seed' else ':', solid_capstyle='round')
         ax.plot(r.value, i, look.marker(r.strategy), color=look.colour(r.variant), mfc=look.colour(r.variant) if real else 'none', ms=8, mew=2)
     ax.axvline(0, color=_ink, lw=1)
@@ -115,16 +137,16 @@ def plot_curves(
     column:str='accuracy' # Or 'valid_loss', 'train_loss'
 ) -> Figure:
     "A column of the history by epoch."
-    fig, ax = _new(4.8, 3.8)
+    fig, ax = _new()
     scale = 100 if column=='accuracy' else 1
     for (v, s), g in history.groupby(['variant','strategy'], sort=False):
         by_epoch = scale*g.groupby('epoch')[column].agg(['mean','min','max'])
         x = by_epoch.index + 1
-        ax.plot(x, by_epoch['mean'], color=look.colour(v), ls=look.line(s), marker=look.marker(s), ms=3.5 if len(x) < 30 else 0)
-        if g.seed.nunique() > 1: ax.fill_between(x, by_epoch['min'], by_epoch['max'], color=look.colour(v), alpha=.16, lw=0)
+        ax.plot(x, by_epoch['mean'], color=look.colour(v), ls=look.line(s), marker=look.marker(s), ms=3.5 if len(x) < 30 and v in look.shown else 0, **look.weight(v))
+        if g.seed.nunique() > 1 and v in look.shown: ax.fill_between(x, by_epoch['min'], by_epoch['max'], color=look.colour(v), alpha=.16, lw=0)
     ax.set(xlabel='epoch', ylabel=dict(accuracy='validation Top-1, %', valid_loss='validation loss, nats', train_loss='training loss, nats')[column])
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-    look.legend(fig, list(zip(history.variant, history.strategy)))
+    look.legend(ax, list(zip(history.variant, history.strategy)))
     return fig
 
 # %% ../nbs/56_figures.ipynb #3995364b
@@ -147,7 +169,7 @@ def plot_tradeoff(
     cost:str='latency_ms' # A key of `costs`
 ) -> Figure:
     "Mean Top-1 of each variant against what it costs, single runs as small points."
-    fig, ax = _new(4.8, 4)
+    fig, ax = _new()
     scale = 1e-6 if cost=='parameters' else 1
     cells = [(c, g) for c,g in runs.groupby(['variant','strategy'], sort=False)]
     xs, ys = [scale*g[cost].mean() for _,g in cells], [g.top1.mean() for _,g in cells]
@@ -155,30 +177,32 @@ def plot_tradeoff(
     ax.step([xs[i] for i in front], [ys[i] for i in front], where='post', color=_ink, lw=1, alpha=.6)
     for ((v, s), g), x, y in zip(cells, xs, ys):
         ax.plot(scale*g[cost], g.top1, look.marker(s), color=look.colour(v), ms=3.5, alpha=.5)
-        ax.plot(x, y, look.marker(s), color=look.colour(v), ms=9, mfc=look.fill(look.colour(v), s), mew=2)
+        ax.plot(x, y, look.marker(s), color=look.colour(v), ms=9 if v in look.shown else 6, mfc=look.fill(look.colour(v), s), mew=2, zorder=3 if v in look.shown else 2)
     ax.set(xlabel=costs[cost], ylabel='Top-1, %'); ax.margins(.12)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=4))
     ax.ticklabel_format(useOffset=False)
-    look.legend(fig, [c for c,_ in cells], lines=False)
+    look.legend(ax, [c for c,_ in cells], lines=False)
     return fig
 
 # %% ../nbs/56_figures.ipynb #36bb7f3d
+def _around(y, low, high): return np.clip([np.asarray(y) - low, np.asarray(high) - y], 0, None)  # rounding must not make them negative
+
 @styled
 def plot_factorial(
     outcomes:dict[tuple[str,str],Outcomes], # From `tables.load_outcomes`, a full grid
     look:Look
 ) -> Figure:
     "Top-1 by strategy, a line per variant: parallel lines mean that the strategy brings the same to all."
-    fig, ax = _new(4.8, 4)
+    fig, ax = _new()
     strategies, vs = look.strategies, list(look.colours)
     for j,v in enumerate(vs):
         a = [accuracy(outcomes[v,s].top1) for s in strategies]
-        x = np.arange(len(strategies)) + .05*(j - (len(vs) - 1)/2)
+        x = np.arange(len(strategies)) + min(.05, .3/len(vs))*(j - (len(vs) - 1)/2)
         y = np.array([o.value for o in a])
-        ax.errorbar(x, y, [y - [o.low for o in a], [o.high for o in a] - y], color=look.colour(v), marker='o', capsize=3, lw=1.6, elinewidth=1)
-    ax.set_xticks(range(len(strategies)), strategies)
+        ax.errorbar(x, y, _around(y, [o.low for o in a], [o.high for o in a]), color=look.colour(v), marker='o', capsize=3, elinewidth=1, **look.weight(v))
     ax.set(ylabel='Top-1, % (95% interval)', xlim=(-.3, len(strategies) - .7))
-    _legend(fig, [Line2D([], [], color=look.colour(v), lw=3, label=v) for v in vs])
+    ax.set_xticks(range(len(strategies)), [short(s) for s in strategies])
+    look.legend(ax, [(v, strategies[0]) for v in vs], strategies=False)
     return fig
 
 @styled
@@ -189,16 +213,16 @@ def plot_effects(
     "Main effects and interactions with their intervals, dotted where a cell has one seed."
     df = effects[effects.kind.isin(['architecture','strategy','interaction'])]
     df = df.sort_values('kind', key=lambda s: s.map(dict(strategy=0, architecture=1, interaction=2)), kind='stable')
-    fig, ax = _new(4.8, 1 + .42*len(df))
+    fig, ax = _rows(len(df))
     for i,r in enumerate(df.itertuples()):
         c = look.colour(r.architecture) if r.kind != 'strategy' else _ink
         ax.plot([r.low, r.high], [i,i], color=c, lw=2.2, ls='-' if r.about==of_both else ':', solid_capstyle='round')
-        real = r.p_holm < .05 and r.about==of_both
+        real = r.verdict in ('raises','lowers') if 'verdict' in df else r.p_holm < .05 and r.about==of_both
         ax.plot(r.value, i, dict(strategy='D', architecture='o', interaction='x')[r.kind], color=c, ms=8, mew=2, mfc=c if real else 'none')
     ax.axvline(0, color=_ink, lw=1)
     several = df.strategy.dropna().nunique() > 1
     names = [r.strategy if r.kind=='strategy' else r.architecture if r.kind=='architecture' else f'{r.architecture} × {r.strategy if several else "strategy"}' for r in df.itertuples()]
-    ax.set_yticks(range(len(df)), names)
+    ax.set_yticks(range(len(df)), [short(n) for n in names])
     ax.set(xlabel='points of Top-1', ylim=(len(df) - .5, -.5)); ax.grid(axis='y', visible=False)
     return fig
 
@@ -211,12 +235,12 @@ def plot_classes(
 ) -> Figure:
     "Change of accuracy by class; solid where it stays below 5% after Holm."
     df = changes.reindex(changes.change.abs().sort_values(ascending=False).index)[:most].sort_values('change', ascending=False)
-    fig, ax = _new(4.8, 1 + .3*len(df))
+    fig, ax = _new(3.4, max(.8, .3*len(df)))
     bars = ax.barh(range(len(df)), df.change, color=colour, alpha=.35)
     for bar, p in zip(bars, df.p_holm):
         if p < .05: bar.set_alpha(1)
     ax.axvline(0, color=_ink, lw=1)
-    ax.set_yticks(range(len(df)), [f'{c} ({n})' for c,n in zip(df['class'], df.n)])
+    ax.set_yticks(range(len(df)), [f'{short(c)} ({n})' for c,n in zip(df['class'], df.n)])
     ax.invert_yaxis(); ax.set(xlabel='points of Top-1'); ax.grid(axis='y', visible=False)
     return fig
 
@@ -236,13 +260,14 @@ def plot_confusion(
 ) -> Figure:
     "Confusion matrix of up to some twenty classes."
     n = len(classes)
-    fig, ax = _new(4.8, 5)
+    fig, ax = _new(3.9, 3.9)
+    classes, small = [short(c, 18) for c in classes], dict(fontsize=12 if n <= 10 else 8)
     ax.pcolormesh(matrix, cmap=mpl.colors.LinearSegmentedColormap.from_list('', ['#2f80d000', '#2f80d0ff']), vmin=0, vmax=100, edgecolors='none')
     for i in range(n):
         for j in range(n):
             if matrix[i,j] >= .5: ax.text(j + .5, i + .5, f'{matrix[i,j]:.0f}', ha='center', va='center', fontsize=10 if n <= 10 else 7)
-    ax.set_xticks(np.arange(n) + .5, classes, rotation=45 if max(map(len, classes)) > 2 else 0, ha='right' if max(map(len, classes)) > 2 else 'center')
-    ax.set_yticks(np.arange(n) + .5, classes)
+    ax.set_xticks(np.arange(n) + .5, classes, rotation=45 if max(map(len, classes)) > 2 else 0, ha='right' if max(map(len, classes)) > 2 else 'center', **small)
+    ax.set_yticks(np.arange(n) + .5, classes, **small)
     ax.invert_yaxis(); ax.set(xlabel='answered', ylabel='true', aspect='equal'); ax.grid(False)
     return fig
 
@@ -252,11 +277,11 @@ def plot_reliability(
     look:Look
 ) -> Figure:
     "Accuracy by confidence: on the diagonal a probability means what it says."
-    fig, ax = _new(4.8, 4.6)
+    fig, ax = _new(3.6, 3.6)
     ax.plot([0,100], [0,100], color=_ink, lw=1, ls=':', alpha=.7)
     for j,((v, s), c) in enumerate(calibrations.items()):
         t = c.table
-        ax.errorbar(t.confidence, t.accuracy, [t.accuracy - t.low, t.high - t.accuracy], color=look.colour(v), ls=look.line(s), marker=look.marker(s), ms=4, lw=1.4, elinewidth=.6)
+        ax.errorbar(t.confidence, t.accuracy, _around(t.accuracy, t.low, t.high), color=look.colour(v), ls=look.line(s), marker=look.marker(s), ms=4, lw=1.4, elinewidth=.6)
     ax.set(xlabel='confidence, %', ylabel='accuracy, %', ylim=(-2,102), aspect='equal')
-    look.legend(fig, list(calibrations))
+    look.legend(ax, list(calibrations))
     return fig

@@ -17,6 +17,7 @@ from . import figures as fig, tables as tab
 from .core import UserError, atomic_path, read_json, sweep, write_json, write_text
 from .data import load_samples, spelled
 from .page import style
+from .runs import environments, failures
 from .statistics import calibration, class_changes, of_both, of_networks, of_trainings, p_text, signed, split_sentence
 from .tables import Outcomes
 
@@ -26,7 +27,7 @@ __all__ = ['most_changed', 'look_closer', 'Evidence', 'render', 'report']
 # %% ../nbs/60_report.ipynb #c497db6f
 def _focus(diffs:pd.DataFrame) -> tuple[tuple[str,str],tuple[str,str]]|None:
     "The comparison to look into, (cell, reference): that with the largest difference, among those with two seeds or more if there are any."
-    if diffs.empty: return None
+    if diffs.empty or (diffs.verdict=='void').any(): return None
     judged = diffs[diffs.about==of_both]
     r = diffs.loc[(diffs if judged.empty else judged).value.abs().idxmax()]
     return (r.variant, r.strategy), (r.reference, r.reference_strategy)
@@ -58,7 +59,7 @@ def look_closer(
     idxs = most_changed(a, b, n)
     files = _find(read_json(folder/a.runs[0]/'config.json')['data'], [a.files[i] for i in idxs])
     seen = {side: explain(read_bundle(folder/o.runs[0]), files) for side, o in (('a', a), ('b', b))}
-    classes = pd.read_csv(folder/a.runs[0]/'per_class.csv')['class']
+    classes = tab.read_table(folder/a.runs[0]/'per_class.csv')['class']
     write_json(out, [dict(file=str(a.files[i]), true=str(classes[a.true[i]]), prob_a=float(a.prob_true[0,i]), prob_b=float(b.prob_true[0,i]), a=sa, b=sb) for i,sa,sb in zip(idxs, seen['a'], seen['b'])])
     return out
 
@@ -87,7 +88,7 @@ figure svg { display: block; width: 100%; height: auto; margin: 0 auto } figcapt
 th, td { padding: .42rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; vertical-align: top } thead th { border-bottom: 2px solid var(--line); vertical-align: bottom; font-weight: 600 } tbody th { font-weight: 600 } .l { text-align: left } tr.study > * { color: var(--soft); font-weight: 400; font-style: italic }
 th button { all: unset; cursor: pointer; font-weight: 600; text-decoration: underline dotted var(--soft); text-underline-offset: .25em } th button:focus-visible { outline: 3px solid var(--accent) } th[aria-sort=ascending] button::after { content: " ↑" } th[aria-sort=descending] button::after { content: " ↓" }
 .answers { list-style: none; padding: 0; margin: 0; display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); gap: .9rem 1.6rem } .answers b { margin-right: .3rem } .answers .big { display: block; font-size: 1.12rem; font-weight: 600; font-variant-numeric: tabular-nums }
-.chip { display: inline-block; border-radius: 1rem; padding: .05rem .6rem; font-size: .82rem; font-weight: 600; background: var(--plainbg); color: var(--ink); white-space: nowrap } .helps { background: var(--goodbg); color: var(--good) } .hurts, .stop { background: var(--badbg); color: var(--bad) } .caution, .one-seed { background: var(--warnbg); color: var(--warn) }
+.chip { display: inline-block; border-radius: 1rem; padding: .05rem .6rem; font-size: .82rem; font-weight: 600; background: var(--plainbg); color: var(--ink); white-space: nowrap } .helps, .above { background: var(--goodbg); color: var(--good) } .hurts, .below, .stop, .void { background: var(--badbg); color: var(--bad) } .caution, .one-seed, .perhaps { background: var(--warnbg); color: var(--warn) }
 .findings { list-style: none; padding: 0; margin: 0 } .findings li { margin: 0 0 .7rem } .findings .chip { margin-right: .4rem }
 pre, code { font: .86rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace } pre { overflow-x: auto; background: var(--plainbg); padding: .7rem .9rem; border-radius: .4rem; white-space: pre-wrap; overflow-wrap: anywhere }
 details { margin: .8rem 0 } summary { cursor: pointer; font-weight: 600 } progress { width: 8rem; accent-color: var(--accent) }
@@ -130,6 +131,7 @@ _page = """<!doctype html>
 
 <section id="answer" aria-labelledby="answer-h"><h2 id="answer-h" class="hidden">In short</h2>
 <p class="headline">{{ headline }}</p>
+{% if limits %}<p>{{ limits }}</p>{% endif %}
 <div class="two">
   {% if rows %}<div class="stack">{{ forest }}
   <div class="card"><ul class="answers">{% for r in rows %}<li><b>{{ r.name }}</b> <span class="chip {{ r.kind }}">{{ r.chip }}</span><span class="big">{{ r.interval }} points</span><span class="small soft">{{ r.text }}</span></li>{% endfor %}</ul></div></div>{% endif %}
@@ -159,7 +161,7 @@ def _table(df:pd.DataFrame, caption:str, left:int=2, sortable:bool=True) -> Mark
     "An HTML table whose first column heads its rows."
     rows = []
     for r in df.fillna('–').itertuples(index=False):
-        cells = [Markup('<{0}{1}>{2}</{3}>').format(Markup('th scope="row"' if i==0 else 'td'), Markup(' class="l"' if i < left else ''), c, Markup('th' if i==0 else 'td')) for i,c in enumerate(r)]
+        cells = [Markup('<{0}{1}>{2}</{3}>').format(Markup('th scope="row"' if i==0 else 'td'), Markup(' class="l" dir="auto"' if i < left else ''), tab.one_line(c), Markup('th' if i==0 else 'td')) for i,c in enumerate(r)]
         rows.append(Markup('<tr{}>{}</tr>').format(Markup(' class="study"' if str(r[0]).endswith('(study)') else ''), Markup('').join(cells)))
     head = Markup('').join(Markup('<th scope="col"{}>{}</th>').format(Markup(' class="l"' if i < left else ''), c) for i,c in enumerate(df.columns))
     return Markup('<div class="scroll" tabindex="0" role="region" aria-label="{}"><table{}><caption>{}</caption><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>').format(
@@ -193,16 +195,20 @@ class Evidence:
     def __init__(self, folder:str|Path):
         self.folder = folder = Path(folder)
         self.progress = tab.load_progress(folder)
+        self.failures = failures(folder)
         done = self.progress.finished.any()
-        if not len(self.progress): tab.load_runs(folder)  # says what is missing
+        if not len(self.progress) and not self.failures: tab.load_runs(folder)  # says what is missing or damaged
         self.runs = tab.load_runs(folder) if done else pd.DataFrame()
         self.outcomes = tab.load_outcomes(folder, self.runs) if done else {}
-        self.diffs, self.diffs5 = tab.differences(self.outcomes), tab.differences(self.outcomes, 'top5')
-        self.effects = tab.factor_effects(self.outcomes)
         self.findings = tab.findings(folder, self.runs, self.outcomes) if done else []
+        self.void = tab.void_reason(self.findings)
+        self.diffs, self.diffs5 = (tab.differences(self.outcomes, metric, self.findings) for metric in ('top1','top5'))
+        self.effects = tab.factor_effects(self.outcomes, self.findings)
         self.focus = _focus(self.diffs)
-        self.classes = pd.read_csv(folder/self.runs.run[0]/'per_class.csv')['class'].astype(str).tolist() if done else []
-        self.look = fig.Look(list(dict.fromkeys(zip(self.progress.variant, self.progress.strategy))))
+        judged = [o.runs[0] for o in self.outcomes.values()]
+        self.classes = tab.read_table(folder/(judged or self.runs.run.tolist())[0]/'per_class.csv')['class'].map(tab.one_line).tolist() if done else []
+        self.single = len(self.progress[['variant','strategy']].drop_duplicates()) == 1
+        self.look = fig.Look(list(dict.fromkeys(zip(self.progress.variant, self.progress.strategy))), self.runs.groupby('variant').top1.mean().sort_values(ascending=False).index.tolist() if done else ())
         self.calibrations = {c: [calibration(o.confidence[s], o.top1[s], o.prob_true[s]) for s in range(len(o.runs))] for c,o in self.outcomes.items()}
         self.several = self.progress.strategy.nunique() > 1
 
@@ -212,8 +218,28 @@ class Evidence:
     def title(self) -> str:
         p = self.progress
         part = f' ({self.runs.part.iloc[0]})' if len(self.runs) and self.runs.part.iloc[0] else ''
-        size = f', {self.runs["size"].iloc[0]:.0f}×{self.runs["size"].iloc[0]:.0f} pixels' if 'size' in self.runs else ''
-        return f'{", ".join(p.arch.unique())} on {p["data"].iloc[0]}{part}{size}, {", ".join(map(str, p.epochs.unique()))} epochs'
+        size = f', {side}×{side} pixels' if (side := tab.size_of(self.runs)) else ''
+        if not len(p): return 'no run'
+        return f'{", ".join(p.arch.unique())} on {", ".join(p["data"].unique())}{part}{size}, {", ".join(map(str, p.epochs.unique()))} epochs'
+
+    @property
+    def question(self) -> str:
+        p = self.progress
+        data = ', '.join(p['data'].unique()) or 'these images'
+        if self.single: return f'What does {self.name((p.variant.iloc[0], p.strategy.iloc[0]))} reach on {data}?'
+        if p.variant.nunique()==1: return f'What does the training strategy change for {p.variant.iloc[0]} on {data}?'
+        return f'Does an attention module help on {data}?' if not len(p) or 'baseline' in set(p.variant) else f'Which variant is best on {data}?'
+
+    @property
+    def headline(self) -> str:
+        "The answer in a few words, the same in every form of the report."
+        if not len(self.runs): return 'Nothing can be said: no run could be finished.' if self.failures else 'Nothing is finished yet.'
+        if not self.single or self.void: return tab.headline(self.diffs, self.effects, self.findings)
+        r = tab.comparison(self.runs).iloc[0]
+        return f'{r.variant}: Top-1 {r["Top-1 % [95%]"]}% of {int(self.runs.n.iloc[0]):,} validation images, {"one training" if len(self.runs)==1 else f"{len(self.runs)} trainings"}.'
+
+    @property
+    def limits(self) -> str: return '' if self.void else tab.limits(self.diffs)
 
     @property
     def extent(self) -> list[str]:
@@ -255,8 +281,8 @@ class Evidence:
         out, history, runs = {}, tab.load_history(self.folder), tab.pooled(self.runs)
         def add(name, drawn, *words): out[name] = _Figure(drawn, name, *words)
         if len(self.diffs):
-            legend = ['Filled: established. Open: not.'] + ['Dotted: one seed.']*bool((self.diffs.verdict=='one seed').any()) + ['*: the training strategy differs too.']*bool(self.diffs.confounded.any())
-            add('differences', fig.plot_differences(self.diffs, self.look), 'Difference to the baseline, with 95% interval', ' '.join(legend),
+            legend = (['No verdict: the runs cannot be compared.'] if self.void else ['Filled: established. Open: not.']) + ['Dotted: one seed.']*bool((self.diffs.verdict=='one seed').any()) + ['*: training strategy or backbone differ too.']*bool(self.diffs.confounded.any() and not self.void)
+            add('differences', fig.plot_differences(self.diffs, self.look), f'Difference to {"the baseline" if (self.diffs.reference=="baseline").all() else ", ".join(self.diffs.reference.unique())}, with 95% interval', ' '.join(legend),
                 ' '.join(f'{r.variant}, {r.strategy}: {signed(r.value)} [{signed(r.low)}, {signed(r.high)}], {tab.verdicts[r.verdict]}.' for r in self.diffs.itertuples()))
         if len(history):
             last = history.sort_values('epoch').groupby('run').tail(1).groupby(['variant','strategy'], sort=False)
@@ -264,14 +290,16 @@ class Evidence:
                 add(f'curves_{column}', fig.plot_curves(history, self.look, column), title,
                     'Line: mean over seeds; band: lowest to highest seed.', 'After the last epoch: ' + ', '.join(f'{self.name(c)} {scale*g[column].mean():.{1 if scale==100 else 2}f}{unit}' for c,g in last) + '.')
         for cost in fig.costs:
-            if cost in runs and runs[cost].notna().all():
-                means = runs.groupby(['variant','strategy'], sort=False)[[cost,'top1']].mean()
+            if cost not in runs: continue
+            known = runs[runs[cost].notna() & ~(runs.latency_noisy if cost=='latency_ms' else False)]
+            if len(known) and (known.variant.nunique() > 1 or self.single):
+                means, absent = known.groupby(['variant','strategy'], sort=False)[[cost,'top1']].mean(), [v for v in runs.variant.unique() if v not in set(known.variant)]
                 front = [self.name(means.index[i]) for i in fig.pareto(means[cost].tolist(), means.top1.tolist())]
-                add(f'cost_{cost}', fig.plot_tradeoff(runs, self.look, cost), f'Top-1 against {fig.costs[cost]}', f'On the line, the Pareto front: {"; ".join(front)}. Small: single runs.',
+                add(f'cost_{cost}', fig.plot_tradeoff(known, self.look, cost), f'Top-1 against {fig.costs[cost]}', f'On the line, the Pareto front: {"; ".join(front)}. Small: single runs.{f" Left out: {tab._and_more(absent)}, not measured or too noisy." if absent else ""}',
                     '; '.join(f'{self.name(c)}: {m[cost]:.4g}, {m.top1:.1f}%' for c,m in means.iterrows()))
         if self.effects is not None:
             add('factors', fig.plot_factorial(self.outcomes, self.look), 'Top-1 by strategy and variant', 'Lines that run parallel mean that the strategy brings the same to every variant.')
-            add('effects', fig.plot_effects(self.effects, self.look), 'Effects', 'Main effects averaged over the other factor (◆ strategy, ● modules) and interactions (×), with 95% intervals; filled where p stays below 0.05 after Holm' + ('.' if (self.effects.about==of_both).all() else ', dotted where a cell has one seed: these say nothing about other trainings, and none counts as established.'))
+            add('effects', fig.plot_effects(self.effects, self.look), 'Effects', 'Main effects averaged over the other factor (◆ strategy, ● modules) and interactions (×), with 95% intervals; filled where established: p below 0.05 after Holm, three seeds or more' + ('.' if (self.effects.about==of_both).all() else ', dotted where a cell has one seed: these say nothing about other trainings, and none counts as established.'))
         if self.focus:
             c = self.class_table()
             best, worst = c.loc[c.change.idxmax()], c.loc[c.change.idxmin()]
@@ -281,7 +309,7 @@ class Evidence:
                     m = fig.confusion(self.outcomes[cell], len(self.classes))
                     off = np.where(np.eye(len(m)) > 0, -1, m)
                     t, p = divmod(int(off.argmax()), len(m))
-                    add(f'confusion_{side}', fig.plot_confusion(m, self.classes), f'Confusion, {self.name(cell)}', f'Percent of the images of each true class, mean over seeds. Most often: {self.classes[t]} taken for {self.classes[p]} ({off[t,p]:.0f}%).')
+                    add(f'confusion_{side}', fig.plot_confusion(m, self.classes), f'Confusion, {self.name(cell)}', f'Percent of the images of each true class, mean over seeds. {f"Most often: {self.classes[t]} taken for {self.classes[p]} ({off[t,p]:.0f}%)." if off[t,p] > 0 else "No image was taken for another class."}')
         if self.calibrations:
             add('reliability', fig.plot_reliability({c: cs[0] for c,cs in self.calibrations.items() if not self.focus or c in self.focus}, self.look), 'Reliability',
                 f'Accuracy by confidence in {len(next(iter(self.calibrations.values()))[0].table)} bins that hold equally many images, first seed of the two sides of the largest difference, with 95% Wilson intervals. Below the diagonal a network is too sure.')
@@ -299,12 +327,12 @@ def render(
     html = lambda *names: _two(figs[n].html() for n in names if n in figs)
     if len(runs):
         parts.append(_part('table', 'Table', 'All variants', _table(tab.comparison(runs), 'A row per variant and strategy.'),
-            f'Brackets are 95% intervals of the row: over seeds ({of_trainings}), or where there is one seed, or all agree to the image, over images ({of_networks}). Whether two rows differ is another question, answered below. Training minutes are means over seeds; latency is the median of one image over all runs of a variant, on the machine below.',
+            f'Brackets are 95% intervals of the row: over seeds ({of_trainings}), or where there is one seed, or all agree to the image, over images ({of_networks}). Whether two rows differ is another question, answered below. Training minutes are means over seeds; latency is the median time of one image (and the 95th percentile) over all runs of a variant, on the machine below; “noisy” where it says more about the machine than about the network.',
             *([tab.study_note] if tab.in_study(runs).any() else [])))
     if len(e.diffs):
         parts.append(_part('differences-table', 'Differences', 'Differences to the reference', _table(tab.difference_table(e.diffs, e.diffs5), 'Each variant against its reference, on the same images.'),
             f'The interval of a difference speaks about {of_both}' + (f'; with one seed only about {of_networks}' if e.diffs.about.ne(of_both).any() else '') + '. “These networks” is the paired bootstrap over images, the networks being given. '
-            f'p is two-sided and corrected by Holm over {len(e.diffs)} comparison{"s" if len(e.diffs) > 1 else ""}. “Detectable” is the true difference that would be found with 80% probability at the corrected level. McNemar’s exact test counts, seed by seed, the images that only the variant and only its reference got right.'))
+            f'p is two-sided and corrected by Holm over {len(e.diffs)} comparison{"s" if len(e.diffs) > 1 else ""}. “Detectable” is the true difference that would be found with 80% probability at the corrected level; none, where the reference leaves less to be gained or not an image tells the two apart. McNemar’s exact test counts, seed by seed, the images that only the variant and only its reference got right.'))
     if e.effects is not None:
         parts.append(_part('modules-or-training', 'Factors', 'Modules or training?', Markup('{}{}').format(html('factors','effects'), _table(e.effect_table(), 'Effects on Top-1. Main effects are averaged over the other factor; interactions are against the first variant and the first strategy.')),
             'Every variant was trained with every strategy, so the part of the modules and that of the training come apart. p is corrected by Holm among the effects of a kind.' + ('' if (e.effects.about==of_both).all() else f' Where a cell has one seed, intervals and p speak only about {of_networks}.')))
@@ -323,14 +351,14 @@ def render(
     if len(runs): parts.append(_part('notes', 'Notes', 'To be known', Markup('<ul class="findings">{}</ul>').format(Markup('').join(Markup('<li><span class="chip">{}</span>{}</li>').format(f.about, _code(f.text)) for f in e.findings if f.kind=='note'))))
     parts.append(_repeat(e))
     warnings = [f for f in e.findings if f.kind != 'note'] + [f for f in e.findings if f.about in ('scope','selection','ImageNet overlap','modules split')]
-    if not len(runs): warnings = [tab.Finding('stop', 'nothing finished', 'No run is finished yet: curves are all there is.')]
+    if not len(runs): warnings = [tab.Finding('stop', 'failed', f'{r}: {line}') for r,line in e.failures.items()] or [tab.Finding('stop', 'nothing finished', 'No run is finished yet: curves are all there is.')]
     rows = [dict(kind=r.verdict.replace(' ', '-'), chip=tab.verdicts[r.verdict], name=e.name((r.variant, r.strategy)), interval=f'{signed(r.value)} [{signed(r.low)}, {signed(r.high)}]', text=tab.reasons(r)) for r in e.diffs.itertuples()]
     p = e.progress
     unfinished = p[~p.finished.astype(bool)]
     setting = ' · '.join([e.title, *e.extent, *([f'{int(runs.n.iloc[0]):,} validation images'] if len(runs) else [])])
     sections = [('answer','In short'), *([('progress','Progress')] if len(unfinished) else []), *((s['id'], s['short']) for s in parts)]
     return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_page).render(
-        question=f'Does an attention module help on {p["data"].iloc[0]}?', setting=setting, css=Markup(_css), js=Markup(_js), code=_code, headline=tab.headline(e.diffs, e.effects) if len(runs) else 'Nothing is finished yet.', rows=rows, splits=e.splits(),
+        question=e.question, setting=setting, css=Markup(_css), js=Markup(_js), code=_code, headline=e.headline, limits=e.limits, rows=rows, splits=e.splits(),
         forest=figs['differences'].html() if 'differences' in figs else '', warnings=warnings, more='notes' if len(runs) else 'repeat',
         unfinished=unfinished.to_dict('records'), total=len(p), parts=parts, sections=sections, folder=e.folder.name)
 
@@ -349,15 +377,22 @@ def _pictures(e:Evidence, why:str) -> dict:
     return _part('pictures', 'Pictures', 'The images that changed most', Markup('<div class="shots">{}</div>').format(Markup('').join(shots)),
         f'From {b} to {a}: the validation images whose true class gained most probability, then those that lost most. Bright is where the network looks: Grad-CAM for its answer, and the weights of the gates themselves, each from its lowest to its highest value. The pictures are what the network sees. {licence}')
 
+def _environments(run:Path) -> list[dict]:
+    "Those of a run; none where the note of an unfinished one is damaged."
+    try: return environments(run)
+    except UserError: return []
+
 def _repeat(e:Evidence) -> dict:
     "The section on recipe, environment and commands."
     names = e.progress.run.tolist()
-    configs, envs = ({r: read_json(e.folder/r/f) for r in names if (e.folder/r/f).exists()} for f in ('config.json','environment.json'))
+    configs = {r: read_json(e.folder/r/'config.json') for r in names if (e.folder/r/'config.json').exists()}
+    envs = [x for r in names for x in _environments(e.folder/r)]
     flat = lambda c: {**{k: v for k,v in c.items() if k not in ('recipe','data','variant')}, **c['recipe'], **{f'data {k}': v for k,v in c['data'].items() if k != 'path'}}
     shared = [dict(setting=k, value=', '.join(dict.fromkeys(str(flat(c).get(k)) for c in configs.values()))) for k in dict.fromkeys(k for c in configs.values() for k in flat(c))]
-    env = [dict(part=k, value=', '.join(dict.fromkeys(v))) for k,v in dict(processor=[x['cpu'] for x in envs.values()], cores=[str(x['cores']) for x in envs.values()], GPU=[str(x['gpu'] or 'none') for x in envs.values()],
-            Python=[x['python'] for x in envs.values()], commit=[str(x['commit'] or 'unknown') for x in envs.values()], **{p: [str(x['packages'].get(p)) for x in envs.values()] for p in dict.fromkeys(p for x in envs.values() for p in x['packages'])}).items()] if envs else []
-    commands = list(dict.fromkeys(x['command'] for x in envs.values()))
+    parts = dict(processor=lambda x: x.get('cpu'), cores=lambda x: x.get('cores'), GPU=lambda x: x.get('gpu') or 'none', Python=lambda x: x.get('python'), commit=lambda x: x.get('commit') or 'unknown', gates=lambda x: x.get('kernels'),
+                 **{p: (lambda x, p=p: x.get('packages', {}).get(p)) for p in dict.fromkeys(p for x in envs for p in x.get('packages', {}))})
+    env = [dict(part=k, value=', '.join(v)) for k,of in parts.items() if (v := list(dict.fromkeys(str(of(x)) for x in envs if of(x) is not None)))]
+    commands = list(dict.fromkeys(x['command'] for x in envs if 'command' in x))
     each = []
     for r in (e.runs.itertuples() if len(e.runs) else ()):
         each.append({'run': r.run, 'variant': r.variant, 'strategy': r.strategy, 'seed': r.seed, 'Top-1 %': f'{r.top1:.2f}', f'Top-{r.k} %': f'{r.top5:.2f}', 'loss': f'{r.loss:.4f}', 'training min': f'{r.train_seconds/60:.1f}'})
@@ -381,6 +416,7 @@ def report(
         except UserError as error: why = str(error)
     out.mkdir(parents=True, exist_ok=True)
     sweep(out)
+    _forget(out, e)
     write_text(out/'report.html', render(folder, e, why))
     if not len(e.runs): return out/'report.html'
     write_text(out/'results.csv', e.runs.to_csv(index=False))
@@ -390,20 +426,29 @@ def report(
     for f in figs.values():
         write_text(out/'figures'/f'{f.name}.svg', f.svg)
         with atomic_path(out/'figures'/f'{f.name}.pdf') as tmp: fig.save_pdf(f.drawn, tmp)
-    write_text(out/'tables.tex', '\n'.join(['% \\usepackage{booktabs}', *[tab.to_latex(t, caption, f'tab:{label}') for t,caption,label in _thesis_tables(e)]]))
+    write_text(out/'tables.tex', '\n'.join(['% \\usepackage{booktabs}', f'% {tab.one_line(e.headline)}', *[tab.to_latex(t, caption, f'tab:{label}') for t,caption,label in _thesis_tables(e)]]))
     write_text(out/'report.md', _markdown(e, figs))
     return out/'report.html'
 
+_drawn = re.compile(r'(differences|curves_\w+|cost_\w+|factors|effects|classes|confusion_[ab]|reliability)\.(svg|pdf)')
+
+def _forget(out:Path, e:Evidence):
+    "Take away what an earlier report concluded and this one does not."
+    gone = [out/n for n,still in {'results.csv': len(e.runs), 'report.md': len(e.runs), 'tables.tex': len(e.runs), 'differences.csv': len(e.diffs), 'effects.csv': e.effects is not None}.items() if not still]
+    gone += [f for f in out.glob('figures/*') if _drawn.fullmatch(f.name) and not (len(e.runs) and f.stem in e.figures)]
+    for f in gone: f.unlink(missing_ok=True)
+
 def _thesis_tables(e:Evidence):
-    yield tab.comparison(e.runs), f'{e.title}: all variants, with 95% intervals of each row.', 'variants'
-    if len(e.diffs): yield tab.difference_table(e.diffs, e.diffs5).drop(columns='McNemar by seed'), 'Differences to the reference on the same images, with 95% intervals; p corrected by Holm.', 'differences'
+    void = f' {e.headline}' if e.void else ''
+    yield tab.comparison(e.runs), f'{e.title}: all variants, with 95% intervals of each row.{void}', 'variants'
+    if len(e.diffs): yield tab.difference_table(e.diffs, e.diffs5).drop(columns='McNemar by seed'), f'Differences to the reference on the same images, with 95% intervals; p corrected by Holm.{void}', 'differences'
     if e.effects is not None: yield e.effect_table(), 'Main effects of modules and training strategy, and their interaction.', 'effects'
-    yield e.calibration_table(), 'Expected calibration error (bins of equal mass) and negative log-likelihood, means over seeds.', 'calibration'
+    if e.calibrations: yield e.calibration_table(), 'Expected calibration error (bins of equal mass) and negative log-likelihood, means over seeds.', 'calibration'
 
 def _markdown(e:Evidence, figs:dict) -> str:
-    env = read_json(e.folder/e.runs.run.iloc[0]/'environment.json')
-    machine = f"{env['gpu'] or env['cpu']}, {env['cores']} cores; torch {env['packages'].get('torch')}, fastai {env['packages'].get('fastai')}, commit {(env['commit'] or 'unknown')[:12]}"
-    commands = list(dict.fromkeys(read_json(e.folder/r/'environment.json')['command'] for r in e.runs.run))
-    lines = [f'# {e.title}: {", ".join(e.extent)}', '', tab.headline(e.diffs, e.effects), '', tab.to_markdown(tab.comparison(e.runs)), '']
-    lines += [*[f"- {a}" for a in tab.answers(e.diffs)], *[f'- {s}' for s in e.splits()], '', *[f'- {f.text}' for f in e.findings], '', f'Machine: {machine}', '', *[f'    {c}' for c in commands], '']
+    envs = [x for r in e.runs.run for x in environments(e.folder/r)]
+    say = lambda x: f"{x.get('gpu') or x.get('cpu')}, {x.get('cores')} cores; torch {x.get('packages', {}).get('torch')}, fastai {x.get('packages', {}).get('fastai')}, commit {(x.get('commit') or 'unknown')[:12]}"
+    machines, commands = ([*dict.fromkeys(of(x) for x in envs)] for of in (say, lambda x: x.get('command', 'unknown')))
+    lines = [f'# {tab.in_markdown(e.title)}: {", ".join(e.extent)}', '', tab.in_markdown(e.headline), '', *([tab.in_markdown(e.limits), ''] if e.limits else []), tab.to_markdown(tab.comparison(e.runs)), '']
+    lines += [*[f"- {tab.in_markdown(a)}" for a in tab.answers(e.diffs)], *[f'- {s}' for s in e.splits()], '', *[f'- {tab.in_markdown(f.text)}' for f in e.findings], '', f'Machine: {"; and ".join(machines) or "unknown"}', '', *[f'    {c}' for c in commands], '']
     return '\n'.join(lines + [f'![{f.title}](figures/{f.name}.svg)' for f in figs.values()] + [''])

@@ -36,11 +36,11 @@ def accuracy(
 ) -> Interval:
     "Mean accuracy with its interval: Student's t over seeds, Wilson's over images where there is one seed."
     by_seed = 100*right.mean(1)
-    n, sd = len(by_seed), by_seed.std(ddof=1) if len(by_seed) > 1 else 0
-    if sd == 0:
+    n = len(by_seed)
+    if np.ptp(by_seed) < 1e-9:
         ci = stats.binomtest(int(right[0].sum()), right.shape[1]).proportion_ci(level, 'wilson')
         return Interval(by_seed[0], 100*ci.low, 100*ci.high, of_networks)
-    half = stats.t.ppf((1 + level)/2, n - 1)*sd/n**.5
+    half = stats.t.ppf((1 + level)/2, n - 1)*by_seed.std(ddof=1)/n**.5
     return Interval(by_seed.mean(), max(0, by_seed.mean() - half), min(100, by_seed.mean() + half), of_trainings)
 
 # %% ../nbs/43_statistics.ipynb #e96df88e
@@ -71,24 +71,29 @@ def contrast(
     "Σ w·accuracy over cells judged on the same images: over trainings and images where every cell has two seeds or more, else over images."
     per_image = sum(w*_points(c).mean(0) for c,w in zip(cells, weights))
     n, value = len(per_image), float(per_image.mean())
-    images = per_image.var(ddof=1)/n
-    low, high = (float(o) for o in np.quantile(_bootstrap_means(per_image, n_boot, seed), [(1 - level)/2, (1 + level)/2]))
-    if min(map(len, cells)) < 2:
-        return Effect(value, low, high, of_networks, _p(value, images, n - 1), images**.5, n - 1, low, high)
-    seeds = [w*w*_points(c).mean(1).var(ddof=1)/len(c) for c,w in zip(cells, weights)]
-    twice = sum(w*w*_residual(_points(c))/c.size for c,w in zip(cells, weights))
-    total = max(images + sum(seeds) - twice, images/2)  # a variance, though its estimate by subtraction can come out as none
-    df = total**2/max(sum(v*v/(len(c) - 1) for v,c in zip(seeds, cells)) + images**2/(n - 1), 1e-300)
-    df = max(df, min(map(len, cells)) - 1)  # no fewer than its poorest part: the subtraction can push the estimate below
-    half = stats.t.ppf((1 + level)/2, df)*total**.5 if total else 0
-    return Effect(value, value - half, value + half, of_both, _p(value, total, df), total**.5, df, low, high)
-
-def _p(value, variance, df): return float(2*stats.t.sf(abs(value)/variance**.5, df)) if variance > 0 else 1. if value==0 else 0.
+    least, most = (100*sum(w for w in weights if w*sign > 0) for sign in (-1, 1))
+    unseen = 1 - ((1 - level)/2)**(1/n)  # images of a kind of which none of n was: no larger share
+    def possible(low, high):
+        return max(least, min(low, value - unseen*(value - least))), min(most, max(high, value + unseen*(most - value)))
+    few = (least**2 + most**2)/2/n**2  # half an image of the best kind and half one of the worst, as if they had been seen
+    images, df_images = ((per_image - value)**2).sum()/(n*max(n - 1, 1)) + few, max(n - 1, 1)
+    bounds = [(1 - level)/2, (1 + level)/2]
+    over_images = possible(*(float(o) for o in np.quantile(_bootstrap_means(per_image, n_boot, seed), bounds)))
+    about, seeds, twice, poorest = of_networks, 0., 0., 1
+    if min(map(len, cells)) > 1:
+        about, poorest = of_both, min(map(len, cells)) - 1
+        seeds = sum(w*w*_points(c).mean(1).var(ddof=1)/len(c) for c,w in zip(cells, weights))
+        twice = sum(w*w*_residual(_points(c))/c.size for c,w in zip(cells, weights))
+    total = max(images + seeds - twice, images/2)  # a variance, though its estimate by subtraction can come out as none
+    df = total**2/(seeds**2/(poorest*max(len(cells)/2, 1)) + images**2/df_images)
+    df = float(max(df, poorest))  # the subtraction can push it below its poorest part
+    half = stats.t.ppf((1 + level)/2, df)*total**.5
+    return Effect(value, *possible(value - half, value + half), about, float(2*stats.t.sf(abs(value)/total**.5, df)), float(total**.5), df, *over_images)
 
 def _residual(y:np.ndarray) -> float:
     "Mean square that neither seed nor image explains."
     e = y - y.mean(0) - y.mean(1, keepdims=True) + y.mean()
-    return (e*e).sum()/((y.shape[0] - 1)*(y.shape[1] - 1))
+    return (e*e).sum()/((y.shape[0] - 1)*max(y.shape[1] - 1, 1))
 
 def _bootstrap_means(x:np.ndarray, n_boot:int, seed:int) -> np.ndarray:
     "Means of `n_boot` resamples of `x`, which takes few values."
@@ -165,8 +170,8 @@ def minimum_detectable(
     alpha:float=.05, # Of a false alarm
     m:int=1 # Comparisons among which a single false alarm is to have probability `alpha`
 ) -> float: # In points
-    "The smallest true difference that a two-sided t-test finds with probability `power`."
-    if se <= 0: return 0.
+    "The smallest true difference that a two-sided t-test finds with probability `power`; NaN where no standard error is known."
+    if not se > 0: return float('nan')
     df = min(df, 1e6)
     critical = stats.t.ppf(1 - alpha/m/2, df)
     found = lambda shift: np.nan_to_num(stats.nct.sf(critical, df, shift), nan=1.)  # the other tail is of no account; scipy loses its grip on very large shifts

@@ -4,7 +4,9 @@
 
 # %% ../nbs/48_tables.ipynb #937e3b83
 from __future__ import annotations
-import re, time
+import codecs, re, time
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,13 +16,15 @@ from .core import UserError, read_json
 from .data import datasets
 from .efficiency import count_flops, count_params, flops_convention
 from .models import create_model, strategies, variant_of, variants
+from .runs import differing, environments, failures, identity
 from .statistics import accuracy, difference, factorial, holm, minimum_detectable, of_both, p_text, signed
 
 # %% auto #0
-__all__ = ['study', 'study_note', 'verdicts', 'load_runs', 'load_progress', 'time_left', 'spoken', 'load_history', 'in_study',
-           'Outcomes', 'load_outcomes', 'pooled', 'comparison', 'reference_of', 'differences', 'reasons', 'answers',
-           'headline', 'difference_table', 'factor_effects', 'reproduction', 'counted', 'Finding', 'findings',
-           'to_markdown', 'to_latex']
+__all__ = ['study', 'study_note', 'noisy_from', 'verdicts', 'read_table', 'load_runs', 'load_progress', 'time_left', 'spoken',
+           'load_history', 'size_of', 'in_study', 'Outcomes', 'load_outcomes', 'pooled', 'comparison', 'Finding',
+           'void_reason', 'reference_of', 'differences', 'reasons', 'answers', 'headline', 'limits', 'difference_table',
+           'factor_effects', 'reproduction', 'counted', 'findings', 'one_line', 'in_markdown', 'to_markdown',
+           'in_latex', 'to_latex']
 
 # %% ../nbs/48_tables.ipynb #1ed47313
 study = pd.DataFrame([
@@ -46,18 +50,61 @@ def _in_order(df:pd.DataFrame) -> pd.DataFrame:
     place = lambda names, v: (names.index(v) if v in names else len(names), v)
     return df.sort_values(['variant','strategy','seed'], key=lambda s: s.map(lambda v: place(order[s.name], v)) if s.name in order else s, ignore_index=True)
 
+def read_table(
+    file:str|Path, # A CSV file of a run
+    *columns:str # It has to have them
+) -> pd.DataFrame: # Names are names: a class or an image called None, NA or nan is no missing value
+    "Read a table of a run. Raises `UserError` that names the file if it is damaged."
+    try:
+        numbers = set(pd.read_csv(file, nrows=0).columns) - {'class','file'}
+        df = pd.read_csv(file, dtype={'class': str, 'file': str}, keep_default_na=False, na_values=dict.fromkeys(numbers, ['', 'nan', 'NaN']))
+        if missing := [c for c in columns if c not in df]: raise ValueError(f'it has no {missing[0]}')
+        if len(df) and df.iloc[-1][list(columns)].isna().any(): raise ValueError('it is cut off')
+    except (ValueError, OSError) as e: raise UserError(f"{file} is damaged ({str(e).strip()}): put back the one that stood there, or delete its run.") from e
+    return df
+
+def _strategy(config:dict) -> str:
+    "The strategy of a run; one that names none, as a run made in Python may, took its variant's own."
+    if s := config['recipe'].get('strategy'): return s
+    try: return variant_of(config['variant']).strategy
+    except UserError: return 'uniform'
+
+def _config(folder:Path) -> dict:
+    "The config of a run. Raises `UserError` if it is damaged."
+    c = read_json(folder/'config.json')
+    try: c['variant'], c['recipe']['seed'], c['recipe']['epochs'], c['arch'], c['data']['name']
+    except (KeyError, TypeError) as e: raise UserError(f"{folder/'config.json'} is damaged (it has no {e}): put back the one that stood there, or delete its run.") from e
+    return c
+
+def _row(folder:Path) -> dict:
+    "A finished run. Raises `UserError` that names the file if one is damaged."
+    c, metrics = _config(folder), read_json(folder/'metrics.json')
+    cost = read_json(folder/'efficiency.json') if (folder/'efficiency.json').exists() else {}
+    n, images = read_table(folder/'per_class.csv', 'class', 'n').n, len(read_table(folder/'predictions.csv', 'file', 'true', 'pred1', 'prob1', 'prob_true'))
+    read_table(folder/'history.csv', 'epoch', 'accuracy'), environments(folder)
+    if metrics.get('n') != images: raise UserError(f"{folder/'predictions.csv'} is damaged (it holds {images} images of {metrics.get('n')}): put back the one that stood there, or delete its run.")
+    return dict(run=folder.name, variant=c['variant'], strategy=_strategy(c), seed=c['recipe']['seed'], arch=c['arch'], data=c['data']['name'], part=_part(c['data']), commonest=100*n.max()/max(n.sum(), 1), **metrics, **cost)
+
+def _finished(folder:Path) -> tuple[list[dict],dict[str,str]]:
+    "Rows of the finished runs, and why others are left out: what is damaged, and a seed that is there twice."
+    rows, left_out = {}, {}
+    for f in sorted(Path(folder).glob('*/metrics.json'), key=lambda f: (len(f.parent.name), f.parent.name)):  # a copy has the longer name
+        try: r = _row(f.parent)
+        except UserError as e: left_out[f.parent.name] = str(e); continue
+        twin = rows.setdefault((r['variant'], r['strategy'], r['seed']), r)
+        if twin is not r: left_out[r['run']] = f"{r['run']} is {r['variant']}, {r['strategy']}, seed {r['seed']} like {twin['run']}: a seed counts once."
+    for f in sorted(Path(folder).glob('*/config.json')):
+        if f.with_name('metrics.json').exists(): continue
+        try: _config(f.parent), read_table(h, 'epoch', 'accuracy') if (h := f.with_name('history.csv')).exists() else None
+        except UserError as e: left_out[f.parent.name] = str(e)
+    return list(rows.values()), left_out
+
 def load_runs(
     folder:str|Path # A run folder, as `ablate` writes it
 ) -> pd.DataFrame: # A row per finished run: config, metrics, efficiency, and the share of the commonest class in percent
-    "The finished runs of a folder, one per row. Raises `UserError` if there is none."
-    folder, rows = Path(folder), []
-    for f in sorted(folder.glob('*/metrics.json')):
-        c, metrics = read_json(f.with_name('config.json')), read_json(f)
-        efficiency = f.with_name('efficiency.json')
-        cost = read_json(efficiency) if efficiency.exists() else {}
-        n = pd.read_csv(f.with_name('per_class.csv')).n
-        rows.append(dict(run=f.parent.name, variant=c['variant'], strategy=c['recipe']['strategy'], seed=c['recipe']['seed'], arch=c['arch'], data=c['data']['name'], part=_part(c['data']), commonest=100*n.max()/n.sum(), **metrics, **cost))
-    if not rows: raise UserError(f"no finished run in '{folder}': run `simam_ema ablate` with --out {folder} first.")
+    "The finished runs of a folder, one per row; `findings` names those that are left out. Raises `UserError` if there is none."
+    rows, left_out = _finished(folder)
+    if not rows: raise UserError(next(iter(left_out.values()), f"no finished run in '{folder}': run `simam_ema ablate` with --out {folder} first."))
     return _in_order(pd.DataFrame(rows))
 
 def load_progress(
@@ -68,9 +115,13 @@ def load_progress(
     plan = folder/'grid.json'
     for name,c in (read_json(plan)['runs'] if plan.exists() else {}).items(): rows[name] = dict(run=name, **c, done=0, finished=False)
     for f in sorted(folder.glob('*/config.json')):
-        c, history = read_json(f), f.with_name('history.csv')
-        rows[f.parent.name] = dict(run=f.parent.name, variant=c['variant'], strategy=c['recipe']['strategy'], seed=c['recipe']['seed'], arch=c['arch'], data=c['data']['name'],
-                                   done=len(pd.read_csv(history)) if history.exists() else 0, epochs=c['recipe']['epochs'], finished=f.with_name('metrics.json').exists())
+        try: c = _config(f.parent)
+        except UserError: continue  # `findings` names it
+        try: done = len(read_table(f.with_name('history.csv'))) if f.with_name('history.csv').exists() else 0
+        except UserError: done = 0
+        rows[f.parent.name] = dict(run=f.parent.name, variant=c['variant'], strategy=_strategy(c), seed=c['recipe']['seed'], arch=c['arch'], data=c['data']['name'],
+                                   done=done, epochs=c['recipe']['epochs'], finished=f.with_name('metrics.json').exists())
+    for r in rows.values(): r['strategy'] = r['strategy'] or _strategy(dict(variant=r['variant'], recipe={}))
     columns = ['run','variant','strategy','seed','arch','data','done','epochs','finished']
     return _in_order(pd.DataFrame(rows.values(), columns=columns)) if rows else pd.DataFrame(columns=columns)
 
@@ -96,8 +147,15 @@ def spoken(seconds:float) -> str:
 def load_history(folder:str|Path) -> pd.DataFrame: # A row per run and epoch, with the run's variant, strategy and seed
     "The learning curves of a folder, those of unfinished runs included."
     folder, p = Path(folder), load_progress(folder)
-    parts = [pd.read_csv(folder/r.run/'history.csv').assign(run=r.run, variant=r.variant, strategy=r.strategy, seed=r.seed) for r in p[p.done > 0].itertuples()]
+    parts = [read_table(folder/r.run/'history.csv').assign(run=r.run, variant=r.variant, strategy=r.strategy, seed=r.seed) for r in p[p.done > 0].itertuples()]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=['epoch','train_loss','valid_loss','accuracy','run','variant','strategy','seed'])
+def size_of(
+    runs:pd.DataFrame # From `load_runs`
+) -> int|None: # Side of the input in pixels; None if no run was measured
+    "The size at which costs were measured."
+    known = runs['size'].dropna() if 'size' in runs else []
+    return int(known.iloc[0]) if len(known) else None
+
 
 # %% ../nbs/48_tables.ipynb #257e2d0b
 def in_study(
@@ -119,31 +177,39 @@ class Outcomes:
     pred:np.ndarray # `(S, N)` class indices
     confidence:np.ndarray # `(S, N)` probability of the best guess
     prob_true:np.ndarray # `(S, N)` probability of the true class
+    arch:str='' # The backbone
 
 def load_outcomes(
     folder:str|Path,
     runs:pd.DataFrame # From `load_runs`
 ) -> dict[tuple[str,str],Outcomes]: # By variant and strategy
-    "The predictions of every cell that was judged on the same images as the first."
-    out, files = {}, None
+    "The predictions of every cell that was judged on the images on which most runs were, the first's if as many were on others."
+    frames = {r: read_table(Path(folder)/r/'predictions.csv').sort_values(['file','true'], ignore_index=True, kind='stable') for r in runs.run}
+    classes = {r: tuple(read_table(Path(folder)/r/'per_class.csv')['class']) for r in runs.run}
+    images = {r: (classes[r], *zip(f.file, f.true)) for r,f in frames.items()}
+    most, out = Counter(images.values()).most_common(1)[0][0], {}
     for cell, g in runs.groupby(['variant','strategy'], sort=False):
-        frames = [pd.read_csv(Path(folder)/r/'predictions.csv', dtype={'file': str}).sort_values('file', ignore_index=True) for r in g.run]
-        same = lambda f: f[['file','true']].equals(files)
-        if files is None: files = frames[0][['file','true']]
-        if not all(map(same, frames)): continue
-        k = [c for c in frames[0] if re.fullmatch(r'pred\d', c)]
-        stack = lambda of: np.stack([np.asarray(of(f)) for f in frames])
-        out[cell] = Outcomes(g.run.tolist(), files.file.values, files.true.values, stack(lambda f: f.pred1==f.true), stack(lambda f: f[k].eq(f.true, axis=0).any(axis=1)),
-                             stack(lambda f: f.pred1), stack(lambda f: f.prob1), stack(lambda f: f.prob_true))
+        if any(images[r] != most for r in g.run): continue
+        fs = [frames[r] for r in g.run]
+        k = [c for c in fs[0] if re.fullmatch(r'pred\d', c)]
+        stack = lambda of: np.stack([np.asarray(of(f)) for f in fs])
+        out[cell] = Outcomes(g.run.tolist(), fs[0].file.values, fs[0].true.values, stack(lambda f: f.pred1==f.true), stack(lambda f: f[k].eq(f.true, axis=0).any(axis=1)),
+                             stack(lambda f: f.pred1), stack(lambda f: f.prob1), stack(lambda f: f.prob_true), g.arch.iloc[0])
     return out
 
 # %% ../nbs/48_tables.ipynb #1f0e2378
+noisy_from = 2 # Where the slowest of twenty passes takes that many times the median, or one run that many times another, it was the machine that was measured
+
 def pooled(
     runs:pd.DataFrame # From `load_runs`
-) -> pd.DataFrame: # The same with one latency per variant
+) -> pd.DataFrame: # The same with one latency and one 95th percentile per variant, and whether they are noise
     "The runs with the latency of their network."
     if 'latency_ms' not in runs: return runs
-    return runs.assign(latency_ms=runs.groupby(['arch','variant']).latency_ms.transform('median'))
+    runs = runs.assign(latency_p95_ms=runs.latency_p95_ms if 'latency_p95_ms' in runs else np.nan)
+    of = runs.groupby(['arch','variant'])
+    both = {k: of[k].transform('median') for k in ('latency_ms','latency_p95_ms')}
+    apart = of.latency_ms.transform('max')/of.latency_ms.transform('min')
+    return runs.assign(**both, latency_noisy=(both['latency_p95_ms'] > noisy_from*both['latency_ms']) | (apart > noisy_from))
 
 # %% ../nbs/48_tables.ipynb #bd2de997
 def comparison(
@@ -153,18 +219,39 @@ def comparison(
     rows, runs = [], pooled(runs)
     for (v, s), g in runs.groupby(['variant','strategy'], sort=False):
         def percent(k):
+            if g.n.nunique() > 1: return f'{g[k].mean():.2f}'  # on different images: no interval
             hits = np.arange(g.n.iloc[0]) < (g[k]*g.n/100).round().values[:,None]
             a = accuracy(hits)
             return f'{a.value:.2f} [{a.low:.1f}, {a.high:.1f}]'
-        cost = lambda k, fmt: fmt(g[k].mean()) if k in g and g[k].notna().all() else '–'
+        cost = lambda k, fmt: fmt(g[k].mean()) if k in g and g[k].notna().any() else '–'
         rows.append({'variant': v, 'strategy': s, 'seeds': str(len(g)), 'Top-1 % [95%]': percent('top1'), f'Top-{g.k.iloc[0]} % [95%]': percent('top5'),
                      'parameters': cost('parameters', lambda n: f'{n:,.0f}'), 'GFLOPs': cost('gflops', '{:.3f}'.format),
-                     'training min': cost('train_seconds', lambda t: f'{t/60:.1f}'), 'latency ms': cost('latency_ms', '{:.2f}'.format)})
+                     'training min': cost('train_seconds', lambda t: f'{t/60:.1f}'), 'latency ms (p95)': cost('latency_ms', lambda t: _latency(t, g.latency_p95_ms.iloc[0], g.latency_noisy.iloc[0]))})
         if in_study(g).all():
             p = study.loc[v]
             rows.append({'variant': f'{v} (study)', 'strategy': s, 'seeds': '1', 'Top-1 % [95%]': p.top1, 'Top-5 % [95%]': p.top5, 'parameters': p.parameters, 'GFLOPs': p.gflops,
-                         'training min': f'{60*float(p.train_hours):.1f}', 'latency ms': p.latency_ms})
+                         'training min': f'{60*float(p.train_hours):.1f}', 'latency ms (p95)': p.latency_ms})
     return pd.DataFrame(rows)
+
+def _latency(median:float, p95:float, noisy:bool) -> str: return f'{median:.2f}' + ('' if np.isnan(p95) else f' ({p95:.2f})') + ' noisy'*bool(noisy)
+
+# %% ../nbs/48_tables.ipynb #63151603
+@dataclass(frozen=True)
+class Finding:
+    "Something that limits what the figures can show."
+    kind:str # 'stop': conclusions are void, 'caution': they are weakened, 'note': to be known
+    about:str # In two words
+    text:str
+
+    @property
+    def voids(self) -> bool: return self.kind=='stop' and self.about != 'one seed' # Where one seed stands alone each comparison says so itself
+
+def void_reason(
+    found:Sequence[Finding]=() # From `findings`
+) -> str: # Empty if nothing voids the verdicts
+    "What makes every verdict void, in a few words."
+    return ', '.join(dict.fromkeys(f.about for f in found if f.voids))
+
 
 # %% ../nbs/48_tables.ipynb #6c99ba84
 def reference_of(
@@ -177,28 +264,46 @@ def reference_of(
     if cell[0]==base: return None
     return (base, cell[1]) if (base, cell[1]) in cells else next(c for c in cells if c[0]==base)
 
-verdicts = {'helps': 'helps', 'hurts': 'hurts', 'open': 'no difference shown', 'one seed': 'cannot be judged: one seed'}
+verdicts = {'helps': 'helps', 'hurts': 'hurts', 'above': 'above its reference', 'below': 'below its reference', 'perhaps': 'perhaps: two seeds', 'open': 'no difference shown',
+            'one seed': 'cannot be judged: one seed', 'void': 'void: runs not comparable'}
+
+def _verdict(r, void:bool) -> str:
+    "A key of `verdicts` for a row of `differences`."
+    if void: return 'void'
+    if r.about != of_both: return 'one seed'
+    if r.p_holm >= .05: return 'open'
+    if min(r.seeds) < 3: return 'perhaps'
+    up, down = ('helps', 'hurts') if r.reference=='baseline' and not r.confounded else ('above', 'below')
+    return up if r.value > 0 else down
 
 def differences(
     outcomes:dict[tuple[str,str],Outcomes], # From `load_outcomes`
-    metric:str='top1' # Or 'top5'
-) -> pd.DataFrame: # A row per comparison: names, then the fields of `Difference`, p_holm, detectable (points, for 80% power; NaN with one seed), confounded, verdict (a key of `verdicts`)
+    metric:str='top1', # Or 'top5'
+    found:Sequence[Finding]=() # From `findings`: what voids them
+) -> pd.DataFrame: # A row per comparison: names, then the fields of `Difference`, confounded, mixed (what else changed), left (points to gain above the reference), p_holm, detectable (points, for 80% power; NaN with one seed, and where it would be more than is left), verdict (a key of `verdicts`)
     "Every variant against its reference."
     rows = []
     for cell, o in outcomes.items():
         if (ref := reference_of(cell, outcomes)) is None: continue
-        d = difference(getattr(o, metric), getattr(outcomes[ref], metric))
-        rows.append(dict(variant=cell[0], strategy=cell[1], reference=ref[0], reference_strategy=ref[1], **vars(d), confounded=cell[1] != ref[1]))
+        r = outcomes[ref]
+        d = difference(getattr(o, metric), getattr(r, metric))
+        mixed = [what for what, differs in (('training strategy', cell[1] != ref[1]), ('backbone', o.arch != r.arch)) if differs]
+        rows.append(dict(variant=cell[0], strategy=cell[1], reference=ref[0], reference_strategy=ref[1], **vars(d), confounded=bool(mixed), mixed=' and '.join(mixed), left=100 - 100*float(getattr(r, metric).mean())))
     df = pd.DataFrame(rows)
     if df.empty: return df
     df['p_holm'] = holm(df.p.tolist())
-    df['detectable'] = [minimum_detectable(r.se, r.df, m=len(df)) if r.about==of_both else np.nan for r in df.itertuples()]
-    def verdict(r):
-        if r.about != of_both: return 'one seed'
-        return 'open' if r.p_holm >= .05 else 'helps' if r.value > 0 else 'hurts'
-    return df.assign(verdict=[verdict(r) for r in df.itertuples()])
+    def detectable(r):
+        least = minimum_detectable(r.se, r.df, m=len(df)) if r.about==of_both and r.discordant > 0 else np.nan
+        return least if least <= r.left else np.nan
+    void = bool(void_reason(found))
+    return df.assign(detectable=[detectable(r) for r in df.itertuples()], verdict=[_verdict(r, void) for r in df.itertuples()])
 
 def _named(variant, strategy, several): return f'{variant} ({strategy})' if several else variant
+
+def _undetectable(r) -> str:
+    "Why a row has no least difference that would have been found."
+    if r.discordant == 0: return 'No difference is detectable by these data: not an image tells the two apart.'
+    return f'No gain is detectable by these data: {r.reference} leaves {r.left:.1f} points, and only a larger difference would have been found reliably.'
 
 def reasons(
     r # A row of `differences`
@@ -206,11 +311,16 @@ def reasons(
     "What its difference was measured against, and why the verdict is what it is."
     p = f'p = {p_text(r.p_holm)} after Holm'.replace('= <', '< ')
     once = 'Both were' if r.seeds==(1, 1) else f'{r.variant if r.seeds[0]==1 else r.reference} was'
-    why = {'one seed': f'{once} trained once: {"these networks differ" if r.p_holm < .05 else "not even these networks can be told apart"} ({p}); whether others would is unknown.',
-           'open': f'Not shown to differ ({p}).{" Alone it would count, among all comparisons of this report it does not." if r.low*r.high > 0 else ""} A true difference of {r.detectable:.1f} points would have been found in four of five such comparisons.'}
-    said = why.get(r.verdict, f'It {r.verdict} ({p}, {min(r.seeds)} seeds{", where three are better" if min(r.seeds)==2 else ""}).')
-    mixed = ' The training strategy changed as well: this is not the effect of the modules alone.' if r.confounded else ''
-    return f'Against {_named(r.reference, r.reference_strategy, r.confounded)}. {said}{mixed}'
+    found = f'A true difference of {r.detectable:.1f} points would have been found in four of five such comparisons.' if r.detectable > 0 else _undetectable(r)
+    seeds = f'{min(r.seeds)} seeds'
+    why = {'void': 'The runs cannot be compared: no verdict.',
+           'one seed': f'{once} trained once: {"these networks differ" if r.p_holm < .05 else "not even these networks can be told apart"} ({p}); whether others would is unknown.',
+           'open': f'Not shown to differ ({p}).{" Alone it would count, among all comparisons of this report it does not." if r.low*r.high > 0 else ""} {found}',
+           'perhaps': f'It is {"higher" if r.value > 0 else "lower"} ({p}), but two seeds do not show how much a training varies: three or more can establish it.',
+           'above': f'It is higher ({p}, {seeds}).', 'below': f'It is lower ({p}, {seeds}).'}
+    said = why.get(r.verdict, f'It {r.verdict} ({p}, {seeds}).')
+    mixed = f' The {r.mixed or "training strategy"} changed as well: this is not the effect of the modules alone.' if r.confounded else ''
+    return f'Against {_named(r.reference, r.reference_strategy, r.reference_strategy != r.strategy)}. {said}{mixed}'
 
 def answers(
     diffs:pd.DataFrame # From `differences`
@@ -221,29 +331,59 @@ def answers(
 
 def headline(
     diffs:pd.DataFrame, # From `differences`
-    effects:pd.DataFrame=None # From `factor_effects`: then what the training strategy did is said too
+    effects:pd.DataFrame=None, # From `factor_effects`: then what the training strategy did is said too
+    found:Sequence[Finding]=() # From `findings`: what voids it
 ) -> str:
     "The answer in a few words."
-    said = [] if effects is None else [f'The training strategy {r.strategy} by itself {"raises" if r.value > 0 else "lowers"} Top-1 by {abs(r.value):.1f} points.'
-                                       for r in effects[(effects.kind=='strategy') & (effects.p_holm < .05) & (effects.about==of_both)].itertuples()]
+    if void := void_reason(found): return f'Cannot be said: the runs cannot be compared ({void}).'
+    if len(diffs) and (diffs.verdict=='void').any(): return 'Cannot be said: the runs cannot be compared.'
+    said = [] if effects is None else [f'The training strategy {r.strategy} by itself {"perhaps " if r.verdict=="perhaps" else ""}{"raises" if r.value > 0 else "lowers"} Top-1 by {abs(r.value):.1f} points.'
+                                       for r in effects[(effects.kind=='strategy') & effects.verdict.isin(['raises','lowers','perhaps'])].itertuples()]
     return ' '.join([_modules_headline(diffs), *said])
 
+def _and_more(names:Sequence[str], most:int=6) -> str:
+    "Names in a row; so many of them that a reader can take them in."
+    names = list(dict.fromkeys(names))
+    return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
+
 def _modules_headline(diffs:pd.DataFrame) -> str:
-    if diffs.empty: return 'Nothing to compare yet.'
-    fair, to = diffs[~diffs.confounded], 'the baseline' if (diffs.reference=='baseline').all() else ', '.join(dict.fromkeys(diffs.reference))
+    if diffs.empty: return 'Nothing to compare yet: one variant was trained.'
+    references = ['the baseline' if r=='baseline' else r for r in dict.fromkeys(diffs.reference)]
+    fair, to = diffs[~diffs.confounded], ', '.join(references)
     def join(df):  # with the strategies where it is not so under all
         some = lambda v: len(df[df.variant==v]) < len(diffs[diffs.variant==v])
-        return ', '.join(dict.fromkeys(f'{r.variant} (with {r.strategy})' if some(r.variant) else r.variant for r in df.itertuples()))
-    helps, hurts = fair[fair.verdict=='helps'], fair[fair.verdict=='hurts']
-    if (diffs.verdict=='one seed').all(): return 'Not shown either way: with one seed per variant nothing can be established.'
-    parts = ([f'Yes: {join(helps)}.'] if len(helps) else []) + ([f'{"No: " if not len(helps) else ""}{join(hurts)} lower{"s" if hurts.variant.nunique()==1 else ""} the accuracy.'] if len(hurts) else [])
-    mixed = diffs[diffs.confounded & diffs.verdict.isin(['helps','hurts'])]
-    if len(mixed): parts.append(f'{join(mixed)} differ{"s" if mixed.variant.nunique()==1 else ""} from {to}, but was trained differently too: the cause cannot be told.')
-    if left := [v for v in dict.fromkeys(diffs.variant) if v not in {*helps.variant, *hurts.variant, *mixed.variant}]:
-        parts.append(f'No difference to {to} is shown for {", ".join(left)}.' if parts else f'Not shown: no difference to {to} is established for {", ".join(left)}.')
-        least, most = diffs.detectable[diffs.verdict=='open'].agg(['min','max'])
-        if least > 0: parts.append(f'Only differences of about {least:.2g} points or more would be found reliably{f", in some comparisons {most:.2g}" if most > 1.5*least else ""}.')
+        return _and_more([f'{r.variant} (with {r.strategy})' if some(r.variant) else r.variant for r in df.itertuples()], 4)
+    one = lambda df, singular, plural: singular if df.variant.nunique()==1 else plural
+    of = lambda *verdicts: fair[fair.verdict.isin(verdicts)]
+    helps, hurts, above, below, perhaps = of('helps'), of('hurts'), of('above'), of('below'), of('perhaps')
+    if (diffs.verdict=='one seed').all(): return f'Not shown either way: with one seed per variant nothing can be established against {to}.'
+    parts = []
+    if len(helps): parts.append(f'Yes: {join(helps)} {one(helps, "is", "are")} better than {to}.')
+    if len(hurts): parts.append(f'{"No: " if not len(helps) else ""}{join(hurts)} {one(hurts, "is", "are")} worse than {to}.')
+    if len(above): parts.append(f'{join(above)} {one(above, "is", "are")} more accurate than {to}.')
+    if len(below): parts.append(f'{join(below)} {one(below, "is", "are")} less accurate than {to}.')
+    if len(perhaps):
+        way = [f'{join(p)} {one(p, "is", "are")} {word}' for p,word in ((perhaps[perhaps.value > 0], 'better'), (perhaps[perhaps.value < 0], 'worse')) if len(p)]
+        parts.append(f'Perhaps: {", ".join(way)} than {to}, but two seeds establish nothing.')
+    mixed = diffs[diffs.confounded & diffs.verdict.isin(['helps','hurts','above','below','perhaps'])]
+    if len(mixed): parts.append(f'{join(mixed)} differ{one(mixed, "s", "")} from {to}, but {one(mixed, "was", "were")} trained differently or on another backbone too: the cause cannot be told.')
+    shown = {*helps.variant, *hurts.variant, *above.variant, *below.variant, *perhaps.variant, *mixed.variant}
+    if left := [v for v in dict.fromkeys(diffs.variant) if v not in shown]:
+        parts.append(f'{"No" if parts else "Not shown: no"} difference to {to} is {"shown" if parts else "established"} for {_and_more(left, 4)}.')
+    if 'baseline' not in {*diffs.reference}: parts.append('No baseline was trained: whether attention helps cannot be said.')
     return ' '.join(parts)
+
+def limits(
+    diffs:pd.DataFrame # From `differences`
+) -> str: # Empty where nothing is left open
+    "How large a difference would have had to be to be found, in a sentence."
+    undecided = diffs[diffs.verdict=='open'] if len(diffs) else diffs
+    if undecided.empty: return ''
+    least, most = undecided.detectable.agg(['min','max'])
+    cannot = undecided[undecided.detectable.isna()]
+    said = [f'Only differences of about {least:.1f} points or more would be found reliably{f", in some comparisons {most:.1f}" if most > 1.5*least else ""}.'] if least > 0 else []
+    if len(cannot): said.append(f'{"For " + _and_more(cannot.variant) + " no" if said else "No"} realistic gain could be found by these data: too few images or seeds for what {_and_more(cannot.reference)} leaves to be gained (about {cannot.left.max():.1f} points).')
+    return ' '.join(said)
 
 # %% ../nbs/48_tables.ipynb #8c870d97
 def difference_table(
@@ -255,21 +395,27 @@ def difference_table(
     rows = []
     for i,r in enumerate(diffs.itertuples()):
         tests = ', '.join(f'{a}:{b} ({p_text(p)})' for a,b,p in r.mcnemar)
-        rows.append({'variant': r.variant, 'strategy': r.strategy, 'against': r.reference + (f', {r.reference_strategy}' if r.confounded else ''), 'Top-1, points [95%]': interval(r),
-                     'p, Holm': p_text(r.p_holm), 'verdict': verdicts[r.verdict], 'detectable': '–' if np.isnan(r.detectable) else f'{r.detectable:.1f}', **({'Top-5, points [95%]': interval(list(top5.itertuples())[i])} if top5 is not None else {}),
+        rows.append({'variant': r.variant, 'strategy': r.strategy, 'against': r.reference + (f', {r.reference_strategy}' if r.strategy != r.reference_strategy else ''), 'Top-1, points [95%]': interval(r),
+                     'p, Holm': p_text(r.p_holm), 'verdict': verdicts[r.verdict], 'detectable': f'{r.detectable:.1f}' if r.detectable > 0 else '–' if r.about != of_both else 'none', **({'Top-5, points [95%]': interval(list(top5.itertuples())[i])} if top5 is not None else {}),
                      'these networks [95%]': f'[{signed(r.images_low)}, {signed(r.images_high)}]', 'McNemar by seed': tests})
     return pd.DataFrame(rows)
 
 # %% ../nbs/48_tables.ipynb #f2f6f43e
 def factor_effects(
-    outcomes:dict[tuple[str,str],Outcomes]
-) -> pd.DataFrame|None: # From `statistics.factorial`; None unless every variant was trained with every one of two strategies or more
+    outcomes:dict[tuple[str,str],Outcomes],
+    found:Sequence[Finding]=() # From `findings`: what voids them
+) -> pd.DataFrame|None: # From `statistics.factorial`, with a verdict; None unless every variant was trained with every one of two strategies or more, and where they are void
     "Main effects of architecture and strategy and their interaction in Top-1, baseline and `uniform` being the reference."
     vs, ss = (list(dict.fromkeys(c[i] for c in outcomes)) for i in (0,1))
     ss.sort(key=lambda s: s != 'uniform')
     vs.sort(key=lambda v: v != 'baseline')
-    if min(len(vs), len(ss)) < 2 or any((v,s) not in outcomes for v in vs for s in ss): return None
-    return factorial({(v,s): outcomes[v,s].top1 for v in vs for s in ss})
+    if void_reason(found) or min(len(vs), len(ss)) < 2 or any((v,s) not in outcomes for v in vs for s in ss): return None
+    least = min(len(o.runs) for o in outcomes.values())
+    def verdict(r):
+        if r.about != of_both: return 'one seed'
+        return 'open' if r.p_holm >= .05 else 'perhaps' if least < 3 else 'raises' if r.value > 0 else 'lowers'
+    effects = factorial({(v,s): outcomes[v,s].top1 for v in vs for s in ss})
+    return effects.assign(verdict=[verdict(r) for r in effects.itertuples()])
 
 # %% ../nbs/48_tables.ipynb #31ff4382
 def reproduction(
@@ -315,22 +461,23 @@ def counted() -> pd.DataFrame: # A row per published count: figure, variant, pub
     return pd.DataFrame(rows)
 
 # %% ../nbs/48_tables.ipynb #13b34e48
-@dataclass(frozen=True)
-class Finding:
-    "Something that limits what the figures can show."
-    kind:str # 'stop': conclusions are void, 'caution': they are weakened, 'note': to be known
-    about:str # In two words
-    text:str
-
-def _differing(dicts:dict[str,dict], drop=()) -> dict[str,dict]:
-    "Keys in which `dicts` (by run) differ, each with its values and how many runs have them."
+def _count(found:dict[str,list[dict]], ignore=()) -> dict[str,dict]:
+    "Keys in which dicts differ, each with its values and how many runs have them; a run may have several dicts, and who does not know a key cannot differ in it."
     out = {}
-    for k in dict.fromkeys(k for d in dicts.values() for k in d if k not in drop):
-        values = [str(d.get(k)) for d in dicts.values()]
-        if len(set(values)) > 1: out[k] = {v: values.count(v) for v in dict.fromkeys(values)}
+    for k in dict.fromkeys(k for ds in found.values() for d in ds for k in d if k not in ignore):
+        values = Counter(v for ds in found.values() for v in dict.fromkeys(str(d[k]) for d in ds if k in d))
+        if len(values) > 1: out[k] = values
     return out
 
-def _listed(differing:dict) -> str: return '; '.join(f'{k}: ' + ', '.join(f'{v} ({n})' for v,n in vs.items()) for k,vs in differing.items())
+def _listed(differing:dict) -> str: return '; '.join(f'{k}: ' + _and_more([f'{v} ({n})' for v,n in vs.items()], 4) for k,vs in differing.items())
+
+def _notes(file:Path) -> list[str]:
+    "The lines of a text file in whatever encoding an editor left it."
+    raw = file.read_bytes()
+    utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try: text = raw.decode('utf-16' if utf16 else 'utf-8-sig')
+    except UnicodeDecodeError: text = raw.decode('cp1252', errors='replace')
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 def findings(
     folder:str|Path,
@@ -341,57 +488,101 @@ def findings(
     folder, out = Path(folder), []
     add = lambda *a: out.append(Finding(*a))
     configs = {r: read_json(folder/r/'config.json') for r in runs.run}
-    envs = {r: read_json(folder/r/'environment.json') for r in runs.run}
+    envs = {r: environments(folder/r) for r in runs.run}
     data = runs.data.iloc[0]
+    outcomes = load_outcomes(folder, runs) if outcomes is None else outcomes
     seeds = runs.groupby(['variant','strategy']).seed.agg(lambda s: tuple(sorted(s)))
-    least = seeds.map(len).min()
+    least, single = seeds.map(len).min(), len(seeds)==1
 
-    if d := _differing({r: c['data'] for r,c in configs.items()}, ('path',)): add('stop', 'data differ', f'The runs were not made on the same data. {_listed(d)}. Differences between them are not differences between variants.')
-    elif len(load_outcomes(folder, runs) if outcomes is None else outcomes) < len(seeds): add('stop', 'images differ', 'Some runs were evaluated on other images than the first; they are left out of every comparison.')
-    if d := _differing({r: c['recipe'] for r,c in configs.items()}, ('seed','strategy')): add('stop', 'recipes differ', f'The runs were not trained by the same recipe. {_listed(d)}.')
-    if d := _differing({r: {k: c.get(k) for k in ('weights','overrides')} for r,c in configs.items()}): add('caution', 'models differ', f'The runs differ in more than their variant. {_listed(d)}.')
-    if runs.arch.nunique() > 1: add('caution', 'backbones', f'The runs have different backbones: {", ".join(runs.arch.unique())}.')
-    if least==1:
+    same = {r: identity(c) for r,c in configs.items()}
+    first = next(iter(same.values()))
+    apart = {k for one in same.values() for k in differing(first, one)} - {'variant','recipe.seed','recipe.strategy','arch'}
+    known = {r: i for r,i in same.items() if i['digest'] is not None}
+    if len({i['digest'] for i in known.values()}) > 1: apart.add('digest')
+    of = lambda part: _count({r: [{k.removeprefix(part): i.get(k) for k in sorted(apart) if k.startswith(part)}] for r,i in same.items()})
+    if d := {**of('data.'), **({'images': Counter(str(i['digest'])[:8] for i in known.values())} if 'digest' in apart else {})}:
+        add('stop', 'data differ', f'The runs were not made on the same data. {_listed(d)}. Differences between them are not differences between variants.')
+    elif any((v,s) not in outcomes for v,s in seeds.index): add('stop', 'images differ', f'Some runs were evaluated on other images than the rest: {_and_more([f"{v}, {s}" for v,s in seeds.index if (v,s) not in outcomes])}. Move them to a folder of their own.')
+    elif len(known) < len(same) and data=='folder' and len({str(c['data'].get('path')) for c in configs.values()}) > 1:
+        add('caution', 'paths differ', 'The images came from different folders, and some runs did not note what was in them: names and labels of the validation images agree, the training images may differ.')
+    if d := of('recipe.'): add('stop', 'recipes differ', f'The runs were not trained by the same recipe. {_listed(d)}.')
+    if d := _count({r: [{k: i.get(k) for k in sorted(apart) if not k.startswith(('data.','recipe.')) and k != 'digest'}] for r,i in same.items()}):
+        add('stop', 'models differ', f'The runs differ in more than their variant: what they started from, or how it was built. {_listed(d)}.')
+    if (runs.groupby(['variant','strategy']).arch.nunique() > 1).any(): add('stop', 'backbones mixed', 'One variant was trained on several backbones.')
+    elif runs.arch.nunique() > 1: add('caution', 'backbones', f'The runs have different backbones: {", ".join(runs.arch.unique())}. A difference between two of them is not that of the modules alone.')
+    for line in _finished(folder)[1].values(): add('caution', 'left out', line)
+    if failed := failures(folder): add('caution', 'failed', f'{"; ".join(f"{r}: {line}" for r,line in failed.items())}. What could not be trained is left out of every figure, which flatters the variants that failed.')
+    repeated = {c: len(o.files) - len(set(o.files)) for c,o in outcomes.items()}
+    if any(repeated.values()): add('caution', 'names repeat', f'{max(repeated.values())} validation images have the name of another: they are matched by their order.')
+    if single: add('note', 'one variant', 'There is nothing to compare: it takes a baseline, trained alike, to see what a module does.' + (' Another training would give another accuracy, and one cannot show by how much.' if least==1 else ''))
+    if least==1 and not single:
         judged = any(min(len(s), len(seeds[ref])) > 1 for c,s in seeds.items() if (ref := reference_of(c, seeds.index)))
         add('caution' if judged else 'stop', 'one seed', f'{"; ".join(f"{v}, {s}" for (v,s),x in seeds.items() if len(x)==1)}: trained once. Two trainings that differ in nothing but their seed differ too, and one cannot show by how much: '
             + ('a comparison with one seed on either side is not judged, and its interval speaks about these trained networks only.' if judged else 'the intervals speak about these trained networks only. No difference in this report is established.'))
-    elif least==2: add('caution', 'two seeds', 'Two seeds are the least that shows the luck of a training at all; their intervals are wide. Three or more are better.')
-    if seeds.nunique() > 1: add('note', 'uneven seeds', f'Not all variants were trained with the same seeds: {"; ".join(f"{v}, {s}: {list(x)}" for (v,s),x in seeds.items())}.')
+    elif least==2 and not single: add('caution', 'two seeds', 'Two seeds are the least that shows the luck of a training at all: their intervals are wide, and what they show is a “perhaps”. Three or more can establish a difference.')
+    if seeds.nunique() > 1: add('note', 'uneven seeds', f'Not all variants were trained with the same seeds, which widens the intervals: {"; ".join(f"{v}, {s}: {list(x)}" for (v,s),x in seeds.items())}.')
     if runs.groupby('variant').strategy.nunique().max()==1 and runs.strategy.nunique() > 1: add('caution', 'confounded', 'Architecture and training strategy change together between rows, as in the study: a difference can come from either. `simam_ema ablate --strategies uniform,discriminative+freeze` tells them apart.')
-    if d := _differing({r: dict(commit=e['commit']) for r,e in envs.items()}): add('caution', 'commits differ', f'The runs were made by different versions of the code. {_listed(d)}.')
-    if any(str(e['commit']).endswith('+') for e in envs.values()): add('caution', 'uncommitted', 'Some runs were made with changes that are in no commit (marked +): the commit alone does not repeat them.')
-    if d := _differing({r: {**e['packages'], 'python': e['python']} for r,e in envs.items()}): add('caution', 'packages differ', f'The runs were made with different packages. {_listed(d)}.')
-    if 'latency_ms' in runs:
-        if d := _differing({r: {k: e[k] for k in ('cpu','cores','gpu')} for r,e in envs.items()}): add('caution', 'machines differ', f'Times were measured on different machines and cannot be compared. {_listed(d)}.')
-        between = runs.groupby(['arch','variant']).latency_ms.agg(['min','max'])
+    part = lambda *keys: _count({r: [{k: e[k] for k in keys if k in e} for e in es] for r,es in envs.items()})
+    within = lambda *keys: [r for r,es in envs.items() if _count({r: [{k: e[k] for k in keys if k in e} for e in es]})]
+    resumed = lambda rs: f' Within one training: {_and_more(rs)}.' if rs else ''
+    if d := part('commit'): add('caution', 'commits differ', f'The runs were made by different versions of the code. {_listed(d)}.{resumed(within("commit"))}')
+    if any(str(e.get('commit')).endswith('+') for es in envs.values() for e in es): add('caution', 'uncommitted', 'Some runs were made with changes that are in no commit (marked +): the commit alone does not repeat them.')
+    packages = {r: [{**e.get('packages', {}), **({'python': e['python']} if 'python' in e else {})} for e in es] for r,es in envs.items()}
+    if d := _count(packages): add('caution', 'packages differ', f'The runs were made with different packages. {_listed(d)}.{resumed([r for r,ps in packages.items() if _count({r: ps})])}')
+    if d := part('kernels'): add('caution', 'kernels differ', f'The gates were computed by different code, which rounds and takes its time differently. {_listed(d)}.{resumed(within("kernels"))}')
+    if unknown := [r for r,es in envs.items() if not es]: add('caution', 'environment unknown', f'No note of the machine and the packages of {_and_more(unknown)}.')
+    machine = ('cpu','cores','gpu','processes')
+    if d := part(*machine): add('caution', 'machines differ', f'Times were measured on different machines and cannot be compared. {_listed(d)}.{resumed(within(*machine))}')
+    if 'latency_ms' in runs and runs.latency_ms.notna().any():
+        between = runs.groupby(['arch','variant']).latency_ms.agg(['min','max']).dropna()
         (_, v), (low, high) = (spread := between['max']/between['min']).idxmax(), between.loc[spread.idxmax()]
-        if high > 1.05*low: add('note', 'latency', f'The latency of one and the same network ({v}) was measured between {low:.2f} and {high:.2f} ms: between variants a difference like that means nothing.')
-    last = {r: pd.read_csv(folder/r/'history.csv').accuracy for r in runs.run}
+        noisy = pooled(runs).query('latency_noisy').groupby('variant', sort=False).first()
+        if len(noisy): add('caution', 'latency is noise', f'{_and_more([f"{r.Index}: median {r.latency_ms:.2f} ms, 95th percentile {r.latency_p95_ms:.2f}" for r in noisy.itertuples()])}. The machine was busy with something else: measure again before a latency is believed.')
+        elif high > 1.05*low: add('note', 'latency', f'The latency of one and the same network ({v}) was measured between {low:.2f} and {high:.2f} ms: between variants a difference like that means nothing.')
+    last = {r: read_table(folder/r/'history.csv').accuracy for r in runs.run}
     off = [r for r,a in zip(runs.run, runs.top1) if abs(100*last[r].iloc[-1] - a) > .5]
-    if off: add('caution', 'not the last epoch', f'The evaluation of {", ".join(off)} is not that of the last epoch: if the best epoch was chosen on the validation images, its accuracy is too high.')
-    if (runs.top1 <= runs.commonest).any(): add('caution', 'not learnt', f'{", ".join(runs.run[runs.top1 <= runs.commonest])}: no better than always answering the commonest class.')
+    if off: add('caution', 'not the last epoch', f'The evaluation of {_and_more(off)} is not that of the last epoch: if the best epoch was chosen on the validation images, its accuracy is too high.')
+    if (runs.top1 <= runs.commonest).any(): add('caution', 'not learnt', f'{_and_more(runs.run[runs.top1 <= runs.commonest])}: no better than always answering the commonest class.')
 
-    add('note', 'scope', 'One data set and one recipe: nothing follows for other data, longer training or another learning rate, and “no difference shown” does not mean equal – each comparison says how large a difference would have been found.')
+    equal = '' if single else ' “No difference shown” does not mean equal: each comparison says how large a difference would have been found.'
+    add('note', 'scope', f'One data set and one recipe: nothing follows for other data, longer training or another learning rate.{equal}')
     add('note', 'selection', f'Evaluated after the last epoch, not the best one, on {int(runs.n.iloc[0]):,} validation images, one pass each, no test-time augmentation. There is no third set: a learning rate or a variant that is chosen by these figures will look better in them than it is.')
     add('note', 'commonest class', f'Always answering the commonest class would score {runs.commonest.iloc[0]:.2f}%.')
-    if runs.k.iloc[0] < 5 or len(pd.read_csv(folder/runs.run.iloc[0]/'per_class.csv')) <= 10:
-        add('note', 'Top-5', f'Of {len(pd.read_csv(folder/runs.run.iloc[0]/"per_class.csv"))} classes the {int(runs.k.iloc[0])} best guesses are a large part: Top-{int(runs.k.iloc[0])} says little here.')
+    per_class = read_table(folder/runs.run.iloc[0]/'per_class.csv')
+    if (empty := per_class['class'][per_class.n == 0].tolist()): add('caution', 'classes absent', f'No validation image shows {_and_more(empty)}: nothing is known about {"it" if len(empty)==1 else "them"}.')
+    if runs.k.iloc[0] < 5 or len(per_class) <= 10:
+        add('note', 'Top-5', f'Of {len(per_class)} classes the {int(runs.k.iloc[0])} best guesses are a large part: Top-{int(runs.k.iloc[0])} says little here.')
     if data=='tiny_imagenet' and any(c.get('weights') for c in configs.values()): add('note', 'ImageNet overlap', 'Tiny ImageNet was cut from ImageNet, so pretrained weights have seen its classes: absolute accuracies flatter every variant.')
     if data=='elpv': add('note', 'modules split', 'ELPV does not say which cells come from one solar module: cells of one module can be in both training and validation, which flatters every variant.')
-    if 'gflops' in runs: add('note', 'FLOPs', f'{flops_convention}, at {runs["size"].iloc[0]:.0f}×{runs["size"].iloc[0]:.0f} pixels.')
+    if 'gflops' in runs and (size := size_of(runs)): add('note', 'FLOPs', f'{flops_convention}, at {size}×{size} pixels.')
     if in_study(runs).any(): add('note', 'the study', study_note)
     if data in datasets and datasets[data].licence: add('note', 'licence', f'{data}: {datasets[data].licence}.')
     if (folder/'notes.txt').exists():
-        for line in (folder/'notes.txt').read_text(encoding='utf-8').splitlines(): add('caution', 'noted by hand', line)
-    unfinished = load_progress(folder).query('~finished.astype("bool")')
-    if len(unfinished): add('caution', 'unfinished', f'{len(unfinished)} more run{"s are" if len(unfinished) > 1 else " is"} not finished and left out: {", ".join(unfinished.run)}.')
+        for line in _notes(folder/'notes.txt'): add('caution', 'noted by hand', line)
+    unfinished = [r for r in load_progress(folder).query('~finished.astype("bool")').run if r not in failed]
+    if unfinished: add('caution', 'unfinished', f'{len(unfinished)} more run{"s are" if len(unfinished) > 1 else " is"} not finished and left out: {_and_more(unfinished)}.')
     return sorted(out, key=lambda f: ('stop','caution','note').index(f.kind))
 
 # %% ../nbs/48_tables.ipynb #aaa69612
+def one_line(text) -> str:
+    "A name from outside as text of a page: no line breaks, no control characters."
+    return ' '.join(re.sub(r'[\x00-\x08\x0b-\x1f\x7f\u200e\u200f\u202a-\u202e\u2066-\u2069]', ' ', str(text).encode('utf-8', 'replace').decode()).split())
+
+def in_markdown(text) -> str:
+    "Text that Markdown leaves alone: no table is split by it and no tag begins."
+    return re.sub(r'<(?=[\w/!?])', '&lt;', one_line(text))
+
 def to_markdown(table:pd.DataFrame) -> str:
     "A pipe table, the first two columns to the left."
-    line = lambda cells: f"| {' | '.join(map(str, cells))} |"
+    line = lambda cells: f"| {' | '.join(in_markdown(c).replace('|', chr(92) + '|') for c in cells)} |"
     return '\n'.join([line(table.columns), line(['---']*2 + ['--:']*(len(table.columns) - 2)), *[line(r) for r in table.fillna('–').itertuples(index=False)]])
+
+_tex = {'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '<': '$<$', '>': '$>$', '–': '--', '×': r'$\times$', **{c: f'\\{c}' for c in '&%$#_{}'}}
+
+def in_latex(text) -> str:
+    "Text that LaTeX sets as it stands; differences with a sign that is one."
+    tex = re.sub('|'.join(map(re.escape, _tex)), lambda m: _tex[m[0]], one_line(text))
+    return re.sub(r'(?<![\w.])[+−]\d+(?:\.\d+)?', lambda m: f'${m[0]}$'.replace('−', '-'), tex)
 
 def to_latex(
     table:pd.DataFrame,
@@ -399,6 +590,5 @@ def to_latex(
     label:str # Of \ref
 ) -> str:
     r"A table environment in the style of the package booktabs; \usepackage{booktabs} is all it needs."
-    tex = table.fillna('–').to_latex(index=False, escape=True, column_format='ll' + 'r'*(len(table.columns) - 2), caption=caption.replace('%', r'\%'), label=label, position='htbp')
-    tex = re.sub(r'[+−]\d+(?:\.\d+)?', lambda m: f'${m[0]}$'.replace('−', '-'), tex)
-    return tex.replace('–', '--').replace('×', r'$\times$').replace('<', '$<$')
+    tex = table.fillna('–').map(in_latex).rename(columns=in_latex)
+    return tex.to_latex(index=False, escape=False, column_format='ll' + 'r'*(len(table.columns) - 2), caption=in_latex(caption), label=label, position='htbp')
