@@ -4,9 +4,10 @@
 
 # %% ../nbs/50_ablation.ipynb #8b87d3c2
 from __future__ import annotations
-import contextlib, json, os, platform, shlex, subprocess, sys, time
+import contextlib, gc, inspect, json, os, platform, shlex, subprocess, sys, time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
@@ -15,11 +16,11 @@ import numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Recorder
-from fastai.torch_core import get_model
+from fastai.torch_core import default_device, get_model
 
 import simam_ema_fastai
 from .backbones import check_size
-from .bundle import write_bundle
+from .bundle import read_bundle, write_bundle
 from .core import UserError, alone, import_extra, in_notebook, one_of, read_json, write_json, write_text
 from .data import datasets, get_dls
 from .efficiency import measure
@@ -28,13 +29,14 @@ from .inference import export
 from .learner import Recipe, fit_recipe, variant_learner
 from .models import variant_of
 from .processes import check_shared, from_first, is_first, one_goes_first, several
+from .runs import Failure, add_environment, contents, differing, ends_grid, failures, fault_of, first_environment, forget_failure, identity, note_failure, read_config, told, weights_digest
 from .survival import StopAtNaN, load_newest, naming_settings, previous, save_checked
 from .tables import load_progress, spoken, time_left
 from .weights import load_weights, stats_of
 
 # %% auto #0
-__all__ = ['grids', 'Config', 'environment', 'Checkpoint', 'ShowProgress', 'check_logger', 'loggers', 'run', 'grid', 'in_turn',
-           'ablate', 'Grid']
+__all__ = ['grids', 'Config', 'environment', 'Checkpoint', 'ShowProgress', 'check_logger', 'loggers', 'OtherRun', 'run', 'grid',
+           'in_turn', 'RunsFailed', 'ablate', 'Grid']
 
 # %% ../nbs/50_ablation.ipynb #56d268af
 @dataclass(frozen=True)
@@ -47,7 +49,10 @@ class Config:
     weights:str|None = None # As for `load_weights`
     overrides:dict = None # stages, factor, reduction, sites, act of `create_model`
 
-    def __post_init__(self): object.__setattr__(self, 'arch', variant_of(self.variant, self.arch, **(self.overrides or {})).arch)
+    def __post_init__(self):
+        v = variant_of(self.variant, self.arch, **(self.overrides or {}))
+        object.__setattr__(self, 'arch', v.arch)
+        if self.recipe.strategy is None: object.__setattr__(self, 'recipe', replace(self.recipe, strategy=v.strategy))
 
     @property
     def name(self) -> str: return f'{self.variant}-{self.recipe.strategy}-s{self.recipe.seed}'
@@ -61,15 +66,9 @@ class Config:
     def dls(self) -> DataLoaders: return get_dls(**self.dls_args)
 
     def as_json(self) -> dict:
-        return json.loads(json.dumps(asdict(self), default=str))
-
-    def same_as(self, other:dict) -> list[str]:
-        """Where `other`, a config read from disk, differs. Where the data lie does not matter, nor how they were fed unless this config insists on a loader;
-        a setting that `other` does not know had its default."""
-        flat = lambda d: {f'{k}.{j}' if isinstance(v, dict) else k: u for k,v in d.items() for j,u in (v.items() if isinstance(v, dict) else [(k,v)])}
-        mine, theirs = flat(self.as_json()), flat({**other, 'recipe': {**asdict(Recipe()), **other.get('recipe', {})}})
-        if mine.get('data.loader', 'auto') == 'auto': mine['data.loader'] = theirs['data.loader'] = theirs.get('data.loader', 'files')
-        return [f'{k} {theirs.get(k)} (now {mine.get(k)})' for k in {**mine, **theirs} if k != 'data.path' and mine.get(k) != theirs.get(k)]
+        "As `config.json` holds it, apart from the contents of data and weights."
+        named = self.weights if isinstance(self.weights, (str, Path, type(None))) else getattr(self.weights, 'source', 'a state dict')
+        return json.loads(json.dumps(asdict(replace(self, weights=named)), default=str))
 
 # %% ../nbs/50_ablation.ipynb #4cbbab54
 def _commit() -> str|None:
@@ -92,15 +91,21 @@ def _command() -> str:
     program = ['simam_ema'] if path.name in ('-c', '-m', '__main__.py') else ['python', f'{path.parent.name}/{path.name}'] if path.suffix == '.py' else [path.name]
     return shlex.join([*program, *args])
 
+def _kernels() -> str|None:
+    "Which path the gates take on this machine's default device."
+    try: from simam_ema_fastai.fused import kernel_path
+    except ImportError: return None
+    return kernel_path(default_device())
+
 def environment() -> dict:
-    "Packages, commit, machine and command of this process."
+    "Packages, commit, machine, kernels and command of this process."
     def installed(p):
         try: return version(p)
         except PackageNotFoundError: return None
     packages = ('simam_ema_fastai', 'torch', 'torchvision', 'fastai', 'fastcore', 'timm', 'numpy', 'pillow', 'pandas')
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return dict(packages={p: v for p in packages if (v := installed(p))}, python=platform.python_version(), commit=_commit(), system=platform.system(),
-                cpu=_cpu(), cores=os.cpu_count(), gpu=gpu, processes=torch.distributed.get_world_size() if several() else 1, command=_command())
+                cpu=_cpu(), cores=os.cpu_count(), gpu=gpu, kernels=_kernels(), processes=torch.distributed.get_world_size() if several() else 1, command=_command())
 
 # %% ../nbs/50_ablation.ipynb #9b8ccee2
 class Checkpoint(Callback):
@@ -216,6 +221,34 @@ def loggers(
     from fastai.callback.tensorboard import TensorBoardCallback
     return [_CountSkipped(start_epoch), TensorBoardCallback(folder/'log', trace_model=False, log_preds=False)]
 
+# %% ../nbs/50_ablation.ipynb #d74abbdf
+class OtherRun(UserError):
+    "The folder holds a run with other settings."
+
+def _check_same(
+    config:Config,
+    folder:Path, # Of the run
+    now:Callable[[dict],dict]=None # From what config.json holds to the contents of data and weights as they are now; None: settings only
+):
+    "Raise `OtherRun` if `folder` holds another run than `config`'s."
+    if not (folder/'config.json').exists(): return
+    there, mine = read_config(folder), config.as_json()
+    differs = differing(identity(there), identity(mine))
+    if there.get('weights_digest'): differs.pop('weights', None)  # if their contents are the same, the name does not matter
+    if not differs and now: differs = differing(identity(there), identity({**mine, **now(there)}))
+    if differs: raise OtherRun(f"{folder} holds a run with {told(differs)}: repeat that run's settings or choose another folder.")
+
+def _look(config:Config, there:dict, seen:dict) -> dict:
+    "The contents of the data and weights of `config`, as far as `there`, a config read from disk, tells its own; `seen` keeps what was looked at."
+    def once(key, f):
+        if key not in seen:
+            with one_goes_first(): seen[key] = f()
+        return seen[key]
+    data = lambda: contents(get_dls(**config.data, bs=config.recipe.bs))['digest']
+    weights = lambda: weights_digest(load_weights(config.weights, config.arch))
+    return dict(digest=once(repr(config.data), data) if there.get('digest') else None,
+                weights_digest=once((repr(config.weights), config.arch), weights) if there.get('weights_digest') and config.weights is not None else None)
+
 # %% ../nbs/50_ablation.ipynb #403ffd1e
 def run(
     config:Config, # What to run
@@ -225,9 +258,17 @@ def run(
     log:str=None, # Also log to 'tensorboard' or 'wandb'
     patience:float=0 # Seconds to wait for another process that works in the folder
 ) -> dict: # The metrics
-    "Train, evaluate, measure and export one run, going on where an earlier call was interrupted; at once if it is done. Raises `UserError` if the folder holds another config, another process works in it, the loss is no number, or memory runs out."
+    """Train, evaluate, measure and export one run, going on where an earlier call was interrupted; at once if it is done.
+    Raises `UserError` if the folder holds another config, another process works in it, the loss is NaN, or memory runs out; why is noted in the folder."""
     if log: check_logger(log)
-    with _first_alone(folder, patience): return from_first(_run(config, Path(folder), dls, measured, log))
+    folder = Path(folder)
+    with _first_alone(folder, patience):
+        try: return from_first(_run(config, folder, dls, measured, log))
+        except OtherRun: raise
+        except Exception as e:
+            if not ends_grid(e) and (not several() or Failure.of(e).ours is False):  # of several processes, one that was lost fails the others
+                with contextlib.suppress(OSError): note_failure(folder, e)
+            raise
 
 def _first_alone(folder, patience=0):
     "Keep processes out of `folder` that work on something else."
@@ -239,43 +280,64 @@ def _shared_out(learn):
     from simam_ema_fastai.distributed import distributed
     return distributed(learn)
 
-def _check_same(config:Config, folder:Path):
-    "Raise `UserError` if `folder` holds another run than `config`'s."
-    if not (folder/'config.json').exists(): return
-    differs = config.same_as(read_json(folder/'config.json'))
-    if differs: raise UserError(f"{folder} holds a run with {'; '.join(differs)}: repeat that run's settings or choose another folder.")
+def _size(dls:DataLoaders) -> int:
+    "Side in pixels of the images of `dls`, which need not be from `get_dls`."
+    return vars(dls).get('size') or dls.valid.one_batch()[0].shape[-1]
+
+def _finished(folder:Path, measured:bool) -> dict:
+    "The metrics of a run that is done, measured if it was not. Raises `UserError` if a part of it is missing."
+    Checkpoint(folder).remove()
+    forget_failure(folder)
+    if fault := fault_of(folder): raise UserError(fault)
+    if measured and is_first() and not (folder/'efficiency.json').exists():
+        learn = read_bundle(folder)
+        size = learn.about['transforms']['crop'][-1]
+        write_json(folder/'efficiency.json', measure(learn.model.to(default_device()), size, min(64, read_config(folder)['recipe'].get('bs', 64))))
+        add_environment(folder, environment())
+    return read_json(folder/'metrics.json')
+
+def _as_it_began(config:Config, there:dict) -> Config:
+    "`config` with the loader, and the place of the images, that the run began with, unless it insists on others; before there were two loaders, it was 'files'."
+    began = {'loader': 'files', **{k: there['data'][k] for k in ('loader','on_device') if there['data'].get(k) is not None}}
+    if 'on_device' not in inspect.signature(get_dls).parameters: began.pop('on_device', None)
+    asked = {k: v for k,v in config.data.items() if k in began and v not in (None, 'auto')}
+    for k,v in asked.items():
+        if v != began[k]: print(f'  going on with {k} {v}; it began with {began[k]}')
+    return replace(config, data={**config.data, **began, **asked})
 
 def _run(config, folder, dls, measured, log):
     _check_same(config, folder)
-    checkpoint = Checkpoint(folder)
     if (folder/'metrics.json').exists():
-        checkpoint.remove()
-        return read_json(folder/'metrics.json')
+        _check_same(config, folder, lambda there: _look(config, there, {} if dls is None else {repr(config.data): contents(dls)['digest']}))
+        return _finished(folder, measured)
     if is_first():
         for f in folder.glob('.*.tmp'): f.unlink()  # what a killed process left half written
+        forget_failure(folder)
     weights = load_weights(config.weights, config.arch)
-    if (folder/'config.json').exists():  # go on with the loader that the run began with; before there were two, it was 'files'
-        began = read_json(folder/'config.json')['data'].get('loader', 'files')
-        config = replace(config, data={**config.data, 'loader': began})
-        if getattr(dls, 'loader', began) != began: dls = None
+    if (folder/'config.json').exists():
+        config = _as_it_began(config, read_config(folder))
+        if dls is not None and any(vars(dls).get(k, config.data.get(k)) != config.data.get(k) for k in ('loader','on_device') if k in config.data): dls = None
     with one_goes_first(): dls = dls or config.dls()
-    config = replace(config, data={**config.data, 'loader': getattr(dls, 'loader', 'files')})
+    now = contents(dls, weights)
+    _check_same(config, folder, lambda _: now)
+    fed = {k: v for k in ('loader','on_device') if (v := vars(dls).get(k)) is not None}
+    config = replace(config, data={**config.data, 'loader': 'files', **fed})
     learn = variant_learner(dls, config.variant, config.arch, weights, config.recipe, **(config.overrides or {}))
-    if is_first():
-        write_json(folder/'config.json', config.as_json())
-        write_json(folder/'environment.json', environment())
+    checkpoint = Checkpoint(folder)
+    if is_first(): write_json(folder/'config.json', config.as_json() | now)
     check_shared(folder/'config.json')
     done = checkpoint.resume(learn)
+    if is_first(): (add_environment if done else first_environment)(folder, environment())
     if done: print(f'  going on after epoch {done} of {config.recipe.epochs}')
     with contextlib.ExitStack() as stack:
-        stack.enter_context(naming_settings(config.recipe.bs, dls.size))
+        stack.enter_context(naming_settings(config.recipe.bs, size := _size(dls)))
         if not in_notebook(): stack.enter_context(learn.no_bar()); stack.enter_context(learn.no_logging())
         shown = [] if in_notebook() else [ShowProgress(folder.parent, done)]
         with _shared_out(learn):
             fit_recipe(learn, done, cbs=[checkpoint, StopAtNaN(checkpoint.file), *shown, *loggers(log, folder, config, done)])
             result = evaluate(learn)
         if not is_first(): return
-        if measured: write_json(folder/'efficiency.json', measure(learn.model, dls.size, min(64, config.recipe.bs)))
+        if measured: write_json(folder/'efficiency.json', measure(learn.model, size, min(64, config.recipe.bs)))
     write_text(folder/'predictions.csv', result.predictions.to_csv(index=False))
     write_text(folder/'per_class.csv', result.per_class.to_csv(index=False))
     write_bundle(learn, folder, result.metrics)
@@ -308,39 +370,124 @@ def in_turn(
     configs:Sequence[Config], # Runs to do
     folder:Path, # Holds a folder per run
     measured:bool, # As for `run`
-    log:str|None # As for `run`
-) -> Iterator[tuple[Config,dict]]: # Every config with its metrics, as they come
+    log:str|None, # As for `run`
+    dls:dict[str,DataLoaders]=None # Those made before, by the repr of a config's `dls_args`
+) -> Iterator[tuple[Config,dict|Failure]]: # Every config with its metrics, or with why it has none, as they come
     "An executor: one run after the other in this process; runs that want the same data share them."
-    dls = {}
+    if dls is None: dls = _prepare(configs)
     for i,c in enumerate(configs, 1):
         print(f'[{i}/{len(configs)}] {c.name}', flush=True)
-        key = repr(c.dls_args)
-        with one_goes_first(): dls[key] = dls.get(key) or c.dls()
-        yield c, run(c, folder/c.name, dls[key], measured, log)
+        try: result = run(c, folder/c.name, dls.get(repr(c.dls_args)), measured, log)
+        except Exception as e:
+            if ends_grid(e) or several(): raise  # several processes cannot agree on going on when one of them fails
+            result = Failure.of(e)
+        if isinstance(result, Failure):  # now that the error, and with it the learner, is gone
+            gc.collect()
+            if torch.cuda.is_available(): torch.cuda.empty_cache()
+        yield c, result
+
+class RunsFailed(UserError):
+    "Some runs of a grid could not be finished; the others were."
+    def __init__(self, failed:dict[str,Failure]):
+        super().__init__('\n'.join(f'{name}: {f.line}' for name,f in failed.items()))
+        self.failed = failed
+        self.status = 1 if any(f.ours for f in failed.values()) else 2 # Of the command line
 
 def ablate(
     configs:Sequence[Config], # From `grid`
     folder:str|Path, # Run folder: holds a folder per run
     measured:bool=True, # Also measure latency, throughput and memory
     log:str=None, # Also log to 'tensorboard' or 'wandb'
-    executor:Callable=in_turn # Does the runs: `in_turn`, `cluster.on_ray`, or another function like them
+    executor:Callable=None # Does the runs: `in_turn` if None, `cluster.on_ray`, or another function like them
 ) -> list[dict]: # The metrics of every run
-    "Do the runs that are not done yet. Raises `UserError` when another process works in the same folder, or weights cannot be had."
-    folder = Path(folder)
+    """Do the runs that are not done yet. A run that fails ends by itself: why is noted in its folder, the others go on, and the next call tries it again.
+    Raises `RunsFailed` at the end if any did; `UserError` before anything is written if another process works in the folder, if it holds other runs than these, or if weights or data cannot be had."""
+    folder, asked = Path(folder), [c.name for c in configs]
+    configs = _distinct(configs)
     if log: check_logger(log)
     with _first_alone(folder):
         for c in configs: _check_same(c, folder/c.name)
+        failed = from_first(failures(folder))
         todo = from_first([c for c in configs if not (folder/c.name/'metrics.json').exists()])
-        for needed in dict.fromkeys((c.weights, c.arch) for c in todo):  # better now than after the first run
-            with one_goes_first(): load_weights(*needed)
+        todo = sorted(todo, key=lambda c: c.name in failed)  # they come last
+        made = _prepare(todo)
+        _check_folder(configs, folder, {repr(c.data): contents(made[k])['digest'] for c in todo if (k := repr(c.dls_args)) in made})
+        plan = folder/'grid.json'
+        before = plan.read_text(encoding='utf-8') if plan.exists() else None
         if is_first(): _write_plan(configs, folder)
-        found = {}
-        for c in configs:
-            if c not in todo: print(f'{c.name}: done before'); found[c.name] = run(c, folder/c.name)
-        for c, metrics in executor(todo, folder, measured, log):
-            found[c.name] = metrics
-            print(f"{c.name}: Top-1 {metrics['top1']:.2f}%, Top-{metrics['k']} {metrics['top5']:.2f}% of {metrics['n']} images", flush=True)
-    return [found[c.name] for c in configs]
+        found, failed = {}, {}
+        for c, result in _results(configs, todo, folder, measured, log, executor or partial(in_turn, dls=made)):
+            if isinstance(result, Failure): failed[c.name] = result; print(f'{c.name}: failed: {result.line}', flush=True); continue
+            found[c.name] = result
+            if c.name in {t.name for t in todo}: print(f"{c.name}: Top-1 {result['top1']:.2f}%, Top-{result['k']} {result['top5']:.2f}% of {result['n']} images", flush=True)
+        if len(failed) == len(configs): _leave_no_trace(failed, folder, before)
+    if failed: raise RunsFailed(failed)
+    return [found[name] for name in asked]
+
+def _results(configs, todo, folder, measured, log, executor) -> Iterator[tuple[Config,dict|Failure]]:
+    "Every config with its metrics or why it has none: first those that are done."
+    for c in configs:
+        if c.name in {t.name for t in todo}: continue
+        print(f'{c.name}: done before', flush=True)
+        try: yield c, _finished(folder/c.name, measured)
+        except UserError as e: yield c, Failure.of(e)
+    yield from executor(todo, folder, measured, log)
+
+def _distinct(configs:Sequence[Config]) -> list[Config]:
+    "`configs` without what is there twice; raises `UserError` for two different runs of one name, or one run under two names."
+    known = {}
+    for c in configs:
+        if c != known.setdefault(c.name, c): raise UserError(f"two different runs are called {c.name}: {told(differing(identity(known[c.name].as_json()), identity(c.as_json())))}. A folder holds one of them.")
+    network = lambda c: {(p.gate, p.site, s, repr(sorted(p.options.items()))) for p in _variant(c).placements for s in p.stages}
+    same = {}
+    for c in known.values():
+        key = repr((sorted(network(c)), _variant(c).act, identity({**c.as_json(), 'variant': None, 'overrides': None})))
+        if key in same: raise UserError(f"'{c.variant}' is '{same[key]}' in other words, and would be trained twice: leave one of them out.")
+        same[key] = c.variant
+    return list(known.values())
+
+def _variant(c:Config): return variant_of(c.variant, c.arch, **(c.overrides or {}))
+
+def _check_folder(
+    configs:Sequence[Config],
+    folder:Path, # The grid's
+    seen:dict[str,str|None] # The digests of data by the repr of a config's `data`, as far as they are known
+):
+    "Raise `OtherRun` unless what `folder` holds can be gone on with, skipped, or compared with `configs`."
+    for c in configs: _check_same(c, folder/c.name, lambda there, c=c: _look(c, there, seen))
+    def of_all(differs): return {k: v for k,v in differs.items() if k == 'digest' or k.startswith(('data.', 'recipe.')) and k not in ('recipe.strategy', 'recipe.seed')}
+    names = {c.name for c in configs}
+    for other in sorted(f.parent for f in folder.glob('*/config.json') if f.parent.name not in names):
+        there = read_config(other)
+        differs = [of_all(differing(identity(there), identity({**c.as_json(), 'digest': _look(c, there, seen)['digest']}))) for c in configs]
+        if all(differs): raise OtherRun(f"{folder} holds the run {other.name} with {told(min(differs, key=len))}, with which these cannot be compared: repeat its settings or choose another folder.")
+
+def _prepare(todo:Sequence[Config]) -> dict[str,DataLoaders]: # By the repr of a config's `dls_args`
+    "Weights and data of the runs, better now than after the first of them; raises `UserError` if no run can start."
+    for needed in {(repr(c.weights), c.arch): (c.weights, c.arch) for c in todo}.values():
+        with one_goes_first(): load_weights(*needed)
+    made, errors = {}, {}
+    for c in todo:
+        key = repr(c.dls_args)
+        if key in made or key in errors: continue
+        try:
+            with one_goes_first(): made[key] = c.dls()
+        except UserError as e:
+            if several(): raise
+            errors[key] = e
+    if errors and not made: raise next(iter(errors.values()))
+    return made
+
+def _leave_no_trace(failed:dict[str,Failure], folder:Path, plan:str|None):
+    "If none of the runs had begun when they failed, take back what was noted; raises `UserError` if one line says it for all."
+    lines = {f.line for f in failed.values()}
+    if any(f.ours for f in failed.values()) or any((folder/name/'config.json').exists() for name in failed): return
+    for name in failed:
+        forget_failure(folder/name)
+        with contextlib.suppress(OSError): (folder/name).rmdir()
+    if plan is None: (folder/'grid.json').unlink(missing_ok=True)
+    else: write_text(folder/'grid.json', plan)
+    if len(lines) == 1: raise UserError(lines.pop())
 
 def _write_plan(configs:Sequence[Config], folder:Path):
     "Note what was asked for, and when, in `folder`/grid.json."

@@ -4,7 +4,7 @@
 
 # %% ../nbs/00_core.ipynb #235356ed
 from __future__ import annotations
-import contextlib, difflib, hashlib, importlib.util, json, os, platform, shutil, sys, time, urllib.error, urllib.request, warnings
+import contextlib, difflib, errno, hashlib, importlib.util, json, os, platform, shutil, sys, time, urllib.error, urllib.request, warnings
 from pathlib import Path
 from collections.abc import Iterable
 
@@ -12,8 +12,8 @@ try: import fcntl
 except ImportError: fcntl = None  # Windows
 
 # %% auto #0
-__all__ = ['UserError', 'one_of', 'import_extra', 'atomic_path', 'write_text', 'write_json', 'read_json', 'alone', 'in_notebook',
-           'progress', 'cache_dir', 'file_hash', 'check_hash', 'download']
+__all__ = ['UserError', 'one_of', 'import_extra', 'atomic_path', 'write_text', 'write_json', 'read_json', 'disk_full', 'alone',
+           'in_notebook', 'progress', 'cache_dir', 'file_hash', 'check_hash', 'download']
 
 # %% ../nbs/00_core.ipynb #5a9921cc
 class UserError(Exception):
@@ -77,6 +77,16 @@ def read_json(path:str|Path):
     "Read JSON from `path`; raises `UserError` if it is damaged."
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
     except (ValueError, RecursionError) as e: raise UserError(f"{path} is damaged ({e}): delete it, or put back the one that stood there.") from e
+
+# %% ../nbs/00_core.ipynb #83539c57
+def disk_full(e:BaseException|None) -> bool:
+    "Whether `e`, or what it was raised in the wake of, is a write that found no room; PyTorch's and numpy's writers say so in words only."
+    if e is None: return False
+    full = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
+    if isinstance(e, OSError) and (e.errno in full or ' requested and ' in str(e)): return True  # the last are numpy's words
+    words = 'PytorchStreamWriter failed', 'iostream error', 'unexpected pos'
+    if isinstance(e, RuntimeError) and any(t in str(e) for t in words): return True
+    return disk_full(e.__context__)
 
 # %% ../nbs/00_core.ipynb #8e830fc4
 _locks = set()  # descriptors of the locked files
