@@ -29,7 +29,8 @@ from .inference import export
 from .learner import Recipe, fit_recipe, variant_learner
 from .models import variant_of
 from .processes import check_shared, from_first, is_first, one_goes_first, several
-from .runs import Failure, add_environment, contents, differing, ends_grid, failures, fault_of, first_environment, forget_failure, identity, note_failure, read_config, told, weights_digest
+from .runs import (Failure, add_environment, contents, differing, ends_grid, failures, fault_of,
+                                   first_environment, forget_failure, identity, note_failure, read_config, told, weights_digest)
 from .survival import StopAtNaN, load_newest, naming_settings, previous, save_checked
 from .tables import load_progress, spoken, time_left
 from .weights import load_weights, stats_of
@@ -67,8 +68,9 @@ class Config:
 
     def as_json(self) -> dict:
         "As `config.json` holds it, apart from the contents of data and weights."
-        named = self.weights if isinstance(self.weights, (str, Path, type(None))) else getattr(self.weights, 'source', 'a state dict')
-        return json.loads(json.dumps(asdict(replace(self, weights=named)), default=str))
+        named = isinstance(self.weights, (str, Path, type(None)))
+        weights = self.weights if named else getattr(self.weights, 'source', 'a state dict')
+        return json.loads(json.dumps(asdict(replace(self, weights=weights)), default=str))
 
 # %% ../nbs/50_ablation.ipynb #4cbbab54
 def _commit() -> str|None:
@@ -105,7 +107,8 @@ def environment() -> dict:
     packages = ('simam_ema_fastai', 'torch', 'torchvision', 'fastai', 'fastcore', 'timm', 'numpy', 'pillow', 'pandas')
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return dict(packages={p: v for p in packages if (v := installed(p))}, python=platform.python_version(), commit=_commit(), system=platform.system(),
-                cpu=_cpu(), cores=os.cpu_count(), gpu=gpu, kernels=_kernels(), processes=torch.distributed.get_world_size() if several() else 1, command=_command())
+                cpu=_cpu(), cores=os.cpu_count(), gpu=gpu, kernels=_kernels(),
+                processes=torch.distributed.get_world_size() if several() else 1, command=_command())
 
 # %% ../nbs/50_ablation.ipynb #9b8ccee2
 class Checkpoint(Callback):
@@ -228,26 +231,32 @@ class OtherRun(UserError):
 def _check_same(
     config:Config,
     folder:Path, # Of the run
-    now:Callable[[dict],dict]=None # From what config.json holds to the contents of data and weights as they are now; None: settings only
+    now:Callable[[dict],dict]=None # From what config.json holds to the contents as they are now; None: settings only
 ):
     "Raise `OtherRun` if `folder` holds another run than `config`'s."
     if not (folder/'config.json').exists(): return
     there, mine = read_config(folder), config.as_json()
     differs = differing(identity(there), identity(mine))
-    if there.get('weights_digest'): differs.pop('weights', None)  # if their contents are the same, the name does not matter
+    if there.get('weights_digest'): differs.pop('weights', None)  # their contents decide
     if not differs and now: differs = differing(identity(there), identity({**mine, **now(there)}))
-    if differs: raise OtherRun(f"{folder} holds a run with {told(differs)}: repeat that run's settings or choose another folder.")
+    if differs:
+        raise OtherRun(f"{folder} holds a run with {told(differs)}: repeat that run's settings or choose another folder.")
+
+def _weights_key(c:Config):
+    named = isinstance(c.weights, (str, Path, type(None)))
+    return c.arch, c.weights if named else id(c.weights)
 
 def _look(config:Config, there:dict, seen:dict) -> dict:
-    "The contents of the data and weights of `config`, as far as `there`, a config read from disk, tells its own; `seen` keeps what was looked at."
+    "The contents of the data and weights of `config`, as far as `there`, read from disk, knows its own; `seen` keeps them."
     def once(key, f):
         if key not in seen:
             with one_goes_first(): seen[key] = f()
         return seen[key]
     data = lambda: contents(get_dls(**config.data, bs=config.recipe.bs))['digest']
     weights = lambda: weights_digest(load_weights(config.weights, config.arch))
+    given = there.get('weights_digest') and config.weights is not None
     return dict(digest=once(repr(config.data), data) if there.get('digest') else None,
-                weights_digest=once((repr(config.weights), config.arch), weights) if there.get('weights_digest') and config.weights is not None else None)
+                weights_digest=once(_weights_key(config), weights) if given else None)
 
 # %% ../nbs/50_ablation.ipynb #403ffd1e
 def run(
@@ -258,15 +267,18 @@ def run(
     log:str=None, # Also log to 'tensorboard' or 'wandb'
     patience:float=0 # Seconds to wait for another process that works in the folder
 ) -> dict: # The metrics
-    """Train, evaluate, measure and export one run, going on where an earlier call was interrupted; at once if it is done.
-    Raises `UserError` if the folder holds another config, another process works in it, the loss is NaN, or memory runs out; why is noted in the folder."""
+    """Train, evaluate, measure and export one run, going on where an earlier call was interrupted, or was done.
+
+    Raises `UserError` if the folder holds another run, another process works in it, the loss is NaN or memory full.
+    Why it could not be finished is noted in the folder (`runs.failures`)."""
     if log: check_logger(log)
     folder = Path(folder)
     with _first_alone(folder, patience):
         try: return from_first(_run(config, folder, dls, measured, log))
         except OtherRun: raise
         except Exception as e:
-            if not ends_grid(e) and (not several() or Failure.of(e).ours is False):  # of several processes, one that was lost fails the others
+            lost_others = several() and Failure.of(e).ours  # a process that was lost makes the others fail
+            if not ends_grid(e) and not lost_others:
                 with contextlib.suppress(OSError): note_failure(folder, e)
             raise
 
@@ -289,16 +301,22 @@ def _finished(folder:Path, measured:bool) -> dict:
     Checkpoint(folder).remove()
     forget_failure(folder)
     if fault := fault_of(folder): raise UserError(fault)
-    if measured and is_first() and not (folder/'efficiency.json').exists():
-        learn = read_bundle(folder)
-        size = learn.about['transforms']['crop'][-1]
-        write_json(folder/'efficiency.json', measure(learn.model.to(default_device()), size, min(64, read_config(folder)['recipe'].get('bs', 64))))
-        add_environment(folder, environment())
+    if measured and is_first() and not (folder/'efficiency.json').exists(): _measure_again(folder)
     return read_json(folder/'metrics.json')
 
+def _measure_again(folder:Path):
+    "Measure the model of a finished run that was not measured; a line where it cannot be had."
+    try: learn = read_bundle(folder)
+    except UserError as e: return print(f'  not measured: {e}')
+    size, bs = learn.about['transforms']['crop'][-1], min(64, read_config(folder)['recipe'].get('bs', 64))
+    write_json(folder/'efficiency.json', measure(learn.model.to(default_device()), size, bs))
+    add_environment(folder, environment())
+
+_fed = ('loader', 'on_device') # Of the data: from where the network gets them, which a run keeps to
+
 def _as_it_began(config:Config, there:dict) -> Config:
-    "`config` with the loader, and the place of the images, that the run began with, unless it insists on others; before there were two loaders, it was 'files'."
-    began = {'loader': 'files', **{k: there['data'][k] for k in ('loader','on_device') if there['data'].get(k) is not None}}
+    "`config` fed as the run began, which is what `there`, read from disk, tells, unless it insists on something else."
+    began = {'loader': 'files'} | {k: there['data'][k] for k in _fed if there['data'].get(k) is not None}  # 'files' was the only one
     if 'on_device' not in inspect.signature(get_dls).parameters: began.pop('on_device', None)
     asked = {k: v for k,v in config.data.items() if k in began and v not in (None, 'auto')}
     for k,v in asked.items():
@@ -308,7 +326,8 @@ def _as_it_began(config:Config, there:dict) -> Config:
 def _run(config, folder, dls, measured, log):
     _check_same(config, folder)
     if (folder/'metrics.json').exists():
-        _check_same(config, folder, lambda there: _look(config, there, {} if dls is None else {repr(config.data): contents(dls)['digest']}))
+        seen = {} if dls is None else {repr(config.data): contents(dls)['digest']}
+        _check_same(config, folder, lambda there: _look(config, there, seen))
         return _finished(folder, measured)
     if is_first():
         for f in folder.glob('.*.tmp'): f.unlink()  # what a killed process left half written
@@ -316,11 +335,12 @@ def _run(config, folder, dls, measured, log):
     weights = load_weights(config.weights, config.arch)
     if (folder/'config.json').exists():
         config = _as_it_began(config, read_config(folder))
-        if dls is not None and any(vars(dls).get(k, config.data.get(k)) != config.data.get(k) for k in ('loader','on_device') if k in config.data): dls = None
+        wanted = {k: config.data[k] for k in _fed if k in config.data}
+        if dls is not None and any(vars(dls).get(k, v) != v for k,v in wanted.items()): dls = None
     with one_goes_first(): dls = dls or config.dls()
     now = contents(dls, weights)
     _check_same(config, folder, lambda _: now)
-    fed = {k: v for k in ('loader','on_device') if (v := vars(dls).get(k)) is not None}
+    fed = {k: v for k in _fed if (v := vars(dls).get(k)) is not None}
     config = replace(config, data={**config.data, 'loader': 'files', **fed})
     learn = variant_learner(dls, config.variant, config.arch, weights, config.recipe, **(config.overrides or {}))
     checkpoint = Checkpoint(folder)
@@ -388,8 +408,9 @@ def in_turn(
 
 class RunsFailed(UserError):
     "Some runs of a grid could not be finished; the others were."
-    def __init__(self, failed:dict[str,Failure]):
-        super().__init__('\n'.join(f'{name}: {f.line}' for name,f in failed.items()))
+    def __init__(self, failed:dict[str,Failure], folder:Path):
+        where = lambda name, f: f' (a defect: its traceback is in {folder/name}/traceback.txt)' if f.ours else ''
+        super().__init__('\n'.join(f'{name}: {f.line}{where(name, f)}' for name,f in failed.items()))
         self.failed = failed
         self.status = 1 if any(f.ours for f in failed.values()) else 2 # Of the command line
 
@@ -400,50 +421,71 @@ def ablate(
     log:str=None, # Also log to 'tensorboard' or 'wandb'
     executor:Callable=None # Does the runs: `in_turn` if None, `cluster.on_ray`, or another function like them
 ) -> list[dict]: # The metrics of every run
-    """Do the runs that are not done yet. A run that fails ends by itself: why is noted in its folder, the others go on, and the next call tries it again.
-    Raises `RunsFailed` at the end if any did; `UserError` before anything is written if another process works in the folder, if it holds other runs than these, or if weights or data cannot be had."""
+    """Do the runs that are not done yet. A run that fails ends by itself: why is noted in its folder, and the next call
+    tries it again.
+
+    Raises `RunsFailed` at the end if any did. Raises `UserError` before anything is written if another process works in
+    the folder, if that holds other runs than these or runs with which these cannot be compared, or if weights or data
+    cannot be had."""
     folder, asked = Path(folder), [c.name for c in configs]
     configs = _distinct(configs)
     if log: check_logger(log)
     with _first_alone(folder):
         for c in configs: _check_same(c, folder/c.name)
-        failed = from_first(failures(folder))
+        earlier = from_first(failures(folder))
         todo = from_first([c for c in configs if not (folder/c.name/'metrics.json').exists()])
-        todo = sorted(todo, key=lambda c: c.name in failed)  # they come last
+        todo = sorted(todo, key=lambda c: c.name in earlier)  # what failed before comes last
         made = _prepare(todo)
-        _check_folder(configs, folder, {repr(c.data): contents(made[k])['digest'] for c in todo if (k := repr(c.dls_args)) in made})
+        known = {repr(c.data): contents(dls)['digest'] for c in todo if (dls := made.get(repr(c.dls_args)))}
+        _check_folder(configs, folder, known)
         plan = folder/'grid.json'
-        before = plan.read_text(encoding='utf-8') if plan.exists() else None
+        before = plan.read_bytes() if plan.exists() else None
         if is_first(): _write_plan(configs, folder)
         found, failed = {}, {}
         for c, result in _results(configs, todo, folder, measured, log, executor or partial(in_turn, dls=made)):
-            if isinstance(result, Failure): failed[c.name] = result; print(f'{c.name}: failed: {result.line}', flush=True); continue
-            found[c.name] = result
-            if c.name in {t.name for t in todo}: print(f"{c.name}: Top-1 {result['top1']:.2f}%, Top-{result['k']} {result['top5']:.2f}% of {result['n']} images", flush=True)
+            if isinstance(result, Failure):
+                failed[c.name] = result
+                print(f'{c.name}: failed: {result.line}', flush=True)
+            else: found[c.name] = result
         if len(failed) == len(configs): _leave_no_trace(failed, folder, before)
-    if failed: raise RunsFailed(failed)
+    if failed: raise RunsFailed(failed, folder)
     return [found[name] for name in asked]
 
 def _results(configs, todo, folder, measured, log, executor) -> Iterator[tuple[Config,dict|Failure]]:
     "Every config with its metrics or why it has none: first those that are done."
+    names = {c.name for c in todo}
     for c in configs:
-        if c.name in {t.name for t in todo}: continue
-        print(f'{c.name}: done before', flush=True)
+        if c.name in names: continue
+        print(f'{c.name}: done before{_unknown_data(c, folder/c.name)}', flush=True)
         try: yield c, _finished(folder/c.name, measured)
-        except UserError as e: yield c, Failure.of(e)
-    yield from executor(todo, folder, measured, log)
+        except Exception as e:
+            if ends_grid(e) or several() and not isinstance(e, UserError): raise
+            yield c, Failure.of(e)
+    for c, result in executor(todo, folder, measured, log):
+        if not isinstance(result, Failure):
+            top = f"Top-1 {result['top1']:.2f}%, Top-{result['k']} {result['top5']:.2f}% of {result['n']} images"
+            print(f'{c.name}: {top}', flush=True)
+        yield c, result
+
+def _unknown_data(c:Config, folder:Path) -> str:
+    "A word about a finished run whose data lay elsewhere, and were not noted by content."
+    there = read_config(folder)
+    was, now = there['data'].get('path'), c.as_json()['data'].get('path')
+    if was == now or there.get('digest'): return ''
+    return f' with the data in {was}; whether they are those in {now} is not known'
 
 def _distinct(configs:Sequence[Config]) -> list[Config]:
-    "`configs` without what is there twice; raises `UserError` for two different runs of one name, or one run under two names."
-    known = {}
+    "`configs` without what is there twice; raises `UserError` for two runs of one name, or one run under two names."
+    known, same = {}, {}
     for c in configs:
-        if c != known.setdefault(c.name, c): raise UserError(f"two different runs are called {c.name}: {told(differing(identity(known[c.name].as_json()), identity(c.as_json())))}. A folder holds one of them.")
-    network = lambda c: {(p.gate, p.site, s, repr(sorted(p.options.items()))) for p in _variant(c).placements for s in p.stages}
-    same = {}
+        first = known.setdefault(c.name, c)
+        if differs := differing(identity(first.as_json()), identity(c.as_json())):
+            raise UserError(f'two different runs are called {c.name}: {told(differs)}. A folder holds one of them.')
     for c in known.values():
-        key = repr((sorted(network(c)), _variant(c).act, identity({**c.as_json(), 'variant': None, 'overrides': None})))
-        if key in same: raise UserError(f"'{c.variant}' is '{same[key]}' in other words, and would be trained twice: leave one of them out.")
-        same[key] = c.variant
+        v, settings = _variant(c), identity({**c.as_json(), 'variant': None, 'overrides': None})
+        gates = sorted((p.gate, p.site, s, repr(sorted(p.options.items()))) for p in v.placements for s in p.stages)
+        first = same.setdefault(repr((gates, v.act, settings)), c)
+        if first is not c: raise UserError(f"'{c.variant}' is '{first.variant}' in other words: leave one of them out.")
     return list(known.values())
 
 def _variant(c:Config): return variant_of(c.variant, c.arch, **(c.overrides or {}))
@@ -455,17 +497,21 @@ def _check_folder(
 ):
     "Raise `OtherRun` unless what `folder` holds can be gone on with, skipped, or compared with `configs`."
     for c in configs: _check_same(c, folder/c.name, lambda there, c=c: _look(c, there, seen))
-    def of_all(differs): return {k: v for k,v in differs.items() if k == 'digest' or k.startswith(('data.', 'recipe.')) and k not in ('recipe.strategy', 'recipe.seed')}
+    own = 'recipe.strategy', 'recipe.seed'
+    def of_all(differs): return {k: v for k,v in differs.items() if k.split('.')[0] in ('digest','data','recipe') and k not in own}
     names = {c.name for c in configs}
     for other in sorted(f.parent for f in folder.glob('*/config.json') if f.parent.name not in names):
         there = read_config(other)
-        differs = [of_all(differing(identity(there), identity({**c.as_json(), 'digest': _look(c, there, seen)['digest']}))) for c in configs]
-        if all(differs): raise OtherRun(f"{folder} holds the run {other.name} with {told(min(differs, key=len))}, with which these cannot be compared: repeat its settings or choose another folder.")
+        mine = [identity({**c.as_json(), 'digest': _look(c, there, seen)['digest']}) for c in configs]
+        differs = [of_all(differing(identity(there), m)) for m in mine]
+        if all(differs):
+            raise OtherRun(f'{folder} holds the run {other.name} with {told(min(differs, key=len))}, with which these '
+                           'cannot be compared: repeat its settings or choose another folder.')
 
 def _prepare(todo:Sequence[Config]) -> dict[str,DataLoaders]: # By the repr of a config's `dls_args`
     "Weights and data of the runs, better now than after the first of them; raises `UserError` if no run can start."
-    for needed in {(repr(c.weights), c.arch): (c.weights, c.arch) for c in todo}.values():
-        with one_goes_first(): load_weights(*needed)
+    for c in {_weights_key(c): c for c in todo}.values():
+        with one_goes_first(): load_weights(c.weights, c.arch)
     made, errors = {}, {}
     for c in todo:
         key = repr(c.dls_args)
@@ -478,15 +524,15 @@ def _prepare(todo:Sequence[Config]) -> dict[str,DataLoaders]: # By the repr of a
     if errors and not made: raise next(iter(errors.values()))
     return made
 
-def _leave_no_trace(failed:dict[str,Failure], folder:Path, plan:str|None):
-    "If none of the runs had begun when they failed, take back what was noted; raises `UserError` if one line says it for all."
+def _leave_no_trace(failed:dict[str,Failure], folder:Path, plan:bytes|None):
+    "If none of the runs had begun, put back the `plan`; raises `UserError` if one line says it for all."
     lines = {f.line for f in failed.values()}
     if any(f.ours for f in failed.values()) or any((folder/name/'config.json').exists() for name in failed): return
     for name in failed:
         forget_failure(folder/name)
         with contextlib.suppress(OSError): (folder/name).rmdir()
     if plan is None: (folder/'grid.json').unlink(missing_ok=True)
-    else: write_text(folder/'grid.json', plan)
+    else: write_text(folder/'grid.json', plan.decode())
     if len(lines) == 1: raise UserError(lines.pop())
 
 def _write_plan(configs:Sequence[Config], folder:Path):

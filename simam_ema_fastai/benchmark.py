@@ -145,7 +145,8 @@ def _forward(nets:dict, x:torch.Tensor, compiled:bool, failed:dict=None) -> dict
     nets = {k: m.eval() for k,m in nets.items()}
     if compiled:
         with contextlib.redirect_stdout(io.StringIO()):
-            fast = _each({('optimised', v): m for (form, v),m in nets.items() if form=='eager'}, lambda m: optimise(m, x), failed)
+            eager = {('optimised', v): m for (form, v),m in nets.items() if form=='eager'}
+            fast = _each(eager, lambda m: optimise(m, x), failed)
         slow = {('published, compiled', v): torch.compile(copy.deepcopy(m)) for (form, v),m in nets.items() if form=='published' or v=='baseline'}
         nets = nets | fast | slow
     def run(m):
@@ -176,23 +177,29 @@ def compare(
     seconds:float=60., # How long to take turns
     compiled:bool=True, # Compiled forms too: half a minute each to make on a CPU, where trainings go without
     device:str|torch.device=None # None for the default
-) -> pd.DataFrame: # A row per form and variant: ratio to the baseline in the same form with low and high, speedup over the published eager form, share of the roofline; why it failed, if it did
-    "Every form of the variants against the baseline and against the published modules, in turns. Raises `UserError` if the baseline cannot be timed."
+) -> pd.DataFrame: # A row per form and variant, with the columns below
+    """Every form of the variants against the baseline and against the published modules, in turns: `ratio` to the baseline
+    in the same form with `low` and `high`, `speedup` over the published eager form, share of the roofline; or the `error`
+    of a candidate that failed.
+    Raises `UserError` if the baseline cannot be timed."""
     device = torch.device(device or default_device())
     compiled = compiled and (task=='forward' or device.type=='cuda')
     torch.manual_seed(0)
     x = torch.randn(bs, 3, size, size, device=device)
     failed = {}
     nets = _networks(variants, arch, device, failed)
-    times = interleaved(tasks[one_of(task, tasks, 'task')](nets, x, compiled, failed), seconds, device=device, failed=failed)
-    if ('eager', 'baseline') not in times: raise UserError(f"{task}, {size} px, batch {bs}: the baseline cannot be timed: {failed['eager', 'baseline']}")
+    candidates = tasks[one_of(task, tasks, 'task')](nets, x, compiled, failed)
+    times = interleaved(candidates, seconds, device=device, failed=failed)
+    base = 'eager', 'baseline'
+    if base not in times: raise UserError(f'the baseline cannot be timed: {failed[base]}')
     rates, rows, about = machine_rates(device), [], dict(task=task, device=device.type, size=size, bs=bs)
     for form, v in times:
-        bases = ((form, 'baseline'), ('published, compiled' if 'compiled' in form else 'eager', 'baseline'), ('eager', 'baseline'))
+        bases = (form, 'baseline'), ('published, compiled' if 'compiled' in form else 'eager', 'baseline'), base
         r = ratios(times, next(b for b in bases if b in times)).loc[[(form, v)]].iloc[0]
         published = next((k for k in [('published', v), ('eager', v)] if k in times), (form, v))
         floor = roofline(nets['eager', v], size, bs, rates)/times[form, v].median() if task=='forward' and ('eager', v) in nets else None
-        rows.append(dict(about, form=form, variant=v, **r, speedup=(times[published]/times[form, v]).median(), roofline_share=floor, rounds=len(times)))
+        speedup = (times[published]/times[form, v]).median()
+        rows.append(dict(about, form=form, variant=v, **r, speedup=speedup, roofline_share=floor, rounds=len(times)))
     return pd.DataFrame(rows + [dict(about, form=form, variant=v, error=why) for (form, v), why in failed.items()])
 
 # %% ../nbs/46_benchmark.ipynb #afbd598f
@@ -229,9 +236,9 @@ def compare_memory(
     "Peak memory of a training step of every form. Raises `UserError` if that of the baseline cannot be had."
     device, failed = torch.device(device or default_device()), {}
     mib = _each(_networks(variants, arch, device, failed), lambda m: training_memory(m, size, bs), failed)
-    if ('eager', 'baseline') not in mib: raise UserError(f"memory, {size} px, batch {bs}: the baseline cannot be measured: {failed['eager', 'baseline']}")
-    about = dict(task='memory', device=device.type, size=size, bs=bs)
-    rows = [dict(about, form=form, variant=v, mib=m, ratio=m/mib['eager', 'baseline']) for (form, v),m in mib.items()]
+    base, about = ('eager', 'baseline'), dict(task='memory', device=device.type, size=size, bs=bs)
+    if base not in mib: raise UserError(f'the baseline cannot be measured: {failed[base]}')
+    rows = [dict(about, form=form, variant=v, mib=m, ratio=m/mib[base]) for (form, v),m in mib.items()]
     return pd.DataFrame(rows + [dict(about, form=form, variant=v, error=why) for (form, v), why in failed.items()])
 
 # %% ../nbs/46_benchmark.ipynb #1ceb7d78
@@ -292,11 +299,18 @@ def summary(
     share = df[df.roofline_share.notna() & df.form.isin(['eager','optimised'])]
     e, gates, timed = environment, (df.task != 'loader').any(), df.task.isin(tasks).any()
     device = df.device.iloc[0] if len(df) else 'nothing measured'
-    return '\n'.join([f'# Costs of the gates in {arch}, {device}' if gates else f'# Loaders, {device}', '', line(table.columns), line(['---']*2 + ['--:']*(len(table.columns) - 2)), *[line(r) for r in table.itertuples(index=False)], '',
-        'Time (loaders: throughput; memory: peak of a training step) over the baseline\'s in the same form, loaders over fastai\'s without workers; candidates take turns, median of the ratio in each turn with its 95% interval (loaders: range).', '',
-        *[f'- {r.form} {r.variant}, {r.setting}: {100*r.roofline_share:.0f}% of what this machine\'s matrix product and copy allow; {r.speedup:.2f} times as fast as the published modules in eager mode.' for r in share.itertuples()], '',
-        *[f'- Failed: {l}' for l in failures_of(failed)], *['']*bool(len(failed)),
-        f"Machine: {e['gpu'] or e['cpu']}, {e['cores']} cores; torch {e['packages']['torch']}, commit {(e['commit'] or 'unknown')[:12]}", '', f"    {e['command']}", '', *['![Time over the baseline\'s, by form](benchmark.png)', '']*bool(timed)])
+    title = f'# Costs of the gates in {arch}, {device}' if gates else f'# Loaders, {device}'
+    rule = ['---']*2 + ['--:']*(len(table.columns) - 2)
+    rows = [line(r) for r in (table.columns, rule, *table.itertuples(index=False))]
+    what = ("Time (loaders: throughput; memory: peak of a training step) over the baseline's in the same form, loaders over "
+            "fastai's without workers; candidates take turns, median of the ratio in each turn with its 95% interval (loaders: range).")
+    shares = [f"- {r.form} {r.variant}, {r.setting}: {100*r.roofline_share:.0f}% of what this machine's matrix product and copy "
+              f'allow; {r.speedup:.2f} times as fast as the published modules in eager mode.' for r in share.itertuples()]
+    commit = (e['commit'] or 'unknown')[:12]
+    machine = f"Machine: {e['gpu'] or e['cpu']}, {e['cores']} cores; torch {e['packages']['torch']}, commit {commit}"
+    plot = ["![Time over the baseline's, by form](benchmark.png)", '']*bool(timed)
+    return '\n'.join([title, '', *rows, '', what, '', *shares, *[f'- Failed: {l}' for l in failures_of(failed)], '',
+                      machine, '', f"    {e['command']}", '', *plot])
 
 def failures_of(
     df:pd.DataFrame # What benchmark.csv holds
@@ -318,18 +332,21 @@ _of_task = {'compiled': tuple(tasks), 'data': ('loader',)} # For which tasks it 
 
 def _about(arch, variants, compiled, device, data, environment) -> dict[str,str]:
     "What a row is a measurement of, as text."
-    e = environment or {}
-    device = torch.device(device or default_device())
-    machine = torch.cuda.get_device_name(device) if device.type == 'cuda' else e.get('cpu') or platform.processor() or platform.machine()
-    return {k: str(v) for k,v in dict(device=device.type, arch=arch, variants=','.join(variants), machine=machine, threads=torch.get_num_threads(), torch=torch.__version__,
-                                      commit=e.get('commit') or 'unknown', compiled=bool(compiled), data=':'.join(str(v) for v in data.values() if v is not None)).items()}
+    e, device = environment or {}, torch.device(device or default_device())
+    machine = torch.cuda.get_device_name(device) if device.type == 'cuda' else e.get('cpu') or platform.processor()
+    about = dict(device=device.type, arch=arch, variants=','.join(variants), machine=machine, torch=torch.__version__,
+                 threads=torch.get_num_threads(), commit=e.get('commit') or 'unknown',
+                 compiled=bool(compiled), data=':'.join(map(str, data.values())))
+    return {k: str(v) for k,v in about.items()}
 
 def _checked(df:pd.DataFrame, about:dict, out:Path):
     "Raise `UserError` if `df`, read from `out`, has measurements of something else than `about`."
     for k, now in about.items():
         concerned = df[df.task.isin(_of_task.get(k, set(df.task)))]
         was = set(concerned[k].fillna('not noted')) if k in df else {'not noted'}
-        if len(concerned) and was != {now}: raise UserError(f"{out} holds measurements of another {k}: {', '.join(sorted(was - {now}))} (now {now}). Choose another --out.")
+        if len(concerned) and was != {now}:
+            known = ', '.join(sorted(was - {now}))
+            raise UserError(f'{out} holds measurements of another {k}: {known} (now {now}). Choose another --out.')
 
 def benchmark(
     out:str|Path, # Folder for benchmark.csv, benchmark.png and environment.json
@@ -342,28 +359,32 @@ def benchmark(
     data:dict=None, # For 'loader': arguments of `get_dls`
     environment:dict=None # Machine, packages and command, from `ablation.environment`, to be kept beside the figures
 ) -> pd.DataFrame: # What benchmark.csv holds
-    """Measure setting after setting; what is in benchmark.csv already is not measured again. A setting or a candidate that fails is a row with its `error`.
+    """Measure setting after setting; what is in benchmark.csv already is not measured again.
+    A setting or a candidate that fails is a row with its `error`, and is tried again by the next call.
     Raises `UserError` if `out` holds measurements of another backbone, machine, …, or another process works in it."""
-    out, settings, data = Path(out), list(dict.fromkeys(settings)), {k: v for k,v in (data or dict(name='digits')).items() if v is not None}
+    out, settings = Path(out), list(dict.fromkeys(settings))
+    data = {k: v for k,v in (data or dict(name='digits')).items() if v is not None}
     for task, *_ in settings: one_of(task, [*tasks, 'memory', 'loader'], 'task')
     for v in variants: variant_of(v, arch)
     about, file = _about(arch, variants, compiled, device, data, environment), out/'benchmark.csv'
     with alone(out):
-        df = pd.read_csv(file, dtype=dict.fromkeys([*about, 'variant', 'form', 'error'], str)) if file.exists() else pd.DataFrame(columns=['task','size','bs'])
+        df = pd.DataFrame(columns=['task','size','bs'])
+        if file.exists(): df = pd.read_csv(file, dtype=dict.fromkeys(about, str))
         _checked(df, about, out)
         if environment: write_json(out/'environment.json', environment)
         for i,(task, size, bs) in enumerate(settings, 1):
             here = (df.task==task) & (df['size']==size) & (df.bs==bs)
             done = here.any() and ('error' not in df or df.error[here].isna().all())
-            print(f'[{i}/{len(settings)}] {task}, {size} px, batch {bs}' + (': done before' if done else ''), flush=True)
+            print(f"[{i}/{len(settings)}] {task}, {size} px, batch {bs}{': done before' if done else ''}", flush=True)
             if done: continue
             part = _measured(task, size, bs, variants, arch, seconds, compiled, device, data)
             part = part.assign(**{k: v for k,v in about.items() if k != 'device' and task in _of_task.get(k, (task,))})
             df = pd.concat([df[~here], part], ignore_index=True) if len(df) else part
             write_text(file, df.to_csv(index=False, float_format='%.4g'))
         df = pd.read_csv(file)
-        if (df.task.isin(tasks) & df.get('ratio', pd.Series(index=df.index)).notna()).any():
-            with atomic_path(out/'benchmark.png') as tmp: plot_ratios(df[df.ratio.notna()]).savefig(tmp, dpi=150, format='png')
+        timed = df[df.ratio.notna()] if 'ratio' in df else df[:0]
+        if timed.task.isin(tasks).any():
+            with atomic_path(out/'benchmark.png') as tmp: plot_ratios(timed).savefig(tmp, dpi=150, format='png')
     return df
 
 def _measured(task, size, bs, variants, arch, seconds, compiled, device, data) -> pd.DataFrame:
@@ -373,5 +394,5 @@ def _measured(task, size, bs, variants, arch, seconds, compiled, device, data) -
         if task == 'memory': return compare_memory(size, bs, variants, arch, device)
         if task == 'loader': return compare_loaders(data, size, bs, seconds)
         return compare(task, size, bs, variants, arch, seconds, compiled, device)
-    why = failed[task].removeprefix(f'{task}, {size} px, batch {bs}: ')
-    return pd.DataFrame([dict(task=task, device=torch.device(device or default_device()).type, size=size, bs=bs, error=why)])
+    device = torch.device(device or default_device()).type
+    return pd.DataFrame([dict(task=task, device=device, size=size, bs=bs, error=failed[task])])

@@ -138,7 +138,10 @@ def _ablate(variants, seeds, strategies, out, log, common, port=None, measured=T
     except RunsFailed as e: failed = e  # the others were finished, and have their report
     done = [f for c in configs if (f := Path(out)/c.name/'metrics.json').exists()]
     if done and measured and is_first():
-        page = report(out)
+        try: page = report(out)
+        except Exception:
+            if failed: raise failed from None
+            raise
         print(f'\n{comparison(load_runs(out)).to_string(index=False)}\n\nreport: {page}\nmodel:  {done[-1].parent}')
     if failed: raise failed
 
@@ -246,9 +249,11 @@ def benchmark(
     for v in variants: variant_of(v, arch)
     settings = [(one_of(t, [*known, 'memory', 'loader'], 'task'), s, b if t=='forward' else max(b, 64 if t=='loader' else 2)) for t in _list(tasks, str, 'tasks') for s in sides for b in batches]
     machine = environment()
-    df = benchmark(out, settings, variants, arch, seconds, compiled=not eager, data=dict(name=data, path=path), environment=machine)
+    of = dict(name=data, path=path)
+    df = benchmark(out, settings, variants, arch, seconds, compiled=not eager, data=of, environment=machine)
     write_text(Path(out)/'report.md', summary(df, machine, arch))
-    print(f'{shown(df).to_string(index=False, float_format="{:.3f}".format, na_rep="")}\nratio: to the baseline in the same form, low and high: 95% of its median; speedup: over the published modules in eager mode\n{out}/benchmark.csv, report.md')
+    table = shown(df).to_string(index=False, float_format='{:.3f}'.format, na_rep='')
+    print(f'{table}\nratio: to the baseline in the same form, low and high: 95% of its median; speedup: over the published modules in eager mode\n{out}/benchmark.csv, report.md')
     if failed := failures_of(df): raise UserError('\n'.join(failed))
 
 def serve(

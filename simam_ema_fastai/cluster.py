@@ -57,7 +57,8 @@ def on_ray(
                     if ends_grid(e.cause): raise e.cause from None
                     result = Failure.of(e.cause)
                 except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError) as e:
-                    result = Failure(f'it has lost its node or process {retries + 1} times ({type(e).__name__}): the same command goes on from the last completed epoch.')
+                    result = Failure(f'it has lost its node or process {retries + 1} times ({type(e).__name__}): '
+                                     'the same command goes on from the last completed epoch.')
                     note_failure(folder/c.name, result.line)
                 yield c, result
         finally:

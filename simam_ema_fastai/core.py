@@ -80,11 +80,11 @@ def read_json(path:str|Path):
 
 # %% ../nbs/00_core.ipynb #83539c57
 def disk_full(e:BaseException|None) -> bool:
-    "Whether `e`, or what it was raised in the wake of, is a write that found no room; PyTorch's and numpy's writers say so in words only."
+    "Whether `e`, or what it was raised in the wake of, is a write that found no room."
     if e is None: return False
     full = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
-    if isinstance(e, OSError) and (e.errno in full or ' requested and ' in str(e)): return True  # the last are numpy's words
-    words = 'PytorchStreamWriter failed', 'iostream error', 'unexpected pos'
+    if isinstance(e, OSError) and (e.errno in full or ' requested and ' in str(e)): return True  # the words are numpy's
+    words = 'PytorchStreamWriter failed', 'iostream error', 'unexpected pos'  # PyTorch says it in words only
     if isinstance(e, RuntimeError) and any(t in str(e) for t in words): return True
     return disk_full(e.__context__)
 

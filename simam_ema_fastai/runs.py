@@ -4,7 +4,7 @@
 
 # %% ../nbs/47_runs.ipynb #5e1a7c03
 from __future__ import annotations
-import contextlib, hashlib, traceback
+import hashlib, traceback
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +22,7 @@ __all__ = ['read_config', 'identity', 'differing', 'told', 'contents', 'weights_
            'first_environment', 'Failure', 'note_failure', 'forget_failure', 'failures', 'ends_grid', 'fault_of']
 
 # %% ../nbs/47_runs.ipynb #5e1a7c06
-_beside = ('path', 'num_workers', 'skip_bad', 'loader', 'on_device')  # of the data: how they were reached, not what they were
+_beside = ('path', 'num_workers', 'skip_bad', 'loader', 'on_device') # How data were reached, not what they were
 _contents = ('digest', 'weights_digest')
 
 def read_config(
@@ -33,13 +33,14 @@ def read_config(
     config = read_json(file)
     parts = dict(variant=str, data=dict, recipe=dict)
     wrong = [k for k,of in parts.items() if not isinstance(config, dict) or not isinstance(config.get(k), of)]
-    if wrong: raise UserError(f"{file} is damaged (it holds no {wrong[0]}): delete it, or put back the one that stood there.")
+    if wrong:
+        raise UserError(f'{file} is damaged (it holds no {wrong[0]}): delete it, or put back the one that stood there.')
     return config
 
 def identity(
     config:dict # As `config.json` holds it
 ) -> dict[str,object]: # A name such as 'recipe.lr' to its value
-    "The settings that decide the result of a run, on one level; a digest is None if an earlier version did not note it."
+    "The settings that decide the result of a run, on one level; a digest that an earlier version did not note is None."
     config = {**dict.fromkeys(_contents), **config, 'recipe': {**asdict(Recipe()), **config.get('recipe', {})}}
     config['data'] = {k: v for k,v in config.get('data', {}).items() if k not in _beside}
     levels = ((k, v if isinstance(v, dict) else {None: v}) for k,v in config.items())
@@ -49,7 +50,8 @@ def differing(
     a:dict, # From `identity`
     b:dict # From `identity`
 ) -> dict[str,tuple]: # Name to the two values
-    "In which settings two runs differ. A digest that is not known cannot differ; where those of the weights are known, their names do not count."
+    """In which settings two runs differ. A digest that is not known cannot differ;
+    where those of the weights are known, their names do not count."""
     known = {k for k in _contents if None not in (a.get(k), b.get(k))}
     aside = {*_contents} - known | ({'weights'} if 'weights_digest' in known else set())
     return {k: (a.get(k), b.get(k)) for k in {**a, **b} if k not in aside and a.get(k) != b.get(k)}
@@ -58,7 +60,8 @@ def told(
     differs:dict[str,tuple] # From `differing`: what was, and what is now
 ) -> str:
     "The differences in words, for one line."
-    what = dict(digest='other data (other images, labels or split: digest {}, now {})', weights_digest='other weights (digest {}, now {})')
+    what = dict(digest='other data (other images, labels or split: digest {}, now {})',
+                weights_digest='other weights (digest {}, now {})')
     return '; '.join(what[k].format(*v) if k in what else '{} {} (now {})'.format(k, *v) for k,v in differs.items())
 
 # %% ../nbs/47_runs.ipynb #3f9c8c5f
@@ -113,10 +116,11 @@ class Failure(NamedTuple):
     @classmethod
     def of(cls, e:BaseException) -> Failure:
         "What `e`, raised by a run, says in one line."
-        if isinstance(e, UserError): return cls(' '.join(str(e).split('UserError: ')[-1].split()))  # from a worker process it comes wrapped in its traceback
+        in_line = lambda text: ' '.join(text.split())
+        if isinstance(e, UserError): return cls(in_line(str(e).split('UserError: ')[-1]))  # workers send a traceback
         if kind := memory_full(e): return cls(f'out of {kind} memory: use a smaller --bs or --size.')
         if said := loader_killed(e): return cls(said)
-        said = ' '.join(str(e).split())
+        said = in_line(str(e))
         return cls(f'{type(e).__name__}{f": {said[:300]}" if said else ""}', ours=not isinstance(e, OSError))
 
 def note_failure(
@@ -140,7 +144,8 @@ def failures(
     def error(file):
         try: return str(read_json(file)['error'])
         except (UserError, KeyError, TypeError): return 'unknown: its failed.json is damaged'
-    return {f.parent.name: error(f) for f in sorted(Path(folder).glob('*/failed.json')) if not f.with_name('metrics.json').exists()}
+    notes = (f for f in sorted(Path(folder).glob('*/failed.json')) if not f.with_name('metrics.json').exists())
+    return {f.parent.name: error(f) for f in notes}
 
 # %% ../nbs/47_runs.ipynb #09a45673
 def ends_grid(e:BaseException) -> bool:
@@ -153,10 +158,11 @@ def fault_of(
 ) -> str|None: # In one line; None if there is none
     "What is missing from a finished run, or damaged."
     folder = Path(folder)
-    missing = [n for n in ('config.json', 'history.csv', 'predictions.csv', 'per_class.csv') if not (folder/n).exists()]
-    with contextlib.suppress(UserError, ValueError, KeyError, TypeError):
-        metrics = read_json(folder/'metrics.json')
-        if not missing and len(pd.read_csv(folder/'predictions.csv')) != metrics['n']: missing = [f"a part of predictions.csv, of {metrics['n']} images,"]
-        if missing: return f"{folder} holds a finished run, but {', '.join(missing)} is missing: put it back, or delete the folder to train the run again."
-        return None
-    return f"{folder} holds a finished run, but its metrics.json or predictions.csv is damaged: put back the ones that stood there, or delete the folder to train the run again."
+    parts = 'config.json', 'history.csv', 'predictions.csv', 'per_class.csv'
+    what = f"{' and '.join(missing)} missing" if (missing := [n for n in parts if not (folder/n).exists()]) else None
+    if not what:
+        try: n, there = read_json(folder/'metrics.json')['n'], len(pd.read_csv(folder/'predictions.csv'))
+        except (UserError, ValueError, KeyError, TypeError): what = 'metrics.json or predictions.csv damaged'
+        else: what = f'predictions.csv damaged ({there} of {n} images)' if there != n else None
+    return what and (f'{folder} holds a finished run with {what}: put back what stood there, '
+                     'or delete the folder to train the run again.')

@@ -9,6 +9,7 @@ import numpy as np, pandas as pd
 import steps
 from simam_ema_fastai.core import UserError, read_json, write_text
 from simam_ema_fastai.report import Evidence, report
+from simam_ema_fastai.runs import environments
 from simam_ema_fastai.statistics import accuracy, signed
 from simam_ema_fastai.tables import counted, headline, reproduction, study, study_note, to_markdown
 
@@ -72,7 +73,7 @@ def page(runs:Path, out:Path, scale:steps.Scale=steps.full) -> str: # Markdown
     for folder in sorted((d for d in runs.iterdir() if d.name.isdigit()), key=lambda d: -int(d.name)):
         size, e = folder.name, Evidence(folder)
         report(folder, out/size, pictures=False)
-        env, about = read_json(folder/e.runs.run[0]/'environment.json'), [read_json(f) for f in folder.glob('*/step.json')]
+        env, about = environments(folder/e.runs.run[0])[-1], [read_json(f) for f in folder.glob('*/step.json')]
         sections += [f'## {size}×{size} pixels', '', f'{headline(e.diffs, e.effects)} {len(e.runs)} runs on {env["gpu"] or env["cpu"]}; [report]({size}/report.md), [every run]({size}/results.csv).', '']
         plain = [a['argv'][3] for a in about if not a['fused']]
         if plain: sections += [f'Without the GPU kernels, which a check had found wrong: {len(plain)} runs of {", ".join(sorted(set(plain)))}.', '']

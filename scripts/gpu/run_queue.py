@@ -42,7 +42,10 @@ class Job:
         "Whether the step succeeded; what it wrote is then moved to where finished steps are, with the commit it was packed from."
         if self.process.returncode: return False
         run = self.folder/self.step.name if (self.folder/self.step.name).is_dir() else self.folder
-        if (record := run/'environment.json').exists(): record.write_text(json.dumps({**json.loads(record.read_text()), 'commit': commit}, indent=2))
+        if (record := run/'environment.json').exists():
+            found = json.loads(record.read_text())
+            named = [{**e, 'commit': commit} for e in (found if isinstance(found, list) else [found])]
+            record.write_text(json.dumps(named if isinstance(found, list) else named[0], indent=2))
         about = dict(argv=self.step.argv, estimate=self.step.minutes, minutes=self.minutes, beside=self.most, fresh=self.fresh, fused=self.fused)
         (run/'step.json').write_text(json.dumps(about, indent=2))
         (runs/self.step.key).parent.mkdir(parents=True, exist_ok=True)
