@@ -319,6 +319,7 @@ def _as_it_began(config:Config, there:dict) -> Config:
     began = {'loader': 'files'} | {k: there['data'][k] for k in _fed if there['data'].get(k) is not None}  # 'files' was the only one
     if 'on_device' not in inspect.signature(get_dls).parameters: began.pop('on_device', None)
     asked = {k: v for k,v in config.data.items() if k in began and v not in (None, 'auto')}
+    if asked.get('loader', began['loader']) != began['loader']: began.pop('on_device', None)
     for k,v in asked.items():
         if v != began[k]: print(f'  going on with {k} {v}; it began with {began[k]}')
     return replace(config, data={**config.data, **began, **asked})

@@ -139,8 +139,8 @@ def _ablate(variants, seeds, strategies, out, log, common, port=None, measured=T
     done = [f for c in configs if (f := Path(out)/c.name/'metrics.json').exists()]
     if done and measured and is_first():
         try: page = report(out)
-        except Exception:
-            if failed: raise failed from None
+        except UserError as e:
+            if failed: raise UserError(f'{failed}\nno report: {e}') from None
             raise
         print(f'\n{comparison(load_runs(out)).to_string(index=False)}\n\nreport: {page}\nmodel:  {done[-1].parent}')
     if failed: raise failed
