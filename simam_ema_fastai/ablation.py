@@ -443,12 +443,18 @@ def ablate(
         before = plan.read_bytes() if plan.exists() else None
         if is_first(): _write_plan(configs, folder)
         found, failed = {}, {}
-        for c, result in _results(configs, todo, folder, measured, log, executor or partial(in_turn, dls=made)):
-            if isinstance(result, Failure):
-                failed[c.name] = result
-                print(f'{c.name}: failed: {result.line}', flush=True)
-            else: found[c.name] = result
-        if len(failed) == len(configs): _leave_no_trace(failed, folder, before)
+        try:
+            for c, result in _results(configs, todo, folder, measured, log, executor or partial(in_turn, dls=made)):
+                if isinstance(result, Failure):
+                    failed[c.name] = result
+                    print(f'{c.name}: failed: {result.line}', flush=True)
+                else: found[c.name] = result
+        except UserError:  # of the executor
+            _nothing_began(configs, folder, before)
+            raise
+        alike = len(failed) == len(configs) and not any(f.ours for f in failed.values())
+        lines = {f.line for f in failed.values()}
+        if alike and _nothing_began(configs, folder, before) and len(lines) == 1: raise UserError(*lines)
     if failed: raise RunsFailed(failed, folder)
     return [found[name] for name in asked]
 
@@ -525,16 +531,15 @@ def _prepare(todo:Sequence[Config]) -> dict[str,DataLoaders]: # By the repr of a
     if errors and not made: raise next(iter(errors.values()))
     return made
 
-def _leave_no_trace(failed:dict[str,Failure], folder:Path, plan:bytes|None):
-    "If none of the runs had begun, put back the `plan`; raises `UserError` if one line says it for all."
-    lines = {f.line for f in failed.values()}
-    if any(f.ours for f in failed.values()) or any((folder/name/'config.json').exists() for name in failed): return
-    for name in failed:
-        forget_failure(folder/name)
-        with contextlib.suppress(OSError): (folder/name).rmdir()
+def _nothing_began(configs:Sequence[Config], folder:Path, plan:bytes|None) -> bool:
+    "Whether no run had begun; then the folder is left as it was, with `plan` as its grid.json."
+    if not is_first() or any((folder/c.name/'config.json').exists() for c in configs): return False
+    for c in configs:
+        forget_failure(folder/c.name)
+        with contextlib.suppress(OSError): (folder/c.name).rmdir()
     if plan is None: (folder/'grid.json').unlink(missing_ok=True)
     else: write_text(folder/'grid.json', plan.decode())
-    if len(lines) == 1: raise UserError(lines.pop())
+    return True
 
 def _write_plan(configs:Sequence[Config], folder:Path):
     "Note what was asked for, and when, in `folder`/grid.json."

@@ -33,7 +33,9 @@ def cluster(root):
 def test_what_a_task_refuses_is_one_line(cluster, tmp_path):
     missing = grid(dict(name='folder', path=str(tmp_path/'nowhere'), size=32), ('baseline',), arch='resnet18')
     with pytest.raises(UserError, match=r"^'.*nowhere' is no folder\.$"): ablate(missing, tmp_path/'runs', executor=on_ray)
-    with pytest.raises(UserError, match='no node of the Ray cluster has 64 CPUs'): ablate(missing, tmp_path/'runs', executor=lambda *args: on_ray(*args, cpus=64))
+    there = grid(dict(name='digits', n_train=64, n_valid=20), ('baseline',), arch='resnet18')
+    with pytest.raises(UserError, match='no node of the Ray cluster has 64 CPUs'): ablate(there, tmp_path/'runs', executor=lambda *args: on_ray(*args, cpus=64))
+    assert not (tmp_path/'runs').exists()
 
 
 def test_one_run_fails(cluster, tmp_path):
