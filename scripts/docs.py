@@ -344,9 +344,10 @@ class Site:
             out.append(MarkdownWithMath(renderer=render).render(text))
             for f in files:
                 if f.name == 'environment.json':
-                    e = json.loads(f.read_text(encoding='utf-8'))
-                    packages = ', '.join(f'{k} {v}' for k, v in e['packages'].items())
-                    out.append(f"<p>Machine: {html.escape(e['gpu'] or e['cpu'])}, {e['cores']} cores; {html.escape(packages)}; commit {(e['commit'] or 'unknown')[:12]}</p>" + wrapped(e['command']))
+                    found = json.loads(f.read_text(encoding='utf-8'))
+                    for e in found if isinstance(found, list) else [found]:
+                        packages = ', '.join(f'{k} {v}' for k, v in e['packages'].items())
+                        out.append(f"<p>Machine: {html.escape(e['gpu'] or e['cpu'])}, {e['cores']} cores; {html.escape(packages)}; commit {(e['commit'] or 'unknown')[:12]}</p>" + wrapped(e['command']))
                 elif f.suffix in ('.png', '.svg') and f'({f.relative_to(folder).as_posix()})' not in text: out.append(f"<figure>{picture(path(f), f'{title}: {f.stem}'.replace('_', ' '), f)}</figure>")
                 elif f.suffix == '.csv':
                     df = pd.read_csv(f, dtype=str, keep_default_na=False)

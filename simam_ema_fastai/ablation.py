@@ -4,9 +4,10 @@
 
 # %% ../nbs/50_ablation.ipynb #8b87d3c2
 from __future__ import annotations
-import contextlib, json, os, platform, shlex, subprocess, sys, time
+import contextlib, gc, inspect, json, os, platform, shlex, subprocess, sys, time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
@@ -15,11 +16,11 @@ import numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Recorder
-from fastai.torch_core import get_model
+from fastai.torch_core import default_device, get_model
 
 import simam_ema_fastai
 from .backbones import check_size
-from .bundle import write_bundle
+from .bundle import read_bundle, write_bundle
 from .core import UserError, alone, import_extra, in_notebook, one_of, read_json, sweep, write_json, write_text
 from .data import datasets, get_dls
 from .efficiency import measure
@@ -28,13 +29,15 @@ from .inference import export
 from .learner import Recipe, fit_recipe, variant_learner
 from .models import variant_of
 from .processes import check_shared, from_first, is_first, one_goes_first, several
+from .runs import (Failure, add_environment, contents, differing, ends_grid, failures, fault_of,
+                                   first_environment, forget_failure, identity, note_failure, read_config, told, weights_digest)
 from .survival import StopAtNaN, load_newest, naming_settings, previous, save_checked
 from .tables import load_progress, spoken, time_left
 from .weights import load_weights, stats_of
 
 # %% auto #0
-__all__ = ['grids', 'Config', 'environment', 'Checkpoint', 'ShowProgress', 'check_logger', 'loggers', 'run', 'grid', 'in_turn',
-           'ablate', 'Grid']
+__all__ = ['grids', 'Config', 'environment', 'Checkpoint', 'ShowProgress', 'check_logger', 'loggers', 'OtherRun', 'run', 'grid',
+           'in_turn', 'RunsFailed', 'ablate', 'Grid']
 
 # %% ../nbs/50_ablation.ipynb #56d268af
 @dataclass(frozen=True)
@@ -47,7 +50,10 @@ class Config:
     weights:str|None = None # As for `load_weights`
     overrides:dict = None # stages, factor, reduction, sites, act of `create_model`
 
-    def __post_init__(self): object.__setattr__(self, 'arch', variant_of(self.variant, self.arch, **(self.overrides or {})).arch)
+    def __post_init__(self):
+        v = variant_of(self.variant, self.arch, **(self.overrides or {}))
+        object.__setattr__(self, 'arch', v.arch)
+        if self.recipe.strategy is None: object.__setattr__(self, 'recipe', replace(self.recipe, strategy=v.strategy))
 
     @property
     def name(self) -> str: return f'{self.variant}-{self.recipe.strategy}-s{self.recipe.seed}'
@@ -61,15 +67,10 @@ class Config:
     def dls(self) -> DataLoaders: return get_dls(**self.dls_args)
 
     def as_json(self) -> dict:
-        return json.loads(json.dumps(asdict(self), default=str))
-
-    def same_as(self, other:dict) -> list[str]:
-        """Where `other`, a config read from disk, differs. Where the data lie does not matter, nor how they were fed unless this config insists on a loader;
-        a setting that `other` does not know had its default."""
-        flat = lambda d: {f'{k}.{j}' if isinstance(v, dict) else k: u for k,v in d.items() for j,u in (v.items() if isinstance(v, dict) else [(k,v)])}
-        mine, theirs = flat(self.as_json()), flat({**other, 'recipe': {**asdict(Recipe()), **other.get('recipe', {})}})
-        if mine.get('data.loader', 'auto') == 'auto': mine['data.loader'] = theirs['data.loader'] = theirs.get('data.loader', 'files')
-        return [f'{k} {theirs.get(k)} (now {mine.get(k)})' for k in {**mine, **theirs} if k != 'data.path' and mine.get(k) != theirs.get(k)]
+        "As `config.json` holds it, apart from the contents of data and weights."
+        named = isinstance(self.weights, (str, Path, type(None)))
+        weights = self.weights if named else getattr(self.weights, 'source', 'a state dict')
+        return json.loads(json.dumps(asdict(replace(self, weights=weights)), default=str))
 
 # %% ../nbs/50_ablation.ipynb #4cbbab54
 def _commit() -> str|None:
@@ -92,15 +93,22 @@ def _command() -> str:
     program = ['simam_ema'] if path.name in ('-c', '-m', '__main__.py') else ['python', f'{path.parent.name}/{path.name}'] if path.suffix == '.py' else [path.name]
     return shlex.join([*program, *args])
 
+def _kernels() -> str|None:
+    "Which path the gates take on this machine's default device."
+    try: from simam_ema_fastai.fused import kernel_path
+    except ImportError: return None
+    return kernel_path(default_device())
+
 def environment() -> dict:
-    "Packages, commit, machine and command of this process."
+    "Packages, commit, machine, kernels and command of this process."
     def installed(p):
         try: return version(p)
         except PackageNotFoundError: return None
     packages = ('simam_ema_fastai', 'torch', 'torchvision', 'fastai', 'fastcore', 'timm', 'numpy', 'pillow', 'pandas')
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return dict(packages={p: v for p in packages if (v := installed(p))}, python=platform.python_version(), commit=_commit(), system=platform.system(),
-                cpu=_cpu(), cores=os.cpu_count(), gpu=gpu, processes=torch.distributed.get_world_size() if several() else 1, command=_command())
+                cpu=_cpu(), cores=os.cpu_count(), gpu=gpu, kernels=_kernels(),
+                processes=torch.distributed.get_world_size() if several() else 1, command=_command())
 
 # %% ../nbs/50_ablation.ipynb #9b8ccee2
 class Checkpoint(Callback):
@@ -216,6 +224,40 @@ def loggers(
     from fastai.callback.tensorboard import TensorBoardCallback
     return [_CountSkipped(start_epoch), TensorBoardCallback(folder/'log', trace_model=False, log_preds=False)]
 
+# %% ../nbs/50_ablation.ipynb #d74abbdf
+class OtherRun(UserError):
+    "The folder holds a run with other settings."
+
+def _check_same(
+    config:Config,
+    folder:Path, # Of the run
+    now:Callable[[dict],dict]=None # From what config.json holds to the contents as they are now; None: settings only
+):
+    "Raise `OtherRun` if `folder` holds another run than `config`'s."
+    if not (folder/'config.json').exists(): return
+    there, mine = read_config(folder), config.as_json()
+    differs = differing(identity(there), identity(mine))
+    if there.get('weights_digest'): differs.pop('weights', None)  # their contents decide
+    if not differs and now: differs = differing(identity(there), identity({**mine, **now(there)}))
+    if differs:
+        raise OtherRun(f"{folder} holds a run with {told(differs)}: repeat that run's settings or choose another folder.")
+
+def _weights_key(c:Config):
+    named = isinstance(c.weights, (str, Path, type(None)))
+    return c.arch, c.weights if named else id(c.weights)
+
+def _look(config:Config, there:dict, seen:dict) -> dict:
+    "The contents of the data and weights of `config`, as far as `there`, read from disk, knows its own; `seen` keeps them."
+    def once(key, f):
+        if key not in seen:
+            with one_goes_first(): seen[key] = f()
+        return seen[key]
+    data = lambda: contents(get_dls(**config.data, bs=config.recipe.bs))['digest']
+    weights = lambda: weights_digest(load_weights(config.weights, config.arch))
+    given = there.get('weights_digest') and config.weights is not None
+    return dict(digest=once(repr(config.data), data) if there.get('digest') else None,
+                weights_digest=once(_weights_key(config), weights) if given else None)
+
 # %% ../nbs/50_ablation.ipynb #403ffd1e
 def run(
     config:Config, # What to run
@@ -225,9 +267,20 @@ def run(
     log:str=None, # Also log to 'tensorboard' or 'wandb'
     patience:float=0 # Seconds to wait for another process that works in the folder
 ) -> dict: # The metrics
-    "Train, evaluate, measure and export one run, going on where an earlier call was interrupted; at once if it is done. Raises `UserError` if the folder holds another config, another process works in it, the loss is no number, or memory runs out."
+    """Train, evaluate, measure and export one run, going on where an earlier call was interrupted, or was done.
+
+    Raises `UserError` if the folder holds another run, another process works in it, the loss is NaN or memory full.
+    Why it could not be finished is noted in the folder (`runs.failures`)."""
     if log: check_logger(log)
-    with _first_alone(folder, patience): return from_first(_run(config, Path(folder), dls, measured, log))
+    folder = Path(folder)
+    with _first_alone(folder, patience):
+        try: return from_first(_run(config, folder, dls, measured, log))
+        except OtherRun: raise
+        except Exception as e:
+            lost_others = several() and Failure.of(e).ours  # a process that was lost makes the others fail
+            if not ends_grid(e) and not lost_others:
+                with contextlib.suppress(OSError): note_failure(folder, e)
+            raise
 
 def _first_alone(folder, patience=0):
     "Keep processes out of `folder` that work on something else."
@@ -239,43 +292,73 @@ def _shared_out(learn):
     from simam_ema_fastai.distributed import distributed
     return distributed(learn)
 
-def _check_same(config:Config, folder:Path):
-    "Raise `UserError` if `folder` holds another run than `config`'s."
-    if not (folder/'config.json').exists(): return
-    differs = config.same_as(read_json(folder/'config.json'))
-    if differs: raise UserError(f"{folder} holds a run with {'; '.join(differs)}: repeat that run's settings or choose another folder.")
+def _size(dls:DataLoaders) -> int:
+    "Side in pixels of the images of `dls`, which need not be from `get_dls`."
+    return vars(dls).get('size') or dls.valid.one_batch()[0].shape[-1]
+
+def _finished(folder:Path, measured:bool) -> dict:
+    "The metrics of a run that is done, measured if it was not. Raises `UserError` if a part of it is missing."
+    Checkpoint(folder).remove()
+    forget_failure(folder)
+    if fault := fault_of(folder): raise UserError(fault)
+    if measured and is_first() and not (folder/'efficiency.json').exists(): _measure_again(folder)
+    return read_json(folder/'metrics.json')
+
+def _measure_again(folder:Path):
+    "Measure the model of a finished run that was not measured; a line where it cannot be had."
+    try: learn = read_bundle(folder)
+    except UserError as e: return print(f'  not measured: {e}')
+    size, bs = learn.about['transforms']['crop'][-1], min(64, read_config(folder)['recipe'].get('bs', 64))
+    write_json(folder/'efficiency.json', measure(learn.model.to(default_device()), size, bs))
+    add_environment(folder, environment())
+
+_fed = ('loader', 'on_device') # Of the data: from where the network gets them, which a run keeps to
+
+def _as_it_began(config:Config, there:dict) -> Config:
+    "`config` fed as the run began, which is what `there`, read from disk, tells, unless it insists on something else."
+    began = {'loader': 'files'} | {k: there['data'][k] for k in _fed if there['data'].get(k) is not None}  # 'files' was the only one
+    if 'on_device' not in inspect.signature(get_dls).parameters: began.pop('on_device', None)
+    asked = {k: v for k,v in config.data.items() if k in began and v not in (None, 'auto')}
+    if asked.get('loader', began['loader']) != began['loader']: began.pop('on_device', None)
+    for k,v in asked.items():
+        if v != began[k]: print(f'  going on with {k} {v}; it began with {began[k]}')
+    return replace(config, data={**config.data, **began, **asked})
 
 def _run(config, folder, dls, measured, log):
     _check_same(config, folder)
-    checkpoint = Checkpoint(folder)
     if (folder/'metrics.json').exists():
-        checkpoint.remove()
-        return read_json(folder/'metrics.json')
+        seen = {} if dls is None else {repr(config.data): contents(dls)['digest']}
+        _check_same(config, folder, lambda there: _look(config, there, seen))
+        return _finished(folder, measured)
     if is_first():
         sweep(folder, held=True)
+        forget_failure(folder)
     weights = load_weights(config.weights, config.arch)
-    if (folder/'config.json').exists():  # go on with the loader that the run began with; before there were two, it was 'files'
-        began = read_json(folder/'config.json')['data'].get('loader', 'files')
-        config = replace(config, data={**config.data, 'loader': began})
-        if getattr(dls, 'loader', began) != began: dls = None
+    if (folder/'config.json').exists():
+        config = _as_it_began(config, read_config(folder))
+        wanted = {k: config.data[k] for k in _fed if k in config.data}
+        if dls is not None and any(vars(dls).get(k, v) != v for k,v in wanted.items()): dls = None
     with one_goes_first(): dls = dls or config.dls()
-    config = replace(config, data={**config.data, 'loader': getattr(dls, 'loader', 'files')})
+    now = contents(dls, weights)
+    _check_same(config, folder, lambda _: now)
+    fed = {k: v for k in _fed if (v := vars(dls).get(k)) is not None}
+    config = replace(config, data={**config.data, 'loader': 'files', **fed})
     learn = variant_learner(dls, config.variant, config.arch, weights, config.recipe, **(config.overrides or {}))
-    if is_first():
-        write_json(folder/'config.json', config.as_json())
-        write_json(folder/'environment.json', environment())
+    checkpoint = Checkpoint(folder)
+    if is_first(): write_json(folder/'config.json', config.as_json() | now)
     check_shared(folder/'config.json')
     done = checkpoint.resume(learn)
+    if is_first(): (add_environment if done else first_environment)(folder, environment())
     if done: print(f'  going on after epoch {done} of {config.recipe.epochs}')
     with contextlib.ExitStack() as stack:
-        stack.enter_context(naming_settings(config.recipe.bs, dls.size))
+        stack.enter_context(naming_settings(config.recipe.bs, size := _size(dls)))
         if not in_notebook(): stack.enter_context(learn.no_bar()); stack.enter_context(learn.no_logging())
         shown = [] if in_notebook() else [ShowProgress(folder.parent, done)]
         with _shared_out(learn):
             fit_recipe(learn, done, cbs=[checkpoint, StopAtNaN(checkpoint.file), *shown, *loggers(log, folder, config, done)])
             result = evaluate(learn)
         if not is_first(): return
-        if measured: write_json(folder/'efficiency.json', measure(learn.model, dls.size, min(64, config.recipe.bs)))
+        if measured: write_json(folder/'efficiency.json', measure(learn.model, size, min(64, config.recipe.bs)))
     write_text(folder/'predictions.csv', result.predictions.to_csv(index=False))
     write_text(folder/'per_class.csv', result.per_class.to_csv(index=False))
     write_bundle(learn, folder, result.metrics)
@@ -308,39 +391,155 @@ def in_turn(
     configs:Sequence[Config], # Runs to do
     folder:Path, # Holds a folder per run
     measured:bool, # As for `run`
-    log:str|None # As for `run`
-) -> Iterator[tuple[Config,dict]]: # Every config with its metrics, as they come
+    log:str|None, # As for `run`
+    dls:dict[str,DataLoaders]=None # Those made before, by the repr of a config's `dls_args`
+) -> Iterator[tuple[Config,dict|Failure]]: # Every config with its metrics, or with why it has none, as they come
     "An executor: one run after the other in this process; runs that want the same data share them."
-    dls = {}
+    if dls is None: dls = _prepare(configs)
     for i,c in enumerate(configs, 1):
         print(f'[{i}/{len(configs)}] {c.name}', flush=True)
-        key = repr(c.dls_args)
-        with one_goes_first(): dls[key] = dls.get(key) or c.dls()
-        yield c, run(c, folder/c.name, dls[key], measured, log)
+        try: result = run(c, folder/c.name, dls.get(repr(c.dls_args)), measured, log)
+        except Exception as e:
+            if ends_grid(e) or several(): raise  # several processes cannot agree on going on when one of them fails
+            result = Failure.of(e)
+        if isinstance(result, Failure):  # now that the error, and with it the learner, is gone
+            gc.collect()
+            if torch.cuda.is_available(): torch.cuda.empty_cache()
+        yield c, result
+
+class RunsFailed(UserError):
+    "Some runs of a grid could not be finished; the others were."
+    def __init__(self, failed:dict[str,Failure], folder:Path):
+        where = lambda name, f: f' (a defect: its traceback is in {folder/name}/traceback.txt)' if f.ours else ''
+        super().__init__('\n'.join(f'{name}: {f.line}{where(name, f)}' for name,f in failed.items()))
+        self.failed = failed
+        self.status = 1 if any(f.ours for f in failed.values()) else 2 # Of the command line
 
 def ablate(
     configs:Sequence[Config], # From `grid`
     folder:str|Path, # Run folder: holds a folder per run
     measured:bool=True, # Also measure latency, throughput and memory
     log:str=None, # Also log to 'tensorboard' or 'wandb'
-    executor:Callable=in_turn # Does the runs: `in_turn`, `cluster.on_ray`, or another function like them
+    executor:Callable=None # Does the runs: `in_turn` if None, `cluster.on_ray`, or another function like them
 ) -> list[dict]: # The metrics of every run
-    "Do the runs that are not done yet. Raises `UserError` when another process works in the same folder, or weights cannot be had."
-    folder = Path(folder)
+    """Do the runs that are not done yet. A run that fails ends by itself: why is noted in its folder, and the next call
+    tries it again.
+
+    Raises `RunsFailed` at the end if any did. Raises `UserError` before anything is written if another process works in
+    the folder, if that holds other runs than these or runs with which these cannot be compared, or if weights or data
+    cannot be had."""
+    folder, asked = Path(folder), [c.name for c in configs]
+    configs = _distinct(configs)
     if log: check_logger(log)
     with _first_alone(folder):
         for c in configs: _check_same(c, folder/c.name)
+        earlier = from_first(failures(folder))
         todo = from_first([c for c in configs if not (folder/c.name/'metrics.json').exists()])
-        for needed in dict.fromkeys((c.weights, c.arch) for c in todo):  # better now than after the first run
-            with one_goes_first(): load_weights(*needed)
+        todo = sorted(todo, key=lambda c: c.name in earlier)  # what failed before comes last
+        made = _prepare(todo)
+        known = {repr(c.data): contents(dls)['digest'] for c in todo if (dls := made.get(repr(c.dls_args)))}
+        _check_folder(configs, folder, known)
+        plan = folder/'grid.json'
+        before = plan.read_bytes() if plan.exists() else None
         if is_first(): _write_plan(configs, folder)
-        found = {}
-        for c in configs:
-            if c not in todo: print(f'{c.name}: done before'); found[c.name] = run(c, folder/c.name)
-        for c, metrics in executor(todo, folder, measured, log):
-            found[c.name] = metrics
-            print(f"{c.name}: Top-1 {metrics['top1']:.2f}%, Top-{metrics['k']} {metrics['top5']:.2f}% of {metrics['n']} images", flush=True)
-    return [found[c.name] for c in configs]
+        found, failed = {}, {}
+        try:
+            for c, result in _results(configs, todo, folder, measured, log, executor or partial(in_turn, dls=made)):
+                if isinstance(result, Failure):
+                    failed[c.name] = result
+                    print(f'{c.name}: failed: {result.line}', flush=True)
+                else: found[c.name] = result
+        except UserError:  # of the executor
+            _nothing_began(configs, folder, before)
+            raise
+        alike = len(failed) == len(configs) and not any(f.ours for f in failed.values())
+        lines = {f.line for f in failed.values()}
+        if alike and _nothing_began(configs, folder, before) and len(lines) == 1: raise UserError(*lines)
+    if failed: raise RunsFailed(failed, folder)
+    return [found[name] for name in asked]
+
+def _results(configs, todo, folder, measured, log, executor) -> Iterator[tuple[Config,dict|Failure]]:
+    "Every config with its metrics or why it has none: first those that are done."
+    names = {c.name for c in todo}
+    for c in configs:
+        if c.name in names: continue
+        print(f'{c.name}: done before{_unknown_data(c, folder/c.name)}', flush=True)
+        try: yield c, _finished(folder/c.name, measured)
+        except Exception as e:
+            if ends_grid(e) or several() and not isinstance(e, UserError): raise
+            yield c, Failure.of(e)
+    for c, result in executor(todo, folder, measured, log):
+        if not isinstance(result, Failure):
+            top = f"Top-1 {result['top1']:.2f}%, Top-{result['k']} {result['top5']:.2f}% of {result['n']} images"
+            print(f'{c.name}: {top}', flush=True)
+        yield c, result
+
+def _unknown_data(c:Config, folder:Path) -> str:
+    "A word about a finished run whose data lay elsewhere, and were not noted by content."
+    there = read_config(folder)
+    was, now = there['data'].get('path'), c.as_json()['data'].get('path')
+    if was == now or there.get('digest'): return ''
+    return f' with the data in {was}; whether they are those in {now} is not known'
+
+def _distinct(configs:Sequence[Config]) -> list[Config]:
+    "`configs` without what is there twice; raises `UserError` for two runs of one name, or one run under two names."
+    known, same = {}, {}
+    for c in configs:
+        first = known.setdefault(c.name, c)
+        if differs := differing(identity(first.as_json()), identity(c.as_json())):
+            raise UserError(f'two different runs are called {c.name}: {told(differs)}. A folder holds one of them.')
+    for c in known.values():
+        v, settings = _variant(c), identity({**c.as_json(), 'variant': None, 'overrides': None})
+        gates = sorted((p.gate, p.site, s, repr(sorted(p.options.items()))) for p in v.placements for s in p.stages)
+        first = same.setdefault(repr((gates, v.act, settings)), c)
+        if first is not c: raise UserError(f"'{c.variant}' is '{first.variant}' in other words: leave one of them out.")
+    return list(known.values())
+
+def _variant(c:Config): return variant_of(c.variant, c.arch, **(c.overrides or {}))
+
+def _check_folder(
+    configs:Sequence[Config],
+    folder:Path, # The grid's
+    seen:dict[str,str|None] # The digests of data by the repr of a config's `data`, as far as they are known
+):
+    "Raise `OtherRun` unless what `folder` holds can be gone on with, skipped, or compared with `configs`."
+    for c in configs: _check_same(c, folder/c.name, lambda there, c=c: _look(c, there, seen))
+    own = 'recipe.strategy', 'recipe.seed'
+    def of_all(differs): return {k: v for k,v in differs.items() if k.split('.')[0] in ('digest','data','recipe') and k not in own}
+    names = {c.name for c in configs}
+    for other in sorted(f.parent for f in folder.glob('*/config.json') if f.parent.name not in names):
+        there = read_config(other)
+        mine = [identity({**c.as_json(), 'digest': _look(c, there, seen)['digest']}) for c in configs]
+        differs = [of_all(differing(identity(there), m)) for m in mine]
+        if all(differs):
+            raise OtherRun(f'{folder} holds the run {other.name} with {told(min(differs, key=len))}, with which these '
+                           'cannot be compared: repeat its settings or choose another folder.')
+
+def _prepare(todo:Sequence[Config]) -> dict[str,DataLoaders]: # By the repr of a config's `dls_args`
+    "Weights and data of the runs, better now than after the first of them; raises `UserError` if no run can start."
+    for c in {_weights_key(c): c for c in todo}.values():
+        with one_goes_first(): load_weights(c.weights, c.arch)
+    made, errors = {}, {}
+    for c in todo:
+        key = repr(c.dls_args)
+        if key in made or key in errors: continue
+        try:
+            with one_goes_first(): made[key] = c.dls()
+        except UserError as e:
+            if several(): raise
+            errors[key] = e
+    if errors and not made: raise next(iter(errors.values()))
+    return made
+
+def _nothing_began(configs:Sequence[Config], folder:Path, plan:bytes|None) -> bool:
+    "Whether no run had begun; then the folder is left as it was, with `plan` as its grid.json."
+    if not is_first() or any((folder/c.name/'config.json').exists() for c in configs): return False
+    for c in configs:
+        forget_failure(folder/c.name)
+        with contextlib.suppress(OSError): (folder/c.name).rmdir()
+    if plan is None: (folder/'grid.json').unlink(missing_ok=True)
+    else: write_text(folder/'grid.json', plan.decode())
+    return True
 
 def _write_plan(configs:Sequence[Config], folder:Path):
     "Note what was asked for, and when, in `folder`/grid.json."

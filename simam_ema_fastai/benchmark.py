@@ -4,7 +4,7 @@
 
 # %% ../nbs/46_benchmark.ipynb #29305458
 from __future__ import annotations
-import contextlib, copy, io, random, time
+import contextlib, copy, io, platform, random, time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,25 +17,28 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from .attention import gates
-from .core import atomic_path, import_extra, one_of, write_text
+from .core import UserError, alone, atomic_path, disk_full, import_extra, one_of, write_json, write_text
 from .data import datasets, get_dls
 from .efficiency import _LiveBytes
 from .feed import loader_rates, torchvision_loader
 from .inference import optimise
 from .models import Placement, Variant, create_model, gate_modules, variant_of
+from .runs import Failure
 
 # %% auto #0
 __all__ = ['tasks', 'interleaved', 'ratios', 'machine_rates', 'roofline', 'compare', 'training_memory', 'compare_memory',
-           'compare_loaders', 'plot_ratios', 'summary', 'benchmark']
+           'compare_loaders', 'plot_ratios', 'summary', 'failures_of', 'shown', 'benchmark']
 
 # %% ../nbs/46_benchmark.ipynb #2c420090
 def interleaved(
     candidates:dict[str,Callable[[],object]], # Name to what is timed
     seconds:float=20., # How long to go on
     warmup:int=2, # Untimed turns of each before
-    device:str|torch.device='cpu' # Waited for before and after every turn
-) -> pd.DataFrame: # A row per round, a column per candidate: seconds
+    device:str|torch.device='cpu', # Waited for before and after every turn
+    failed:dict[str,str]=None # Gets why a candidate failed, by its name; None: that is raised
+) -> pd.DataFrame: # A row per round, a column per candidate that did not fail: seconds
     "Time the candidates in turns, in a new random order every round, for at least five rounds."
+    candidates = dict(candidates)
     sync = torch.cuda.synchronize if torch.device(device).type == 'cuda' else (lambda: None)
     def turn(f):
         sync()
@@ -43,12 +46,25 @@ def interleaved(
         f()
         sync()
         return time.perf_counter() - start
-    for f in candidates.values():
-        for _ in range(warmup): turn(f)
+    def turns(name, n=1):
+        with _kept(failed, name):
+            for _ in range(n): took = turn(candidates[name])
+            return took
+        del candidates[name]
+    for name in list(candidates): turns(name, warmup)
     rows, end, order = [], time.perf_counter() + seconds, random.Random(0)
-    while len(rows) < 5 or time.perf_counter() < end:
-        rows.append({name: turn(candidates[name]) for name in order.sample(list(candidates), len(candidates))})
-    return pd.DataFrame(rows)[list(candidates)]
+    while candidates and (len(rows) < 5 or time.perf_counter() < end):
+        rows.append({name: turns(name) for name in order.sample(list(candidates), len(candidates))})
+    return pd.DataFrame(rows, columns=list(candidates))
+
+@contextlib.contextmanager
+def _kept(failed:dict[str,str]|None, *names):
+    "Note in `failed` why a block failed, under each of the names; without one the error is raised."
+    try: yield
+    except Exception as e:
+        if failed is None or disk_full(e): raise
+        for name in names: failed[name] = Failure.of(e).line
+        if torch.cuda.is_available(): torch.cuda.empty_cache()
 
 def ratios(
     times:pd.DataFrame, # From `interleaved`
@@ -109,26 +125,35 @@ def _published(variant:str, arch:str) -> Variant:
     v = variant_of(variant, arch)
     return replace(v, placements=tuple(replace(p, options={**p.options, 'plain':True}) if p.gate=='ema' else p for p in v.placements))
 
-def _networks(variants:Sequence[str], arch:str, device) -> dict[tuple[str,str],nn.Module]:
+def _networks(variants:Sequence[str], arch:str, device, failed:dict=None) -> dict[tuple[str,str],nn.Module]:
     "(form, name) to network, all with the weights they would start training from."
-    make = lambda v: create_model(v, 200, arch).to(device)
-    nets = {('eager', v): make(v) for v in dict.fromkeys(['baseline', *variants])}
-    nets |= {('published', v): make(_published(v, arch)) for v in variants if v != 'baseline'}
-    with _timm_registered(): nets |= {('timm', a): make([Placement(f'timm_{a}', 'residual', (3,4))]) for a in _timm_gates}
-    return nets
+    wanted = {('eager', v): v for v in dict.fromkeys(['baseline', *variants])}
+    wanted |= {('published', v): _published(v, arch) for v in variants if v != 'baseline'}
+    with _timm_registered():
+        wanted |= {('timm', a): [Placement(f'timm_{a}', 'residual', (3,4))] for a in _timm_gates}
+        return _each(wanted, lambda v: create_model(v, 200, arch).to(device), failed)
 
-def _forward(nets:dict, x:torch.Tensor, compiled:bool) -> dict[tuple[str,str],Callable]:
+def _each(of:dict, make:Callable, failed:dict|None) -> dict:
+    "What `make` makes of each; what it fails to make is noted and left out."
+    out = {}
+    for k,v in of.items():
+        with _kept(failed, k): out[k] = make(v)
+    return out
+
+def _forward(nets:dict, x:torch.Tensor, compiled:bool, failed:dict=None) -> dict[tuple[str,str],Callable]:
     "Forward passes of one batch, in evaluation mode."
     nets = {k: m.eval() for k,m in nets.items()}
     if compiled:
-        with contextlib.redirect_stdout(io.StringIO()): fast = {('optimised', v): optimise(m, x) for (form, v),m in nets.items() if form=='eager'}
+        with contextlib.redirect_stdout(io.StringIO()):
+            eager = {('optimised', v): m for (form, v),m in nets.items() if form=='eager'}
+            fast = _each(eager, lambda m: optimise(m, x), failed)
         slow = {('published, compiled', v): torch.compile(copy.deepcopy(m)) for (form, v),m in nets.items() if form=='published' or v=='baseline'}
         nets = nets | fast | slow
     def run(m):
         with torch.inference_mode(): return m(x)
     return {k: partial(run, m) for k,m in nets.items()}
 
-def _training(nets:dict, x:torch.Tensor, compiled:bool) -> dict[tuple[str,str],Callable]:
+def _training(nets:dict, x:torch.Tensor, compiled:bool, failed:dict=None) -> dict[tuple[str,str],Callable]:
     "Training steps on one batch: forward, backward, AdamW; in bfloat16 on a GPU."
     y = torch.arange(len(x), device=x.device) % 200
     def step(m, opt):
@@ -152,22 +177,30 @@ def compare(
     seconds:float=60., # How long to take turns
     compiled:bool=True, # Compiled forms too: half a minute each to make on a CPU, where trainings go without
     device:str|torch.device=None # None for the default
-) -> pd.DataFrame: # A row per form and variant: ratio to the baseline in the same form with low and high, speedup over the published eager form, share of the roofline
-    "Every form of the variants against the baseline and against the published modules, in turns."
+) -> pd.DataFrame: # A row per form and variant, with the columns below
+    """Every form of the variants against the baseline and against the published modules, in turns: `ratio` to the baseline
+    in the same form with `low` and `high`, `speedup` over the published eager form, share of the roofline; or the `error`
+    of a candidate that failed.
+    Raises `UserError` if the baseline cannot be timed."""
     device = torch.device(device or default_device())
     compiled = compiled and (task=='forward' or device.type=='cuda')
     torch.manual_seed(0)
     x = torch.randn(bs, 3, size, size, device=device)
-    nets = _networks(variants, arch, device)
-    times = interleaved(tasks[one_of(task, tasks, 'task')](nets, x, compiled), seconds, device=device)
-    rates, rows = machine_rates(device), []
+    failed = {}
+    nets = _networks(variants, arch, device, failed)
+    candidates = tasks[one_of(task, tasks, 'task')](nets, x, compiled, failed)
+    times = interleaved(candidates, seconds, device=device, failed=failed)
+    base = 'eager', 'baseline'
+    if base not in times: raise UserError(f'the baseline cannot be timed: {failed[base]}')
+    rates, rows, about = machine_rates(device), [], dict(task=task, device=device.type, size=size, bs=bs)
     for form, v in times:
-        base = (form, 'baseline') if (form, 'baseline') in times else ('published, compiled' if 'compiled' in form else 'eager', 'baseline')
-        r = ratios(times, base).loc[[(form, v)]].iloc[0]
+        bases = (form, 'baseline'), ('published, compiled' if 'compiled' in form else 'eager', 'baseline'), base
+        r = ratios(times, next(b for b in bases if b in times)).loc[[(form, v)]].iloc[0]
         published = next((k for k in [('published', v), ('eager', v)] if k in times), (form, v))
         floor = roofline(nets['eager', v], size, bs, rates)/times[form, v].median() if task=='forward' and ('eager', v) in nets else None
-        rows.append(dict(task=task, device=device.type, size=size, bs=bs, form=form, variant=v, **r, speedup=(times[published]/times[form, v]).median(), roofline_share=floor, rounds=len(times)))
-    return pd.DataFrame(rows)
+        speedup = (times[published]/times[form, v]).median()
+        rows.append(dict(about, form=form, variant=v, **r, speedup=speedup, roofline_share=floor, rounds=len(times)))
+    return pd.DataFrame(rows + [dict(about, form=form, variant=v, error=why) for (form, v), why in failed.items()])
 
 # %% ../nbs/46_benchmark.ipynb #afbd598f
 def training_memory(
@@ -200,10 +233,13 @@ def compare_memory(
     arch:str='resnet50', # A name in `archs`
     device:str|torch.device=None # None for the default
 ) -> pd.DataFrame: # A row per form and variant: MiB and ratio to the baseline
-    "Peak memory of a training step of every form."
-    device = torch.device(device or default_device())
-    df = pd.DataFrame([dict(task='memory', device=device.type, size=size, bs=bs, form=form, variant=v, mib=training_memory(m, size, bs)) for (form, v),m in _networks(variants, arch, device).items()])
-    return df.assign(ratio=df.mib/df.mib[df.variant=='baseline'].iloc[0])
+    "Peak memory of a training step of every form. Raises `UserError` if that of the baseline cannot be had."
+    device, failed = torch.device(device or default_device()), {}
+    mib = _each(_networks(variants, arch, device, failed), lambda m: training_memory(m, size, bs), failed)
+    base, about = ('eager', 'baseline'), dict(task='memory', device=device.type, size=size, bs=bs)
+    if base not in mib: raise UserError(f'the baseline cannot be measured: {failed[base]}')
+    rows = [dict(about, form=form, variant=v, mib=m, ratio=m/mib[base]) for (form, v),m in mib.items()]
+    return pd.DataFrame(rows + [dict(about, form=form, variant=v, error=why) for (form, v), why in failed.items()])
 
 # %% ../nbs/46_benchmark.ipynb #1ceb7d78
 def compare_loaders(
@@ -251,42 +287,112 @@ def summary(
     arch:str='resnet50' # The backbone measured
 ) -> str: # Markdown
     "A table with a column per setting: ratio to the baseline in the same form (loaders: to fastai's), with its 95% interval."
-    def cell(r): return f'{r.ratio:.2f}' + (f' [{r.low:.2f}, {r.high:.2f}]' if pd.notna(r.low) and r.low != r.high else '')
+    df = df.reindex(columns=list(dict.fromkeys([*df, 'ratio', 'low', 'high', 'roofline_share', 'speedup', 'error'])))
+    failed = df[df.error.notna()]
+    df = df[df.variant.notna()]
+    def cell(r):
+        if pd.isna(r.ratio): return 'failed'
+        return f'{r.ratio:.2f}' + (f' [{r.low:.2f}, {r.high:.2f}]' if pd.notna(r.low) and r.low != r.high else '')
     df = df.assign(setting=[f'{t}, {s} px, batch {b}' for t,s,b in zip(df.task, df['size'], df.bs)], cell=[cell(r) for r in df.itertuples()])
     table = df.pivot(index=['form','variant'], columns='setting', values='cell').reindex(columns=df.setting.unique()).fillna('').reset_index()
     line = lambda cells: f"| {' | '.join(cells)} |"
-    share = df[df.roofline_share.notna() & df.form.isin(['eager','optimised'])] if 'roofline_share' in df else df[:0]
-    e, gates = environment, df.task.isin(tasks).any()
-    return '\n'.join([f'# Costs of the gates in {arch}, {df.device.iloc[0]}' if gates else f'# Loaders, {df.device.iloc[0]}', '', line(table.columns), line(['---']*2 + ['--:']*(len(table.columns) - 2)), *[line(r) for r in table.itertuples(index=False)], '',
-        'Time (loaders: throughput; memory: peak of a training step) over the baseline\'s in the same form, loaders over fastai\'s without workers; candidates take turns, median of the ratio in each turn with its 95% interval (loaders: range).', '',
-        *[f'- {r.form} {r.variant}, {r.setting}: {100*r.roofline_share:.0f}% of what this machine\'s matrix product and copy allow; {r.speedup:.2f} times as fast as the published modules in eager mode.' for r in share.itertuples()], '',
-        f"Machine: {e['gpu'] or e['cpu']}, {e['cores']} cores; torch {e['packages']['torch']}, commit {(e['commit'] or 'unknown')[:12]}", '', f"    {e['command']}", '', *['![Time over the baseline\'s, by form](benchmark.png)', '']*bool(gates)])
+    share = df[df.roofline_share.notna() & df.form.isin(['eager','optimised'])]
+    e, gates, timed = environment, (df.task != 'loader').any(), df.task.isin(tasks).any()
+    device = df.device.iloc[0] if len(df) else 'nothing measured'
+    title = f'# Costs of the gates in {arch}, {device}' if gates else f'# Loaders, {device}'
+    rule = ['---']*2 + ['--:']*(len(table.columns) - 2)
+    rows = [line(r) for r in (table.columns, rule, *table.itertuples(index=False))]
+    what = ("Time (loaders: throughput; memory: peak of a training step) over the baseline's in the same form, loaders over "
+            "fastai's without workers; candidates take turns, median of the ratio in each turn with its 95% interval (loaders: range).")
+    shares = [f"- {r.form} {r.variant}, {r.setting}: {100*r.roofline_share:.0f}% of what this machine's matrix product and copy "
+              f'allow; {r.speedup:.2f} times as fast as the published modules in eager mode.' for r in share.itertuples()]
+    commit = (e['commit'] or 'unknown')[:12]
+    machine = f"Machine: {e['gpu'] or e['cpu']}, {e['cores']} cores; torch {e['packages']['torch']}, commit {commit}"
+    plot = ["![Time over the baseline's, by form](benchmark.png)", '']*bool(timed)
+    return '\n'.join([title, '', *rows, '', what, '', *shares, *[f'- Failed: {l}' for l in failures_of(failed)], '',
+                      machine, '', f"    {e['command']}", '', *plot])
+
+def failures_of(
+    df:pd.DataFrame # What benchmark.csv holds
+) -> list[str]: # A line each
+    "What could not be measured, and why."
+    if 'error' not in df: return []
+    who = lambda r: f' of {r.form} {r.variant}' if pd.notna(r.variant) else ''
+    return [f'{r.task}, {r.size} px, batch {r.bs}{who(r)}: {r.error}' for r in df[df.error.notna()].itertuples()]
+
+def shown(
+    df:pd.DataFrame # What benchmark.csv holds
+) -> pd.DataFrame:
+    "Without the columns that are the same in all rows of a folder."
+    return df.drop(columns=[k for k in (*_same_in_all, *_of_task) if k in df])
 
 # %% ../nbs/46_benchmark.ipynb #390a0f2f
+_same_in_all = ('arch', 'variants', 'machine', 'threads', 'torch', 'commit')
+_of_task = {'compiled': tuple(tasks), 'data': ('loader',)} # For which tasks it matters
+
+def _about(arch, variants, compiled, device, data, environment) -> dict[str,str]:
+    "What a row is a measurement of, as text."
+    e, device = environment or {}, torch.device(device or default_device())
+    machine = torch.cuda.get_device_name(device) if device.type == 'cuda' else e.get('cpu') or platform.processor()
+    about = dict(device=device.type, arch=arch, variants=','.join(variants), machine=machine, torch=torch.__version__,
+                 threads=torch.get_num_threads(), commit=e.get('commit') or 'unknown',
+                 compiled=bool(compiled), data=':'.join(map(str, data.values())))
+    return {k: str(v) for k,v in about.items()}
+
+def _checked(df:pd.DataFrame, about:dict, out:Path):
+    "Raise `UserError` if `df`, read from `out`, has measurements of something else than `about`."
+    for k, now in about.items():
+        concerned = df[df.task.isin(_of_task.get(k, set(df.task)))]
+        was = set(concerned[k].fillna('not noted')) if k in df else {'not noted'}
+        if len(concerned) and was != {now}:
+            known = ', '.join(sorted(was - {now}))
+            raise UserError(f'{out} holds measurements of another {k}: {known} (now {now}). Choose another --out.')
+
 def benchmark(
-    out:str|Path, # Folder for benchmark.csv and benchmark.png
+    out:str|Path, # Folder for benchmark.csv, benchmark.png and environment.json
     settings:Sequence[tuple[str,int,int]], # (task, size, bs) each; tasks are 'forward', 'training', 'memory' and 'loader'
     variants:Sequence[str]=('hybrid',), # Which to compare with the baseline
     arch:str='resnet50', # A name in `archs`
     seconds:float=60., # How long to take turns in each setting
     compiled:bool=True, # Compiled forms too
     device:str|torch.device=None, # None for the default
-    data:dict=None # For 'loader': arguments of `get_dls`
+    data:dict=None, # For 'loader': arguments of `get_dls`
+    environment:dict=None # Machine, packages and command, from `ablation.environment`, to be kept beside the figures
 ) -> pd.DataFrame: # What benchmark.csv holds
-    "Measure setting after setting; what is in benchmark.csv already is not measured again."
-    out = Path(out)
-    file = out/'benchmark.csv'
-    df = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=['task','size','bs'])
-    for i,(task, size, bs) in enumerate(settings, 1):
-        part = df[(df.task==task) & (df['size']==size) & (df.bs==bs)]
-        print(f'[{i}/{len(settings)}] {task}, {size} px, batch {bs}' + (': done before' if len(part) else ''), flush=True)
-        if len(part): continue
-        if task == 'memory': part = compare_memory(size, bs, variants, arch, device)
-        elif task == 'loader': part = compare_loaders(data or dict(name='digits'), size, bs, seconds)
-        else: part = compare(task, size, bs, variants, arch, seconds, compiled, device)
-        df = pd.concat([df, part], ignore_index=True) if len(df) else part
-        write_text(file, df.to_csv(index=False, float_format='%.4g'))
-    df = pd.read_csv(file)
-    if df.task.isin(tasks).any():
-        with atomic_path(out/'benchmark.png') as tmp: plot_ratios(df).savefig(tmp, dpi=150, format='png')
+    """Measure setting after setting; what is in benchmark.csv already is not measured again.
+    A setting or a candidate that fails is a row with its `error`, and is tried again by the next call.
+    Raises `UserError` if `out` holds measurements of another backbone, machine, …, or another process works in it."""
+    out, settings = Path(out), list(dict.fromkeys(settings))
+    data = {k: v for k,v in (data or dict(name='digits')).items() if v is not None}
+    for task, *_ in settings: one_of(task, [*tasks, 'memory', 'loader'], 'task')
+    for v in variants: variant_of(v, arch)
+    about, file = _about(arch, variants, compiled, device, data, environment), out/'benchmark.csv'
+    with alone(out):
+        df = pd.DataFrame(columns=['task','size','bs'])
+        if file.exists(): df = pd.read_csv(file, dtype=dict.fromkeys(about, str))
+        _checked(df, about, out)
+        if environment: write_json(out/'environment.json', environment)
+        for i,(task, size, bs) in enumerate(settings, 1):
+            here = (df.task==task) & (df['size']==size) & (df.bs==bs)
+            done = here.any() and ('error' not in df or df.error[here].isna().all())
+            print(f"[{i}/{len(settings)}] {task}, {size} px, batch {bs}{': done before' if done else ''}", flush=True)
+            if done: continue
+            part = _measured(task, size, bs, variants, arch, seconds, compiled, device, data)
+            part = part.assign(**{k: v for k,v in about.items() if k != 'device' and task in _of_task.get(k, (task,))})
+            df = pd.concat([df[~here], part], ignore_index=True) if len(df) else part
+            write_text(file, df.to_csv(index=False, float_format='%.4g'))
+        df = pd.read_csv(file)
+        timed = df[df.ratio.notna()] if 'ratio' in df else df[:0]
+        if timed.task.isin(tasks).any():
+            with atomic_path(out/'benchmark.png') as tmp: plot_ratios(timed).savefig(tmp, dpi=150, format='png')
     return df
+
+def _measured(task, size, bs, variants, arch, seconds, compiled, device, data) -> pd.DataFrame:
+    "The rows of one setting; one with the error if it fails as a whole."
+    failed = {}
+    with _kept(failed, task):
+        if task == 'memory': return compare_memory(size, bs, variants, arch, device)
+        if task == 'loader': return compare_loaders(data, size, bs, seconds)
+        return compare(task, size, bs, variants, arch, seconds, compiled, device)
+    device = torch.device(device or default_device()).type
+    return pd.DataFrame([dict(task=task, device=device, size=size, bs=bs, error=failed[task])])

@@ -17,7 +17,7 @@ from fastcore.meta import delegates
 from fastcore.script import anno_parser, store_true
 
 from .batch import parser as predict_parser, predict
-from .core import UserError, one_of, read_json, write_json, write_text
+from .core import UserError, disk_full, one_of, read_json, write_text
 
 # %% ../nbs/70_cli.ipynb #79fcf233
 def _list(text:str|None, of:type, what:str) -> list|None:
@@ -123,7 +123,7 @@ def ablate(
     _ablate(g.variants, _list(seeds, int, 'seeds'), _list(strategies, str, 'strategies') or g.strategies, out, log, settings(**kwargs), port if watch else None, **how)
 
 def _ablate(variants, seeds, strategies, out, log, common, port=None, measured=True, **how):
-    from simam_ema_fastai.ablation import ablate, grid
+    from simam_ema_fastai.ablation import RunsFailed, ablate, grid
     from simam_ema_fastai.processes import is_first
     from simam_ema_fastai.report import Evidence, report
     from simam_ema_fastai.tables import comparison, load_runs
@@ -133,10 +133,17 @@ def _ablate(variants, seeds, strategies, out, log, common, port=None, measured=T
     if port is not None and is_first():
         from simam_ema_fastai.watch import serve_beside
         print(f'watch: {serve_beside(out, port)}', flush=True)
-    ablate(configs, out, measured, log, **how)
-    if not is_first() or not measured: return
-    page = report(out)
-    print(f'\n{comparison(load_runs(out)).to_string(index=False)}\n\n{Evidence(out).headline}\nreport: {page}\nmodel:  {Path(out)/configs[-1].name}')
+    failed = None
+    try: ablate(configs, out, measured, log, **how)
+    except RunsFailed as e: failed = e  # the others were finished, and have their report
+    done = [f for c in configs if (f := Path(out)/c.name/'metrics.json').exists()]
+    if done and measured and is_first():
+        try: page = report(out)
+        except UserError as e:
+            if failed: raise UserError(f'{failed}\nno report: {e}') from None
+            raise
+        print(f'\n{comparison(load_runs(out)).to_string(index=False)}\n\n{Evidence(out).headline}\nreport: {page}\nmodel:  {done[-1].parent}')
+    if failed: raise failed
 
 # %% ../nbs/70_cli.ipynb #a82df23c
 def evaluate(
@@ -266,7 +273,7 @@ def benchmark(
 ):
     "Time and memory of the gates, in turns with the published modules, compiled forms and timm's. Interrupted, the same command goes on."
     from simam_ema_fastai.ablation import environment
-    from simam_ema_fastai.benchmark import benchmark, summary, tasks as known
+    from simam_ema_fastai.benchmark import benchmark, failures_of, shown, summary, tasks as known
     from simam_ema_fastai.backbones import check_size
     from simam_ema_fastai.models import variant_of
     sides, batches, variants = _list(sizes, int, 'sizes'), _list(bs, int, 'bs'), _list(variants, str, 'variants')
@@ -274,10 +281,12 @@ def benchmark(
     for v in variants: variant_of(v, arch)
     settings = [(one_of(t, [*known, 'memory', 'loader'], 'task'), s, b if t=='forward' else max(b, 64 if t=='loader' else 2)) for t in _list(tasks, str, 'tasks') for s in sides for b in batches]
     machine = environment()
-    write_json(Path(out)/'environment.json', machine)
-    df = benchmark(out, list(dict.fromkeys(settings)), variants, arch, seconds, compiled=not eager, data=dict(name=data, path=path))
+    of = dict(name=data, path=path)
+    df = benchmark(out, settings, variants, arch, seconds, compiled=not eager, data=of, environment=machine)
     write_text(Path(out)/'report.md', summary(df, machine, arch))
-    print(f'{df.to_string(index=False, float_format="{:.3f}".format, na_rep="")}\nratio: to the baseline in the same form, low and high: 95% of its median; speedup: over the published modules in eager mode\n{out}/benchmark.csv, report.md')
+    table = shown(df).to_string(index=False, float_format='{:.3f}'.format, na_rep='')
+    print(f'{table}\nratio: to the baseline in the same form, low and high: 95% of its median; speedup: over the published modules in eager mode\n{out}/benchmark.csv, report.md')
+    if failed := failures_of(df): raise UserError('\n'.join(failed))
 
 def serve(
     model:str, # An exported model
@@ -377,17 +386,10 @@ def _overview() -> str:
     return '\n'.join([f'simam_ema {__version__}: SimAM and EMA attention in pretrained networks', '', 'usage: simam_ema COMMAND …', '', *lines, '', '`simam_ema COMMAND --help` lists the arguments.',
                       '', 'SIMAM_EMA_HOME: the folder of the cache. SIMAM_EMA_KERNELS=plain: the gates in plain PyTorch, without Triton and C++.'])
 
-def _disk_full(e:BaseException|None) -> bool:
-    "Whether `e`, or what it was raised in the wake of, is a write that found no room; PyTorch's and numpy's writers say so in words only."
-    if e is None: return False
-    if isinstance(e, OSError) and (e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or ' requested and ' in str(e)): return True  # the last are numpy's words
-    if isinstance(e, RuntimeError) and any(t in str(e) for t in ('PytorchStreamWriter failed', 'iostream error', 'unexpected pos')): return True
-    return _disk_full(e.__context__)
-
 def _refusal(e:BaseException) -> str|None:
     "One line for an error that is the user's to mend, else None."
     if isinstance(e, UserError): return str(e).split('UserError: ')[-1].strip()  # from a worker process it comes wrapped in its traceback
-    if _disk_full(e):
+    if disk_full(e):
         return f'no space left to write{f" {e.filename}" if getattr(e, "filename", None) else ""}: free some, then the same command goes on from what was saved.'
     if isinstance(e, (PermissionError, NotADirectoryError, FileExistsError)) or getattr(e, 'errno', None) == errno.EROFS:
         return f'no access to {e.filename}: {e.strerror}. Choose another place with --out, or for the cache with SIMAM_EMA_HOME, if it is to be written.'
@@ -402,8 +404,8 @@ def _say(e:BaseException) -> int:
         return 130
     line = _refusal(e)
     if line is None: raise e
-    print(f'simam_ema: {line}', file=sys.stderr)
-    return 2
+    for l in line.splitlines(): print(f'simam_ema: {l}', file=sys.stderr)
+    return getattr(e, 'status', 2)
 
 def _joined(command:str):
     "Share `command` out where `accelerate launch` or `torchrun` started several processes; nothing is imported where they did not."

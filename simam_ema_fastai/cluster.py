@@ -11,6 +11,7 @@ from pathlib import Path
 from .ablation import Config, run
 from .core import UserError, import_extra
 from .processes import several
+from .runs import Failure, ends_grid, note_failure
 
 # %% auto #0
 __all__ = ['on_ray']
@@ -33,7 +34,7 @@ def on_ray(
     cpus:float=1, # Cores for a run
     gpus:float=None, # GPUs for a run, a fraction for several runs on one; None: 1 if the cluster has any
     retries:int=5 # How often a run may lose its node or process
-) -> Iterator[tuple[Config,dict]]: # Every config with its metrics, as they come
+) -> Iterator[tuple[Config,dict|Failure]]: # Every config with its metrics, or with why it has none, as they come
     "An executor: every run a task of the Ray cluster that this process is connected to, or `RAY_ADDRESS` names, or that runs on this machine; a new one on this machine otherwise."
     if several(): raise UserError('--executor ray starts processes of its own: leave accelerate launch or torchrun out.')
     os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
@@ -51,11 +52,15 @@ def on_ray(
             while pending:
                 (ref,), _ = ray.wait(list(pending))
                 c = pending.pop(ref)
-                try: metrics = ray.get(ref)
-                except ray.exceptions.RayTaskError as e: raise e.cause from None
+                try: result = ray.get(ref)
+                except ray.exceptions.RayTaskError as e:
+                    if ends_grid(e.cause): raise e.cause from None
+                    result = Failure.of(e.cause)
                 except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError) as e:
-                    raise UserError(f'{c.name} has lost its node or process {retries + 1} times ({type(e).__name__}): the same command goes on from the last completed epoch.') from e
-                yield c, metrics
+                    result = Failure(f'it has lost its node or process {retries + 1} times ({type(e).__name__}): '
+                                     'the same command goes on from the last completed epoch.')
+                    note_failure(folder/c.name, result.line)
+                yield c, result
         finally:
             for ref in pending: ray.cancel(ref, force=True)
     finally:

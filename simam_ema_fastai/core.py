@@ -14,8 +14,8 @@ try: import fcntl
 except ImportError: fcntl = None  # Windows: filelock does it there
 
 # %% auto #0
-__all__ = ['UserError', 'one_of', 'import_extra', 'sweep', 'atomic_path', 'write_text', 'write_json', 'read_json', 'Busy',
-           'NoAccess', 'locked', 'alone', 'made_once', 'in_notebook', 'progress', 'cache_dir', 'file_hash',
+__all__ = ['UserError', 'one_of', 'import_extra', 'sweep', 'atomic_path', 'write_text', 'write_json', 'read_json', 'disk_full',
+           'Busy', 'NoAccess', 'locked', 'alone', 'made_once', 'in_notebook', 'progress', 'cache_dir', 'file_hash',
            'check_hash', 'download', 'Cached', 'cached', 'clear_cache']
 
 # %% ../nbs/00_core.ipynb #5a9921cc
@@ -156,6 +156,16 @@ def read_json(path:str|Path):
     "Read JSON from `path`; raises `UserError` if it is damaged."
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
     except (ValueError, RecursionError) as e: raise UserError(f"{path} is damaged ({e}): delete it, or put back the one that stood there.") from e
+
+# %% ../nbs/00_core.ipynb #83539c57
+def disk_full(e:BaseException|None) -> bool:
+    "Whether `e`, or what it was raised in the wake of, is a write that found no room."
+    if e is None: return False
+    full = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
+    if isinstance(e, OSError) and (e.errno in full or ' requested and ' in str(e)): return True  # the words are numpy's
+    words = 'PytorchStreamWriter failed', 'iostream error', 'unexpected pos'  # PyTorch says it in words only
+    if isinstance(e, RuntimeError) and any(t in str(e) for t in words): return True
+    return disk_full(e.__context__)
 
 # %% ../nbs/00_core.ipynb #8e830fc4
 class Busy(UserError):

@@ -4,33 +4,84 @@
 
 # %% ../nbs/47_runs.ipynb #5e1a7c03
 from __future__ import annotations
+import hashlib, traceback
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
-from .core import read_json, write_json
+import pandas as pd, torch
+from fastai.data.core import DataLoaders
+
+from .core import UserError, disk_full, read_json, write_json, write_text
 from .recipe import Recipe
+from .survival import loader_killed, memory_full
+from .weights import Weights
 
 # %% auto #0
-__all__ = ['identity', 'differing', 'environments', 'add_environment', 'note_failure', 'forget_failure', 'failures']
+__all__ = ['read_config', 'identity', 'differing', 'told', 'contents', 'weights_digest', 'environments', 'add_environment',
+           'first_environment', 'Failure', 'note_failure', 'forget_failure', 'failures', 'ends_grid', 'fault_of']
 
 # %% ../nbs/47_runs.ipynb #5e1a7c06
-_beside = ('path', 'num_workers', 'skip_bad', 'loader')  # of the data: how they were reached, not what they were
+_beside = ('path', 'num_workers', 'skip_bad', 'loader', 'on_device') # How data were reached, not what they were
+_contents = ('digest', 'weights_digest')
+
+def read_config(
+    folder:str|Path # Of a run
+) -> dict: # What its `config.json` holds
+    "The settings of a run; raises `UserError` if the file is damaged."
+    file = Path(folder)/'config.json'
+    config = read_json(file)
+    parts = dict(variant=str, data=dict, recipe=dict)
+    wrong = [k for k,of in parts.items() if not isinstance(config, dict) or not isinstance(config.get(k), of)]
+    if wrong:
+        raise UserError(f'{file} is damaged (it holds no {wrong[0]}): delete it, or put back the one that stood there.')
+    return config
 
 def identity(
     config:dict # As `config.json` holds it
 ) -> dict[str,object]: # A name such as 'recipe.lr' to its value
-    "The settings that decide the result of a run, on one level; `digest` is that of its data's contents, None if an earlier version did not note it."
-    config = {'digest': None, **config, 'recipe': {**asdict(Recipe()), **config.get('recipe', {})}}
-    config['data'] = {k: v for k,v in config['data'].items() if k not in _beside}
-    return {f'{k}.{j}' if isinstance(v, dict) else k: u for k,v in config.items() for j,u in (v.items() if isinstance(v, dict) else [(k,v)])}
+    "The settings that decide the result of a run, on one level; a digest that an earlier version did not note is None."
+    config = {**dict.fromkeys(_contents), **config, 'recipe': {**asdict(Recipe()), **config.get('recipe', {})}}
+    config['data'] = {k: v for k,v in config.get('data', {}).items() if k not in _beside}
+    levels = ((k, v if isinstance(v, dict) else {None: v}) for k,v in config.items())
+    return {k if j is None else f'{k}.{j}': u for k,v in levels for j,u in v.items()}
 
 def differing(
     a:dict, # From `identity`
     b:dict # From `identity`
 ) -> dict[str,tuple]: # Name to the two values
-    "In which settings two runs differ; a digest that is not known cannot differ."
-    names = [k for k in {**a, **b} if a.get(k) != b.get(k)]
-    return {k: (a.get(k), b.get(k)) for k in names if k != 'digest' or None not in (a.get(k), b.get(k))}
+    """In which settings two runs differ. A digest that is not known cannot differ;
+    where those of the weights are known, their names do not count."""
+    known = {k for k in _contents if None not in (a.get(k), b.get(k))}
+    aside = {*_contents} - known | ({'weights'} if 'weights_digest' in known else set())
+    return {k: (a.get(k), b.get(k)) for k in {**a, **b} if k not in aside and a.get(k) != b.get(k)}
+
+def told(
+    differs:dict[str,tuple] # From `differing`: what was, and what is now
+) -> str:
+    "The differences in words, for one line."
+    what = dict(digest='other data (other images, labels or split: digest {}, now {})',
+                weights_digest='other weights (digest {}, now {})')
+    return '; '.join(what[k].format(*v) if k in what else '{} {} (now {})'.format(k, *v) for k,v in differs.items())
+
+# %% ../nbs/47_runs.ipynb #3f9c8c5f
+def contents(
+    dls:DataLoaders, # Of the run; one's own have no digest
+    weights:Weights=None # It starts from
+) -> dict[str,str|None]: # digest, weights_digest; None for what is not known
+    "What decides a result by content."
+    return dict(digest=vars(dls).get('digest'), weights_digest=weights and weights_digest(weights))
+
+def weights_digest(
+    weights:Weights # From `load_weights`
+) -> str: # 16 hexadecimal digits
+    "A digest of the tensors and of what they assume."
+    digest = hashlib.sha256(repr((weights.arch, *weights.stats, weights.stride_on)).encode())
+    for name, t in sorted(weights.state_dict.items()):
+        t = t.detach().cpu().contiguous()
+        digest.update(f'{name} {t.dtype} {tuple(t.shape)}'.encode())
+        digest.update(t.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 # %% ../nbs/47_runs.ipynb #5e1a7c09
 def environments(
@@ -49,20 +100,69 @@ def add_environment(
     known = environments(folder)
     if known[-1:] != [env]: write_json(Path(folder)/'environment.json', [*known, env])
 
+def first_environment(
+    folder:str|Path, # Of a run
+    env:dict # From `ablation.environment`
+):
+    "Note that `env` trains the run from its beginning: others may have tried, but nothing of theirs is left."
+    write_json(Path(folder)/'environment.json', [env])
+
 # %% ../nbs/47_runs.ipynb #5e1a7c12
+class Failure(NamedTuple):
+    "Why a run could not be finished."
+    line:str # In one line
+    ours:bool=False # Whether it looks like a defect of this package
+
+    @classmethod
+    def of(cls, e:BaseException) -> Failure:
+        "What `e`, raised by a run, says in one line."
+        in_line = lambda text: ' '.join(text.split())
+        if isinstance(e, UserError): return cls(in_line(str(e).split('UserError: ')[-1]))  # workers send a traceback
+        if kind := memory_full(e): return cls(f'out of {kind} memory: use a smaller --bs or --size.')
+        if said := loader_killed(e): return cls(said)
+        said = in_line(str(e))
+        return cls(f'{type(e).__name__}{f": {said[:300]}" if said else ""}', ours=not isinstance(e, OSError))
+
 def note_failure(
     folder:str|Path, # Of a run
-    error:str # In one line
+    error:str|BaseException # In one line, or what was raised
 ):
     "Note why the run could not be finished."
-    write_json(Path(folder)/'failed.json', dict(error=error))
+    folder, e = Path(folder), error if isinstance(error, BaseException) else None
+    failure = Failure(error) if e is None else Failure.of(e)
+    if failure.ours: write_text(folder/'traceback.txt', ''.join(traceback.format_exception(e)))
+    write_json(folder/'failed.json', dict(error=failure.line))
 
 def forget_failure(folder:str|Path):
     "The run is tried again."
-    (Path(folder)/'failed.json').unlink(missing_ok=True)
+    for name in ('failed.json', 'traceback.txt'): (Path(folder)/name).unlink(missing_ok=True)
 
 def failures(
     folder:str|Path # A grid's
 ) -> dict[str,str]: # Name of the run to what went wrong
     "The runs of a grid that could not be finished."
-    return {f.parent.name: read_json(f)['error'] for f in sorted(Path(folder).glob('*/failed.json')) if not f.with_name('metrics.json').exists()}
+    def error(file):
+        try: return str(read_json(file)['error'])
+        except (UserError, KeyError, TypeError): return 'unknown: its failed.json is damaged'
+    notes = (f for f in sorted(Path(folder).glob('*/failed.json')) if not f.with_name('metrics.json').exists())
+    return {f.parent.name: error(f) for f in notes}
+
+# %% ../nbs/47_runs.ipynb #09a45673
+def ends_grid(e:BaseException) -> bool:
+    "Whether `e`, raised by one run, would be met by the others as well."
+    return not isinstance(e, Exception) or disk_full(e)
+
+# %% ../nbs/47_runs.ipynb #f1aa7fb8
+def fault_of(
+    folder:str|Path # Of a run that is done
+) -> str|None: # In one line; None if there is none
+    "What is missing from a finished run, or damaged."
+    folder = Path(folder)
+    parts = 'config.json', 'history.csv', 'predictions.csv', 'per_class.csv'
+    what = f"{' and '.join(missing)} missing" if (missing := [n for n in parts if not (folder/n).exists()]) else None
+    if not what:
+        try: n, there = read_json(folder/'metrics.json')['n'], len(pd.read_csv(folder/'predictions.csv'))
+        except (UserError, ValueError, KeyError, TypeError): what = 'metrics.json or predictions.csv damaged'
+        else: what = f'predictions.csv damaged ({there} of {n} images)' if there != n else None
+    return what and (f'{folder} holds a finished run with {what}: put back what stood there, '
+                     'or delete the folder to train the run again.')

@@ -91,8 +91,8 @@ def worker_killed(history):
     DecodedDL._on_host = killed
 
 
-def at_batch(epoch, batch, what):
-    "The loss is times `what`, or it is raised, or it is the signal sent, at one batch (both counted from 0)."
+def at_batch(epoch, batch, what, variant=None):
+    "The loss is times `what`, or it is raised, or it is the signal sent, at one batch (both counted from 0) of one variant or all."
     from fastai.callback.core import Callback
     from simam_ema_fastai import ablation
     class Break(Callback):
@@ -102,7 +102,7 @@ def at_batch(epoch, batch, what):
             elif isinstance(what, float): self.learn.loss_grad = self.learn.loss = self.loss*what
             else: raise what
     learner = ablation.variant_learner
-    ablation.variant_learner = lambda *args, **kwargs: learner(*args, **kwargs, cbs=Break())
+    ablation.variant_learner = lambda dls, v, *args, **kwargs: learner(dls, v, *args, **kwargs, cbs=Break() if variant in (None, v) else None)
 
 
 def one_of_two(rank, port):

@@ -1,5 +1,6 @@
 "A grid on a Ray cluster of two nodes, one of which is killed half way: nothing is lost, nothing is done twice."
 import contextlib, os, threading, time
+from dataclasses import replace
 
 import pandas as pd
 import psutil
@@ -7,10 +8,11 @@ import pytest
 from safetensors.torch import load_file
 import torch
 
-from simam_ema_fastai.ablation import ablate, grid
+from simam_ema_fastai.ablation import Config, RunsFailed, ablate, grid
 from simam_ema_fastai.cluster import on_ray
 from simam_ema_fastai.core import UserError
 from simam_ema_fastai.learner import Recipe
+from simam_ema_fastai.runs import failures
 
 ray = pytest.importorskip('ray')
 
@@ -31,7 +33,18 @@ def cluster(root):
 def test_what_a_task_refuses_is_one_line(cluster, tmp_path):
     missing = grid(dict(name='folder', path=str(tmp_path/'nowhere'), size=32), ('baseline',), arch='resnet18')
     with pytest.raises(UserError, match=r"^'.*nowhere' is no folder\.$"): ablate(missing, tmp_path/'runs', executor=on_ray)
-    with pytest.raises(UserError, match='no node of the Ray cluster has 64 CPUs'): ablate(missing, tmp_path/'runs', executor=lambda *args: on_ray(*args, cpus=64))
+    there = grid(dict(name='digits', n_train=64, n_valid=20), ('baseline',), arch='resnet18')
+    with pytest.raises(UserError, match='no node of the Ray cluster has 64 CPUs'): ablate(there, tmp_path/'runs', executor=lambda *args: on_ray(*args, cpus=64))
+    assert not (tmp_path/'runs').exists()
+
+
+def test_one_run_fails(cluster, tmp_path):
+    "The other is finished; a run that could not be says why."
+    recipe, data = Recipe(epochs=1, bs=32, strategy='uniform'), dict(name='digits', n_train=64, n_valid=20)
+    configs = [Config(v, replace(recipe, lr=lr), data, 'resnet18') for v, lr in (('baseline', 1e30), ('simam', 1e-3))]
+    with pytest.raises(RunsFailed, match='^baseline-uniform-s1: .* of epoch 1') as e: ablate(configs, tmp_path, measured=False, executor=on_ray)
+    assert e.value.status == 2 and list(failures(tmp_path)) == ['baseline-uniform-s1']
+    assert (tmp_path/'simam-uniform-s1'/'metrics.json').exists()
 
 
 def test_a_node_is_killed(cluster, tmp_path):

@@ -11,6 +11,7 @@ import torch
 
 from forked import Forked, at_batch, evaluation_fails, one_of_two
 from simam_ema_fastai.core import UserError
+from simam_ema_fastai.runs import failures
 
 run_name = 'hybrid-discriminative+freeze-s1'
 
@@ -56,8 +57,8 @@ def test_equals_one_process(launched, args, simam_ema, tmp_path):
     a, b = read('predictions.csv')
     assert list(a.file) == list(b.file) and len(b) == 51 and (a.prob_true - b.prob_true).abs().max() < 1e-3
     assert {f.name for f in one.iterdir()} == {f.name for f in two.iterdir()}
-    processes = [json.loads((r/'environment.json').read_text())['processes'] for r in (one, two)]
-    assert processes == [1, 2]
+    processes = [[e['processes'] for e in json.loads((r/'environment.json').read_text())] for r in (one, two)]
+    assert processes == [[1], [2]]
     status, out, err = simam_ema('evaluate', two)  # the export is an ordinary learner
     assert status == 0 and '\n51 images: ' in out, out + err
 
@@ -86,3 +87,4 @@ def test_one_line_and_status_2(args, in_two, tmp_path, more, befalls, line):
     statuses, _, errs = in_two('train', *args, '--epochs', 1, '--freeze-epochs', 0, *more, '--out', tmp_path/'runs', befalls=befalls)
     said = ''.join(errs)
     assert statuses == (2, 2) and line in said and len(said.splitlines()) == 1, (statuses, errs)
+    assert line in failures(tmp_path/'runs')[run_name]

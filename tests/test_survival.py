@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 import torch
 
 from forked import Forked, at_batch, files_limited, killed_writing, spared, worker_killed
+from simam_ema_fastai.runs import failures
 
 baseline, hybrid = 'baseline-uniform-s1', 'hybrid-discriminative+freeze-s1'
 spare = [(spared, 'measure', 'report')]
@@ -179,8 +180,10 @@ def test_worker_killed(forked, training, tmp_path):
     assert forked(*command, whole, befalls=spare)[0] == 0
     status, out, err = forked(*command, killed, befalls=[*spare, (worker_killed, killed/baseline/'history.csv')])
     assert status == 2 and one_line(err, 'was killed'), out + err
-    status, out, err = forked(*command, killed, befalls=spare)
-    assert status == 0 and 'going on after epoch 1' in out, out + err
+    shutil.copytree(killed, tmp_path/'fewer')
+    for out_folder, workers, said in [(killed, 1, 'going on after epoch 1'), (tmp_path/'fewer', 0, 'going on after epoch 1'), (killed, 0, 'done before')]:
+        status, out, err = forked(*command, out_folder, '--workers', workers, befalls=spare)  # fewer, as the line advises
+        assert status == 0 and said in out, out + err
     assert_same(killed, whole, baseline)
 
 
@@ -193,6 +196,16 @@ def test_last_good_state_is_kept(forked, training, tmp_path, undisturbed, what, 
     status, out, err = forked(*training, tmp_path, befalls=spare)
     assert status == 0 and 'going on after epoch 1 of 3' in out, out + err
     assert_same(tmp_path, undisturbed[0], baseline)
+
+
+def test_one_run_of_a_grid_fails(forked, ablation, tmp_path, undisturbed):
+    "It alone is not finished, and says why; the same command tries it again."
+    status, out, err = forked(*ablation, tmp_path, befalls=[*spare, (at_batch, 0, 1, float('nan'), 'baseline')])
+    assert status == 2 and one_line(err, f'{baseline}: the loss is no longer a finite number from batch 2 of epoch 1 on'), out + err
+    assert_same(tmp_path, undisturbed[0], hybrid)
+    assert failures(tmp_path) == {baseline: err.strip().partition(f'{baseline}: ')[2]}
+    assert forked(*ablation, tmp_path, befalls=spare)[0] == 0 and not failures(tmp_path)
+    assert_same(tmp_path, undisturbed[0], baseline, hybrid)
 
 
 def test_diverging_learning_rate(forked, training, tmp_path):
