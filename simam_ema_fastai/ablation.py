@@ -4,7 +4,7 @@
 
 # %% ../nbs/50_ablation.ipynb #8b87d3c2
 from __future__ import annotations
-import contextlib, gc, inspect, json, os, platform, shlex, subprocess, sys, time
+import contextlib, gc, json, os, platform, shlex, subprocess, sys, time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -25,6 +25,7 @@ from .core import UserError, alone, import_extra, in_notebook, one_of, read_json
 from .data import datasets, get_dls
 from .efficiency import measure
 from .evaluate import evaluate
+from .fused import kernel_path
 from .inference import export
 from .learner import Recipe, fit_recipe, variant_learner
 from .models import variant_of
@@ -93,12 +94,6 @@ def _command() -> str:
     program = ['simam_ema'] if path.name in ('-c', '-m', '__main__.py') else ['python', f'{path.parent.name}/{path.name}'] if path.suffix == '.py' else [path.name]
     return shlex.join([*program, *args])
 
-def _kernels() -> str|None:
-    "Which path the gates take on this machine's default device."
-    try: from simam_ema_fastai.fused import kernel_path
-    except ImportError: return None
-    return kernel_path(default_device())
-
 def environment() -> dict:
     "Packages, commit, machine, kernels and command of this process."
     def installed(p):
@@ -107,7 +102,7 @@ def environment() -> dict:
     packages = ('simam_ema_fastai', 'torch', 'torchvision', 'fastai', 'fastcore', 'timm', 'numpy', 'pillow', 'pandas')
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return dict(packages={p: v for p in packages if (v := installed(p))}, python=platform.python_version(), commit=_commit(), system=platform.system(),
-                cpu=_cpu(), cores=os.cpu_count(), gpu=gpu, kernels=_kernels(),
+                cpu=_cpu(), cores=os.cpu_count(), gpu=gpu, kernels=kernel_path(default_device()),
                 processes=torch.distributed.get_world_size() if several() else 1, command=_command())
 
 # %% ../nbs/50_ablation.ipynb #9b8ccee2
@@ -317,7 +312,6 @@ _fed = ('loader', 'on_device') # Of the data: from where the network gets them, 
 def _as_it_began(config:Config, there:dict) -> Config:
     "`config` fed as the run began, which is what `there`, read from disk, tells, unless it insists on something else."
     began = {'loader': 'files'} | {k: there['data'][k] for k in _fed if there['data'].get(k) is not None}  # 'files' was the only one
-    if 'on_device' not in inspect.signature(get_dls).parameters: began.pop('on_device', None)
     asked = {k: v for k,v in config.data.items() if k in began and v not in (None, 'auto')}
     if asked.get('loader', began['loader']) != began['loader']: began.pop('on_device', None)
     for k,v in asked.items():

@@ -418,6 +418,13 @@ def cached(
     if kind != 'all': one_of(kind, sorted(_kinds | {e.kind for e in entries}), 'kind of cached data')
     return sorted((e for e in entries if kind in ('all', e.kind) and time.time() - e.used >= older_than*86400), key=lambda e: -e.size)
 
+def _is_read(folder:Path) -> bool:
+    "Whether somebody feeds from the decoded map in `folder`: readers keep a shared lock on its `map.json`."
+    if not fcntl or not (folder/'map.json').is_file(): return False  # elsewhere what is open cannot be deleted
+    with open(folder/'map.json', 'rb') as f:
+        try: return not _try_lock(f.fileno())
+        except OSError: return False
+
 def clear_cache(
     entries:Iterable[Cached] # From `cached`
 ) -> dict[Path,str]: # What is still there, and why
@@ -427,7 +434,8 @@ def clear_cache(
         try:
             with locked(e.path if e.path.suffix == '.lock' else f'{e.path}.lock', patience=0):
                 if _temporary.fullmatch(e.path.name) and not _abandoned(e.path): raise Busy(who='unknown')
-                if e.path.suffix != '.lock' and os.path.lexists(e.path):
+                if _is_read(e.path): kept[e.path] = 'a training reads it'
+                elif e.path.suffix != '.lock' and os.path.lexists(e.path):
                     os.replace(e.path, gone := _beside(e.path, 'tmp'))
                     _remove(gone)
         except Busy as busy: kept[e.path] = f'another process ({busy.who}) is making it'

@@ -65,7 +65,10 @@ def _logits(learn:Learner, dl:FastaiDL) -> tuple[Tensor,Tensor|None]:
     if isinstance(dl, FastaiDL) and (dl.shuffle or dl.drop_last): dl = dl.new(shuffle=False, drop_last=False)
     with learn.no_bar(), learn.no_logging(): logits, targets = learn.get_preds(dl=dl, act=nn.Identity(), reorder=False)
     whole = getattr(dl, 'together', noop)  # of several processes each has seen a part (`distributed.Shard`)
-    return whole(tensor(logits).float()), None if targets is None else whole(tensor(targets))
+    logits = whole(tensor(logits).float())
+    if bad := (~logits.isfinite()).any(1).sum().item():
+        raise UserError(f'the network answers NaN or infinity to {bad} of {len(logits)} images: its training diverged, or its weights are damaged.')
+    return logits, None if targets is None else whole(tensor(targets))
 
 def _short(files) -> list[str]:
     "File names below the folder that all of them share; one that comes again gets a number."

