@@ -62,9 +62,10 @@ def score(
 # %% ../nbs/40_evaluate.ipynb #4d1d1be5
 def _logits(learn:Learner, dl:FastaiDL) -> tuple[Tensor,Tensor|None]:
     "Logits and, where `dl` has them, targets: one pass, in order."
-    if isinstance(dl, FastaiDL) and (dl.shuffle or dl.drop_last): dl = dl.new(shuffle=False, drop_last=False)
+    shared = hasattr(dl, 'together')  # of several processes each sees a part, in order (`distributed.Shard`)
+    if isinstance(dl, FastaiDL) and not shared and (dl.shuffle or dl.drop_last): dl = dl.new(shuffle=False, drop_last=False)
     with learn.no_bar(), learn.no_logging(): logits, targets = learn.get_preds(dl=dl, act=nn.Identity(), reorder=False)
-    whole = getattr(dl, 'together', noop)  # of several processes each has seen a part (`distributed.Shard`)
+    whole = dl.together if shared else noop
     logits = whole(tensor(logits).float())
     if bad := (~logits.isfinite()).any(1).sum().item():
         raise UserError(f'the network answers NaN or infinity to {bad} of {len(logits)} images: its training diverged, or its weights are damaged.')
