@@ -1,5 +1,5 @@
 "The command line in processes that start in milliseconds (forked from one that has imported everything and computed nothing), and what may befall them."
-import multiprocessing, os, resource, signal, sys
+import multiprocessing, os, signal, sys
 from fnmatch import fnmatch
 from io import BytesIO
 from pathlib import Path
@@ -77,6 +77,7 @@ def killed_writing(name, nth, when):
 
 def files_limited(n_bytes):
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    import resource
     resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes))
 
 

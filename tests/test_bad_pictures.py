@@ -7,6 +7,8 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from corpus import largest, readable, refused
 
+pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='reads the peak of memory from /proc')
+
 examples = int(os.environ.get('SIMAM_EMA_FUZZ', 400))
 most_mib, most_seconds = 1024, 30
 

@@ -5,6 +5,8 @@ import pytest
 
 from simam_ema_fastai.data import get_dls
 
+pytestmark = pytest.mark.skipif(os.name == 'nt', reason='POSIX permissions')
+
 read_digits = '''
 import os, sys, warnings
 import sklearn.datasets

@@ -13,6 +13,8 @@ from forked import Forked, at_batch, evaluation_fails, one_of_two
 from simam_ema_fastai.core import UserError
 from simam_ema_fastai.runs import failures
 
+pytestmark = pytest.mark.skipif(os.name == 'nt', reason='gloo and POSIX signals')
+
 run_name = 'hybrid-discriminative+freeze-s1'
 
 

@@ -9,6 +9,8 @@ import torch
 from forked import Forked, at_batch, files_limited, killed_writing, spared, worker_killed
 from simam_ema_fastai.runs import failures
 
+pytestmark = pytest.mark.skipif(os.name == 'nt', reason='kills by POSIX signals')
+
 baseline, hybrid = 'baseline-uniform-s1', 'hybrid-discriminative+freeze-s1'
 spare = [(spared, 'measure', 'report')]
 
