@@ -240,7 +240,7 @@ def locked(
     while True:
         try: fd = _lock(file); break
         except BlockingIOError: who = _holder(file)
-        except OSError as e: raise NoAccess(f'no access to {file.parent}: {e.strerror}. Choose another place, for the cache with SIMAM_EMA_HOME.') from e
+        except OSError as e: raise NoAccess(f'no access to {file.parent}: {e.strerror}. Choose another place with --out, or for the cache with SIMAM_EMA_HOME.') from e
         if who is None: continue  # it was let go of this moment
         waited = time.monotonic() - start
         if waited >= patience: raise Busy(f"another process ({who}) holds {file}: wait for it.", who) from None

@@ -633,7 +633,7 @@ def _pictures(s:Samples, loader:str, limit:int, white:dict|None) -> Decoded|None
         decoded = decode(s.files, read, limit, white, s.look())
     except OSError as e:
         if loader != 'auto': raise
-        warnings.warn(f"{cache_dir()} cannot be written ({e.strerror or e}): the images are read from their files in every epoch.", stacklevel=3)
+        warnings.warn(f"{cache_dir()} cannot be written ({getattr(e.__cause__ or e, 'strerror', None) or e}): the images are read from their files in every epoch.", stacklevel=3)
         return None
     if not decoded.reduced: return decoded
     if loader == 'auto': return None

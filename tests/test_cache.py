@@ -17,7 +17,7 @@ sklearn.datasets.load_digits = lambda: digits
 if sys.argv[1] == 'nobody' and os.geteuid() == 0: os.setegid(65534), os.seteuid(65534)  # root may write everything
 for loader in sys.argv[2:]:
     try: dls = get_dls('digits', bs=16, n_train=160, n_valid=80, loader=loader)
-    except OSError as e: print('refused', e.strerror)
+    except OSError as e: print('refused', e)
     else: print(dls.loader, dls.digest, len(dls.train.one_batch()[1]))
 '''
 
@@ -45,7 +45,8 @@ def test_only_readable(tmp_path):
     "A map that is there needs no right to write; without one 'auto' reads the files and says so in one line."
     home = tmp_path/'home'
     first, = answer(start(home, 'me', 'auto'))
-    for p in (tmp_path, *tmp_path.parents[:2]): os.chmod(p, 0o755)
+    for p in (tmp_path, *tmp_path.parents[:-2]):
+        if p.stat().st_uid == os.geteuid() and not p.stat().st_mode & 0o005: os.chmod(p, 0o755)  # pytest's own folders
     def right(d, f):
         for p in [home, *home.rglob('*')]: os.chmod(p, d if p.is_dir() else f)
     right(0o555, 0o444)
@@ -54,5 +55,5 @@ def test_only_readable(tmp_path):
     shutil.rmtree(home/'decoded')
     right(0o555, 0o444)
     said, files, refused = answer(start(home, 'nobody', 'auto', 'decoded'))
-    assert 'cannot be written (Permission denied): the images are read from their files' in said and files == first.replace('decoded', 'files') and refused == 'refused Permission denied'
+    assert 'cannot be written (Permission denied): the images are read from their files' in said and files == first.replace('decoded', 'files') and 'Permission denied' in refused
     right(0o755, 0o644)

@@ -103,9 +103,10 @@ def files(photo):
     frames = dict(save_all=True, append_images=[photo.rotate(90), photo.rotate(180)])
     grey16 = Image.fromarray(np.asarray(photo.convert('L')).astype(np.uint16)*257)
     good = [encoded(photo, 'JPEG'), encoded(photo, 'JPEG', exif=exif, progressive=True), encoded(photo.convert('CMYK'), 'JPEG'), encoded(photo), encoded(photo.convert('P')), encoded(photo.convert('RGBA')), encoded(photo.convert('1')),
-            encoded(grey16), encoded(grey16, 'TIFF'), encoded(photo.convert('F'), 'TIFF'), encoded(photo, 'TIFF', compression='tiff_lzw'), encoded(photo, 'GIF', **frames), encoded(photo, 'WEBP', **frames), encoded(photo, 'BMP'), encoded(photo, 'PPM')]
+            encoded(grey16), encoded(grey16, 'TIFF'), encoded(Image.fromarray(np.asarray(photo.convert('F'))/np.float32(255)), 'TIFF'), encoded(photo, 'TIFF', compression='tiff_lzw'), encoded(photo, 'GIF', **frames), encoded(photo, 'WEBP', **frames), encoded(photo, 'BMP'), encoded(photo, 'PPM')]
     harm = [b'', b'GIF89a', png(60_000, 60_000, zeros(99)), png(999, 999, zeros(2**28)), png(1000, 1000, zeros(8_001_000), 16, 6), png(2**31 - 1, 1, b''), b'GIF89a' + b'\xff'*7, b'%!PS-Adobe-3.0 EPSF-3.0\n(%pipe%id) (r) file',
             b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>', b'file:///etc/passwd', b'http://127.0.0.1:9/', b'II*\0\x08\0\0\0' + b'\xff'*400, b'\xff\xd8' + b'\xff\xe1\xff\xff'*2000]
+    harm.append(encoded(photo.convert('F'), 'TIFF'))  # floats above 1: which of them is white?
     return good, harm
 
 
