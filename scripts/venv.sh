@@ -11,15 +11,22 @@ run() {  # a command whose output goes to the log, and of that the last line to 
   [ -z "$watcher" ] || { kill "$watcher"; printf '\r\033[K' >&2; }
   return $status
 }
-give_up() {  # in one line: why, as far as the log knows, or else $1; with a second argument only if it knows
-  local line=
+cause() { grep -iE 'error|×|╰' "$log" | tail -n 1 | cut -c1-200; }
+give_up() {  # in one line: why, if the log tells, else $1, if there is one
   if grep -qiE 'no space left|os error 28|errno 28|disk quota' "$log" || [ "$(df -Pk . | awk 'NR == 2 {print $4}')" -lt 100000 ]; then
-    line="no space left on the disk: the packages take 6 GB where PyTorch comes with CUDA, else 2 GB. Free some and start again."
-  elif grep -qiE 'dns error|error sending request|failed to lookup|name resolution|connection refused|unreachable|timed out|newconnectionerror' "$log"; then
-    line="no connection to the package index: check the network (or the proxy, or UV_INDEX_URL and PIP_INDEX_URL) and start again."
-  fi
-  [ -n "$line" ] || [ -n "${2:-}" ] || line="$1: $(grep -iE 'error|×|╰' "$log" | tail -n 1 | cut -c1-300) All of it: $log."
-  [ -z "$line" ] || refuse "$line"
+    refuse "no space left on the disk: the packages take 6 GB where PyTorch comes with CUDA, else 2 GB. Free some and start again."
+  elif grep -qiE 'dns error|error sending request|failed to lookup|name resolution|connection refused|unreachable|timed out|newconnectionerror|sslerror|certificate verify|from versions: none' "$log"; then
+    refuse "no connection to the package index, or it lacks what is needed: check the network (or the proxy and its certificate, or UV_INDEX_URL and PIP_INDEX_URL) and start again."
+  elif [ -n "${1:-}" ]; then refuse "$1: $(cause) All of it: $log."; fi
+}
+locked() { run "${pip[@]}" -r "requirements/$1.txt" && run "${pip[@]}" --no-deps -e .; }
+allowed() { run "${pip[@]}" --upgrade -e ".[$1]"; }
+either() {  # installs by uv, or else by pip, which may know an index, a proxy or a certificate that uv does not
+  pip=(uv pip install)
+  if command -v uv >/dev/null && "$@"; then return; fi
+  : > "$log"
+  pip=(python -m pip install --disable-pip-version-check)
+  "$@"
 }
 python=${PYTHON:-$(command -v python3 || command -v python || echo python3)}
 version=$("$python" -c 'import sys; print(*sys.version_info[:2], sep=".") if sys.version_info >= (3, 10) else sys.exit(1)' 2>/dev/null) ||
@@ -39,12 +46,10 @@ if [ "$(cat "$state/$1" 2>/dev/null)" != "$made_from" ]; then
   echo "installing the package and its requirements into .venv (the first time: up to 3 GB to fetch, mostly PyTorch)"
   touch $state/unfinished
   rm -f "$state/$1"
-  command -v uv >/dev/null || run python -m pip install --disable-pip-version-check uv || { give_up "" unless-unknown; echo "uv cannot be had: pip installs instead, which is slower" >&2; }
-  pip=(python -m pip install); if command -v uv >/dev/null; then pip=(uv pip install); fi
-  if [ -n "${LATEST:-}" ] || ! { run "${pip[@]}" -r "requirements/$1.txt" && run "${pip[@]}" --no-deps -e .; }; then
-    [ -n "${LATEST:-}" ] || { give_up '' unless-unknown; echo "the locked versions cannot be had here ($(grep -iE 'error|╰' "$log" | tail -n 1 | cut -c1-200)): taking what settings.ini allows" >&2; }
-    : > "$log"
-    run "${pip[@]}" --upgrade -e ".[$1]" || give_up "installing failed"
+  command -v uv >/dev/null || run python -m pip install --disable-pip-version-check uv || true  # without it pip does, more slowly
+  if [ -n "${LATEST:-}" ] || ! either locked "$1"; then
+    [ -n "${LATEST:-}" ] || { give_up; echo "the locked versions cannot be had here ($(cause)): taking what settings.ini allows" >&2; }
+    either allowed "$1" || give_up "installing failed"
   fi
   echo "$made_from" > "$state/$1"
   rm $state/unfinished

@@ -74,7 +74,9 @@ def test_python_is_old_or_missing(project, setup, python):
 
 def test_no_network(project, setup):
     "Every connection is refused, and nothing is cached."
-    out, err = setup(2, UV_CACHE_DIR=str(project/'cache'), **{k: 'http://127.0.0.1:9' for k in ('http_proxy', 'https_proxy', 'HTTP_PROXY', 'HTTPS_PROXY', 'ALL_PROXY')}, PIP_NO_CACHE_DIR='1', PIP_RETRIES='0', UV_HTTP_RETRIES='0')
+    nowhere = {k: 'http://127.0.0.1:9' for k in ('http_proxy', 'https_proxy', 'HTTP_PROXY', 'HTTPS_PROXY', 'ALL_PROXY')}
+    out, err = setup(2, **nowhere, UV_CACHE_DIR=str(project/'cache'), UV_HTTP_RETRIES='0', PIP_CONFIG_FILE=os.devnull, PIP_FIND_LINKS='',
+                     PIP_NO_CACHE_DIR='1', PIP_RETRIES='0')
     assert err[-1].startswith('no connection to the package index') and not any('Traceback' in l for l in err)
     assert setup()[0][-1] == '2.1.0'  # with a network again
 
