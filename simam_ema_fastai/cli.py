@@ -143,7 +143,9 @@ def _ablate(variants, seeds, strategies, out, log, common, port=None, measured=T
         except UserError as e:
             if failed: raise UserError(f'{failed}\nno report: {e}') from None
             raise
-        print(f'\n{comparison(load_runs(out)).to_string(index=False)}\n\n{Evidence(out).headline}\nreport: {page}\nmodel:  {done[-1].parent}')
+        print(f'\n{comparison(load_runs(out)).to_string(index=False)}\n\n{Evidence(out).headline}\nreport: {page}')
+        whole = [f.parent for f in done if not failed or f.parent.name not in failed.failed]
+        if whole: print(f'model:  {whole[-1]}')
     if failed: raise failed
 
 # %% ../nbs/70_cli.ipynb #a82df23c
