@@ -457,11 +457,14 @@ def _results(configs, todo, folder, measured, log, executor) -> Iterator[tuple[C
     names = {c.name for c in todo}
     for c in configs:
         if c.name in names: continue
-        print(f'{c.name}: done before{_unknown_data(c, folder/c.name)}', flush=True)
-        try: yield c, _finished(folder/c.name, measured)
+        try:
+            if fault := fault_of(folder/c.name): raise UserError(fault)
+            print(f'{c.name}: done before{_unknown_data(c, folder/c.name)}', flush=True)
+            result = _finished(folder/c.name, measured)
         except Exception as e:
             if ends_grid(e) or several() and not isinstance(e, UserError): raise
-            yield c, Failure.of(e)
+            result = Failure.of(e)
+        yield c, result
     for c, result in executor(todo, folder, measured, log):
         if not isinstance(result, Failure):
             top = f"Top-1 {result['top1']:.2f}%, Top-{result['k']} {result['top5']:.2f}% of {result['n']} images"

@@ -237,7 +237,7 @@ def predict(
     threads:int=None, # Threads that compute an ONNX model; as many as there are cores if left out
     trust:bool=False, # Open a .pkl, which can run any code: only where you trust who wrote it
 ):
-    "Classes and probabilities for images; those that cannot be read are counted and say why. Raises `UserError` if none has an answer."
+    "Classes and probabilities for images; those that cannot be read are counted and say why. If none has an answer, that is an error."
     for name, value in dict(k=k, bs=bs, workers=workers, threads=threads).items():
         if value is not None and value < 1: raise UserError(f'{name} {value}: at least 1 is needed.')
     if not 0 <= min_confidence <= 1: raise UserError(f'min_confidence {min_confidence}: a probability, 0 to 1, is wanted.')

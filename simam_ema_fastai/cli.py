@@ -7,7 +7,7 @@ __all__ = ['commands', 'settings', 'train', 'ablate', 'evaluate', 'export', 'ben
            'cache', 'main']
 
 # %% ../nbs/70_cli.ipynb #305edaed
-import contextlib, errno, os, sys, time, warnings
+import contextlib, difflib, errno, os, re, sys, time, warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,13 +17,13 @@ from fastcore.meta import delegates
 from fastcore.script import anno_parser, store_true
 
 from .batch import parser as predict_parser, predict
-from .core import UserError, disk_full, one_of, read_json, write_text
+from .core import UserError, disk_full, one_of, write_text
 
 # %% ../nbs/70_cli.ipynb #79fcf233
 def _list(text:str|None, of:type, what:str) -> list|None:
     "The items of a comma-separated `text`."
     if text is None: return None
-    try: return [of(o) for o in str(text).split(',') if o]
+    try: return [of(o.strip()) for o in str(text).split(',') if o.strip()]
     except ValueError: raise UserError(f"{what} '{text}': {of.__name__}s separated by commas are wanted, e.g. 1,2,3.") from None
 
 def _pairs(text:str|None, what:str) -> dict|None:
@@ -115,7 +115,8 @@ def ablate(
     "Compare variants: fine-tune, evaluate and measure each under the same data and recipe, and write the report. Interrupted, the same command goes on."
     from simam_ema_fastai.ablation import Grid, grids
     if grid and variants: raise UserError(f"--grid {grid} says which variants: leave --variants out, or the grid.")
-    g = grids[one_of(grid, grids, 'grid')] if grid else Grid(_list(variants or 'baseline,simam,ema,hybrid', str, 'variants'))
+    names = 'baseline,simam,ema,hybrid' if variants is None else variants
+    g = grids[one_of(grid, grids, 'grid')] if grid else Grid(_list(names, str, 'variants'))
     how = dict(measured=not no_report)
     if one_of(executor, ('local','ray'), 'executor') == 'ray':
         from simam_ema_fastai.cluster import on_ray
@@ -142,7 +143,9 @@ def _ablate(variants, seeds, strategies, out, log, common, port=None, measured=T
         except UserError as e:
             if failed: raise UserError(f'{failed}\nno report: {e}') from None
             raise
-        print(f'\n{comparison(load_runs(out)).to_string(index=False)}\n\n{Evidence(out).headline}\nreport: {page}\nmodel:  {done[-1].parent}')
+        print(f'\n{comparison(load_runs(out)).to_string(index=False)}\n\n{Evidence(out).headline}\nreport: {page}')
+        whole = [f.parent for f in done if not failed or f.parent.name not in failed.failed]
+        if whole: print(f'model:  {whole[-1]}')
     if failed: raise failed
 
 # %% ../nbs/70_cli.ipynb #a82df23c
@@ -151,7 +154,7 @@ def evaluate(
     ensemble:Annotated[str, dict(nargs='+')]=None, # Average the probabilities of several of them instead
     data:str=None, # Data set to evaluate on; the run's own if left out
     path:str=None, # Where the data are; another folder than the run's is evaluated whole, unless it has a split of its own
-    labels:str=None, # Labelling of elpv: cell, grade, defect
+    labels:str=None, # Labelling of elpv: cell, grade, defect; of cifar100: fine, coarse
     n_valid:int=None, # Use only so many validation images
     skip_bad:store_true=False, # Leave unreadable pictures out instead of stopping
     trust:store_true=False, # Open a .pkl, which can run any code: only where you trust who wrote it
@@ -183,10 +186,14 @@ def evaluate(
 
 def _own_data(file:Path) -> dict:
     "What the run that exported `file` was validated on."
+    from simam_ema_fastai.runs import read_config
+    from simam_ema_fastai.runtime import read_about
     config = file/'config.json' if file.is_dir() else file.with_name('config.json')
     if not file.exists(): raise UserError(f"no exported learner at '{file}'.")
-    if not config.exists(): raise UserError(f"which data set? {file} is in no run folder: give --data.")
-    return {k: v for k,v in read_json(config)['data'].items() if k in ('name','path','labels','valid_pct','seed','n_classes','n_valid')}
+    if not config.exists():
+        if file.is_dir(): read_about(file)  # says what it is where it is no model
+        raise UserError(f"which data set? {file} is in no run folder: give --data.")
+    return {k: v for k,v in read_config(config.parent)['data'].items() if k in ('name','path','labels','valid_pct','seed','n_classes','n_valid')}
 
 def _samples(file:Path, wanted:dict, given:dict):
     "The samples to evaluate on: all of a folder without a split of its own, unless the run that exported `file` was trained on some of it."
@@ -201,7 +208,8 @@ def _samples(file:Path, wanted:dict, given:dict):
 def _same_content(file:Path, path:str) -> bool:
     "Whether what lies at `path` is what the run that exported `file` was trained and validated on."
     from simam_ema_fastai.data import load_samples
-    config = read_json((file if file.is_dir() else file.parent)/'config.json')
+    from simam_ema_fastai.runs import read_config
+    config = read_config(file if file.is_dir() else file.parent)
     args = {k: v for k,v in config['data'].items() if k in ('name','labels','valid_pct','seed','n_train','n_valid','n_classes','skip_bad')}
     try: return config.get('digest') == load_samples(**args, path=path).digest()
     except UserError: return False
@@ -323,8 +331,10 @@ def watch(
     port:int=8765, # Port of the page on 127.0.0.1; 0 for any that is free
 ):
     "Show the report of a run folder on this machine as it grows, until Ctrl-C."
+    from simam_ema_fastai.tables import load_runs
     from simam_ema_fastai.watch import Watch, address, listen
     if not Path(runs).is_dir(): raise UserError(f"there is no run folder '{runs}'.")
+    if (Path(runs)/'config.json').exists(): load_runs(runs)  # says that it is one run
     server = Watch(runs, listen(port))
     print(f'{address(server.socket)} (Ctrl-C ends it)', flush=True)
     try: server.serve_forever()
@@ -366,10 +376,19 @@ def cache(
 commands = dict(train=train, ablate=ablate, evaluate=evaluate, benchmark=benchmark, predict=predict, export=export, serve=serve, report=report, watch=watch, weights=weights, cache=cache)
 _spelled = {'--source': '--from'}  # `from` is no name for a Python argument
 
+def _wrong(parser, message:str):
+    "A wrong argument, in one line."
+    known = [o for a in parser._actions for o in a.option_strings if o.startswith('--')]
+    unknown = re.match('unrecognized arguments: (--[^ =]+)', message)
+    near = unknown and difflib.get_close_matches(unknown[1].replace('_', '-'), known, n=1)
+    meant = f' Did you mean {near[0]}?' if near else ''
+    raise UserError(f"{message}.{meant} `{parser.prog} --help` lists the arguments.")
+
 def _parse(command:str, argv:list[str]) -> dict:
-    "Arguments of `command` from a command line, options spelled with hyphens; exits with 2 and a line of usage if they are wrong."
-    if command == 'predict': return vars(predict_parser().parse_args(argv))
-    parser = anno_parser(commands[command], prog=f'simam_ema {command}')
+    "Arguments of `command` from a command line, options spelled with hyphens; raises `UserError` if they are wrong."
+    parser = predict_parser() if command == 'predict' else anno_parser(commands[command], prog=f'simam_ema {command}')
+    parser.error = partial(_wrong, parser)
+    if command == 'predict': return vars(parser.parse_args(argv))
     flags = {}
     for action in parser._actions:
         for o in action.option_strings: flags[_spelled.get(o, o).replace('_', '-')] = o

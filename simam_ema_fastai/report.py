@@ -17,7 +17,7 @@ from . import figures as fig, tables as tab
 from .core import UserError, atomic_path, read_json, sweep, write_json, write_text
 from .data import load_samples, spelled
 from .page import style
-from .runs import environments, failures
+from .runs import environments, failures, read_config
 from .statistics import calibration, class_changes, of_both, of_networks, of_trainings, p_text, signed, split_sentence
 from .tables import Outcomes
 
@@ -377,6 +377,11 @@ def _pictures(e:Evidence, why:str) -> dict:
     return _part('pictures', 'Pictures', 'The images that changed most', Markup('<div class="shots">{}</div>').format(Markup('').join(shots)),
         f'From {b} to {a}: the validation images whose true class gained most probability, then those that lost most. Bright is where the network looks: Grad-CAM for its answer, and the weights of the gates themselves, each from its lowest to its highest value. The pictures are what the network sees. {licence}')
 
+def _config(run:Path) -> dict|None:
+    "That of a run; None where it is damaged, or there is none yet."
+    try: return read_config(run)
+    except UserError: return None
+
 def _environments(run:Path) -> list[dict]:
     "Those of a run; none where the note of an unfinished one is damaged."
     try: return environments(run)
@@ -385,7 +390,7 @@ def _environments(run:Path) -> list[dict]:
 def _repeat(e:Evidence) -> dict:
     "The section on recipe, environment and commands."
     names = e.progress.run.tolist()
-    configs = {r: read_json(e.folder/r/'config.json') for r in names if (e.folder/r/'config.json').exists()}
+    configs = {r: c for r in names if (c := _config(e.folder/r))}
     envs = [x for r in names for x in _environments(e.folder/r)]
     flat = lambda c: {**{k: v for k,v in c.items() if k not in ('recipe','data','variant')}, **c['recipe'], **{f'data {k}': v for k,v in c['data'].items() if k != 'path'}}
     shared = [dict(setting=k, value=', '.join(dict.fromkeys(str(flat(c).get(k)) for c in configs.values()))) for k in dict.fromkeys(k for c in configs.values() for k in flat(c))]

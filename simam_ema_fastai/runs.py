@@ -28,8 +28,9 @@ _contents = ('digest', 'weights_digest')
 def read_config(
     folder:str|Path # Of a run
 ) -> dict: # What its `config.json` holds
-    "The settings of a run; raises `UserError` if the file is damaged."
+    "The settings of a run; raises `UserError` if the file is missing or damaged."
     file = Path(folder)/'config.json'
+    if not file.exists(): raise UserError(f'{file} is missing: put it back, or delete its run.')
     config = read_json(file)
     parts = dict(variant=str, data=dict, recipe=dict)
     wrong = [k for k,of in parts.items() if not isinstance(config, dict) or not isinstance(config.get(k), of)]
@@ -90,7 +91,10 @@ def environments(
     "The environments that trained a part of a run. Earlier versions noted one."
     file = Path(folder)/'environment.json'
     found = read_json(file) if file.exists() else []
-    return found if isinstance(found, list) else [found]
+    found = found if isinstance(found, list) else [found]
+    if not all(isinstance(e, dict) for e in found):
+        raise UserError(f'{file} is damaged (it holds no environments): delete it, or put back the one that stood there.')
+    return found
 
 def add_environment(
     folder:str|Path, # Of a run

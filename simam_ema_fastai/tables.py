@@ -16,7 +16,7 @@ from .core import UserError, read_json
 from .data import datasets
 from .efficiency import count_flops, count_params, flops_convention
 from .models import create_model, strategies, variant_of, variants
-from .runs import differing, environments, failures, identity
+from .runs import differing, environments, failures, identity, read_config
 from .statistics import accuracy, difference, factorial, holm, minimum_detectable, of_both, p_text, signed
 
 # %% auto #0
@@ -60,6 +60,7 @@ def read_table(
         df = pd.read_csv(file, dtype={'class': str, 'file': str}, keep_default_na=False, na_values=dict.fromkeys(numbers, ['', 'nan', 'NaN']))
         if missing := [c for c in columns if c not in df]: raise ValueError(f'it has no {missing[0]}')
         if len(df) and df.iloc[-1][list(columns)].isna().any(): raise ValueError('it is cut off')
+    except FileNotFoundError: raise UserError(f'{file} is missing: put it back, or delete its run.') from None
     except (ValueError, OSError) as e: raise UserError(f"{file} is damaged ({str(e).strip()}): put back the one that stood there, or delete its run.") from e
     return df
 
@@ -71,26 +72,38 @@ def _strategy(config:dict) -> str:
 
 def _config(folder:Path) -> dict:
     "The config of a run. Raises `UserError` if it is damaged."
-    c = read_json(folder/'config.json')
+    c = read_config(folder)
     try: c['variant'], c['recipe']['seed'], c['recipe']['epochs'], c['arch'], c['data']['name']
     except (KeyError, TypeError) as e: raise UserError(f"{folder/'config.json'} is damaged (it has no {e}): put back the one that stood there, or delete its run.") from e
     return c
 
+def _read_dict(file:Path, *names:str) -> dict:
+    "What `file` holds; raises `UserError` if it is damaged, or has not all `names`."
+    d = read_json(file)
+    if not isinstance(d, dict) or not {*names} <= {*d}:
+        raise UserError(f'{file} is damaged (it holds something else): delete it, or put back the one that stood there.')
+    return d
+
 def _row(folder:Path) -> dict:
     "A finished run. Raises `UserError` that names the file if one is damaged."
-    c, metrics = _config(folder), read_json(folder/'metrics.json')
-    cost = read_json(folder/'efficiency.json') if (folder/'efficiency.json').exists() else {}
+    c, metrics = _config(folder), _read_dict(folder/'metrics.json')
+    cost = _read_dict(folder/'efficiency.json') if (folder/'efficiency.json').exists() else {}
     n, images = read_table(folder/'per_class.csv', 'class', 'n').n, len(read_table(folder/'predictions.csv', 'file', 'true', 'pred1', 'prob1', 'prob_true'))
-    read_table(folder/'history.csv', 'epoch', 'accuracy'), environments(folder)
+    environments(folder)
+    for name, rows in (('history.csv', read_table(folder/'history.csv', 'epoch', 'accuracy')), ('per_class.csv', n)):
+        if not len(rows): raise UserError(f'{folder/name} is damaged (it is empty): put back the one that stood there, or delete its run.')
     if metrics.get('n') != images: raise UserError(f"{folder/'predictions.csv'} is damaged (it holds {images} images of {metrics.get('n')}): put back the one that stood there, or delete its run.")
     return dict(run=folder.name, variant=c['variant'], strategy=_strategy(c), seed=c['recipe']['seed'], arch=c['arch'], data=c['data']['name'], part=_part(c['data']), commonest=100*n.max()/max(n.sum(), 1), **metrics, **cost)
 
 def _finished(folder:Path) -> tuple[list[dict],dict[str,str]]:
     "Rows of the finished runs, and why others are left out: what is damaged, and a seed that is there twice."
     rows, left_out = {}, {}
-    for f in sorted(Path(folder).glob('*/metrics.json'), key=lambda f: (len(f.parent.name), f.parent.name)):  # a copy has the longer name
-        try: r = _row(f.parent)
-        except UserError as e: left_out[f.parent.name] = str(e); continue
+    found = {}
+    for f in sorted(Path(folder).glob('*/metrics.json'), key=lambda f: (len(f.parent.name), f.parent.name)):
+        try: found[f.parent.name] = _row(f.parent)
+        except UserError as e: left_out[f.parent.name] = str(e)
+    renamed = lambda r: r['run'] != f"{r['variant']}-{r['strategy']}-s{r['seed']}"
+    for r in sorted(found.values(), key=renamed):  # a copy has another name, or a longer one
         twin = rows.setdefault((r['variant'], r['strategy'], r['seed']), r)
         if twin is not r: left_out[r['run']] = f"{r['run']} is {r['variant']}, {r['strategy']}, seed {r['seed']} like {twin['run']}: a seed counts once."
     for f in sorted(Path(folder).glob('*/config.json')):
@@ -104,6 +117,8 @@ def load_runs(
 ) -> pd.DataFrame: # A row per finished run: config, metrics, efficiency, and the share of the commonest class in percent
     "The finished runs of a folder, one per row; `findings` names those that are left out. Raises `UserError` if there is none."
     rows, left_out = _finished(folder)
+    if not rows and (Path(folder)/'config.json').exists():
+        raise UserError(f'{folder} is one run: give the folder that holds it, {Path(folder).absolute().parent}.')
     if not rows: raise UserError(next(iter(left_out.values()), f"no finished run in '{folder}': run `simam_ema ablate` with --out {folder} first."))
     return _in_order(pd.DataFrame(rows))
 
@@ -113,7 +128,7 @@ def load_progress(
     "How far every run of a folder is; empty if there is none."
     folder, rows = Path(folder), {}
     plan = folder/'grid.json'
-    for name,c in (read_json(plan)['runs'] if plan.exists() else {}).items(): rows[name] = dict(run=name, **c, done=0, finished=False)
+    for name,c in (_read_dict(plan, 'runs')['runs'] if plan.exists() else {}).items(): rows[name] = dict(run=name, **c, done=0, finished=False)
     for f in sorted(folder.glob('*/config.json')):
         try: c = _config(f.parent)
         except UserError: continue  # `findings` names it
@@ -132,7 +147,7 @@ def time_left(
     "How long the planned runs of `folder` will take, at the rate of epochs since `ablate` was last called."
     plan = Path(folder)/'grid.json'
     if not plan.exists(): return None
-    plan, p = read_json(plan), load_progress(folder)
+    plan, p = _read_dict(plan, 'runs', 'started', 'done'), load_progress(folder)
     p = p[p.run.isin(plan['runs'])]
     new = p.done.sum() - plan['done']
     if new <= 0: return None
