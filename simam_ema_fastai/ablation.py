@@ -48,10 +48,12 @@ class Config:
     recipe:Recipe # With the strategy and the seed of this run
     data:dict # Arguments of `get_dls`: name, path, size, …
     arch:str = None # A name in `archs`; None for the variant's own, or 'resnet50'
-    weights:str|None = None # As for `load_weights`
+    weights:str|None = 'imagenet' # As for `load_weights`; None trains from scratch
     overrides:dict = None # stages, factor, reduction, sites, act of `create_model`
 
     def __post_init__(self):
+        if not isinstance(self.data.get('name'), str):
+            raise UserError(f"the data {self.data}: a name is wanted, of a data set or for your own DataLoaders.")
         v = variant_of(self.variant, self.arch, **(self.overrides or {}))
         object.__setattr__(self, 'arch', v.arch)
         if self.recipe.strategy is None: object.__setattr__(self, 'recipe', replace(self.recipe, strategy=v.strategy))
@@ -369,12 +371,12 @@ def grid(
     seeds:Sequence[int]=(1,), # A run each
     strategies:Sequence[str]=None, # Train every variant with each of them; None for the one the study gave it
     arch:str=None, # A name in `archs`; None for each variant's own, or 'resnet50'
-    weights:str=None, # As for `load_weights`
+    weights:str|None='imagenet', # As for `load_weights`; None trains from scratch
     recipe:Recipe=Recipe(), # Seed and strategy are replaced
     overrides:dict=None # stages, factor, reduction, sites, act of `create_model`
 ) -> list[Config]:
     "The configs of variants × strategies × seeds, a complete comparison for the first seed first. Raises `UserError` for unknown names and pictures too small for a backbone."
-    one_of(data['name'], datasets, 'data set')
+    one_of(data.get('name', ''), datasets, 'data set')
     named = lambda v: strategies or (recipe.strategy or variant_of(v).strategy,)
     configs = [Config(v, replace(recipe, seed=seed, strategy=s), data, arch, weights, overrides) for seed in seeds for v in variants for s in named(v)]
     for c in configs: check_size(c.arch, data.get('size') or datasets[data['name']].size)

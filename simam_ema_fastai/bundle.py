@@ -19,8 +19,10 @@ from fastai.vision.augment import PadMode, RandomCrop, Resize, ResizeMethod
 from torch import nn
 
 from . import preparation
+from .attention import gates
 from .core import UserError, atomic_path, file_hash, write_json
 from .data import LabelOf, ReadPicture, datasets
+from .learner import CheckData
 from .models import Placement, Variant, create_model, name_of
 from .preparation import own
 from .runtime import bundle_format, bundle_version, check_about, digest_of, read_about
@@ -94,11 +96,15 @@ def read_bundle(
     try:
         v = Variant(tuple(Placement(p['gate'], p['site'], tuple(p['stages']), p['options']) for p in about['placements']), arch=about['arch'], act=about['act'])
         with torch.random.fork_rng(devices=[]): model = create_model(v, n, weights=w)
-    except UserError: raise
+    except UserError as e:
+        if all(p['gate'] in gates for p in about['placements']): raise
+        raise UserError(f"{folder}: {e} Where it is a gate of your own, run what registers it (attention.register) before.") from None
     except Exception as e: raise UserError(f"{folder}/model.json does not describe a network ({type(e).__name__}: {' '.join(str(e).split())[:200]}).") from None
     model.weights.source = about['weights']['source']
     differ = {k for k in model.state_dict().keys() ^ w.state_dict.keys()} | {k for k,t in model.state_dict().items() if k in w.state_dict and w.state_dict[k].shape != t.shape}
     if differ: raise UserError(f"{folder}: the tensors do not fit {about['variant']} on {v.arch} with {n} classes: {min(differ)} for one.")
-    learn = Learner(_no_data(about), model, CrossEntropyLossFlat(), metrics=accuracy)
+    stats = tuple(tuple(about['transforms'][k]) for k in ('mean','std'))
+    check = CheckData(v.arch, n, stats, tuple(map(str, about['classes'])))  # of the data that it may be given
+    learn = Learner(_no_data(about), model, CrossEntropyLossFlat(), metrics=accuracy, cbs=check)
     learn.dls.dataset, learn.about = about['data']['name'], about
     return learn

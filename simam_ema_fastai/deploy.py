@@ -115,7 +115,8 @@ def to_int8(
     labels:Sequence[str]=None # The classes of `judged_on`, for the accuracies
 ) -> Path: # `path`
     "Write the learner's network as ONNX with int8 weights and uint8 activations, for CPUs. It answers otherwise now and then; how often is printed at the end."
-    pictures, c = list(pictures), classifier(learn)
+    pictures, c, judged_on = list(pictures), classifier(learn), list(() if judged_on is None else judged_on)
+    if judged_on and labels is not None: _check_labels(judged_on, labels := list(labels))
     if not pictures: raise UserError('eight bits need pictures to find their scales on: give some, a hundred or two.')
     graph = _graph(learn, preprocess)
     import onnx
@@ -130,7 +131,7 @@ def to_int8(
         q.quantize_static(prepared, out, Pictures(), q.QuantFormat.QDQ, op_types_to_quantize=['Conv','Gemm','Add','MaxPool','ReduceMean'], per_channel=True,
                           activation_type=q.QuantType.QUInt8, weight_type=q.QuantType.QInt8, nodes_to_exclude=_of_gates(graph, learn.model))
         with atomic_path(path) as tmp: _write(onnx.load(out), tmp, c.about)
-    calibrating = judged_on is None or not len(judged_on)
+    calibrating = not judged_on
     found = agreement(c, open_onnx(path), pictures if calibrating else judged_on, None if calibrating else labels)
     print(f"eight bits: {found}{' (on the images it was calibrated on: others are harder)' if calibrating else ''}.")
     return Path(path)
@@ -144,6 +145,11 @@ def _of_gates(exported, model:nn.Module) -> list[str]:
 # %% ../nbs/44_deploy.ipynb #2dfc33df
 def _answers(c:Classifier, batch:np.ndarray) -> np.ndarray: return np.concatenate([c.probabilities(b) for b in np.array_split(batch, max(1, len(batch)//64))])
 
+def _check_labels(pictures:Sequence, labels:Sequence):
+    "Raise `UserError` unless there is a label for each picture."
+    if len(labels) != len(pictures):
+        raise UserError(f'{len(pictures)} images and {len(labels)} labels: one label for each image is wanted.')
+
 def agreement(
     model:Classifier, # What the other was made of
     other:Classifier,
@@ -151,6 +157,7 @@ def agreement(
     labels:Sequence[str]=None # Their classes
 ) -> str: # For people
     "How often two forms of a model give the same answer, how far a probability moves, and how accurate each is."
+    if labels is not None: _check_labels(pictures, labels)
     batch = np.stack([model.prepare(p) for p in pictures])
     p, q = _answers(model, batch), _answers(other, batch)
     same, n = int((p.argmax(1) == q.argmax(1)).sum()), len(p)
@@ -167,6 +174,7 @@ def compare(
 ) -> pd.DataFrame: # A row per model: n, top1 (percent), same_answer (percent), max_delta_p, ms (median per batch), speedup (median of the turns' ratios), low, high (their quartiles)
     "What other forms of a model answer, and how fast: one pass each, then batches in turns, so that whatever else the machine does strikes all of them."
     first, *_ = models.values()
+    if labels is not None: _check_labels(pictures, labels)
     batch = np.stack([first.prepare(p) for p in pictures])
     probs = {n: _answers(c, batch) for n,c in models.items()}
     times, until = {n: [] for n in models}, time.perf_counter() + seconds*len(models)

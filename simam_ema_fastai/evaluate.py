@@ -63,6 +63,9 @@ def score(
 def _logits(learn:Learner, dl:FastaiDL) -> tuple[Tensor,Tensor|None]:
     "Logits and, where `dl` has them, targets: one pass, in order."
     shared = hasattr(dl, 'together')  # of several processes each sees a part, in order (`distributed.Shard`)
+    if getattr(dl, 'n', None) == 0:
+        raise UserError('there is no image to evaluate on: an exported learner has no data of its own (evaluate_files '
+                        'takes some), and DataLoaders may leave none for validation.')
     if isinstance(dl, FastaiDL) and not shared and (dl.shuffle or dl.drop_last): dl = dl.new(shuffle=False, drop_last=False)
     with learn.no_bar(), learn.no_logging(): logits, targets = learn.get_preds(dl=dl, act=nn.Identity(), reorder=False)
     whole = dl.together if shared else noop
@@ -108,8 +111,12 @@ def evaluate_files(
     files:list[Path], # Pictures
     labels:list[str] # Their classes, as the learner names them
 ) -> Evaluation:
-    "One pass of `learn` over `files`. Raises `UserError` if a label is none of the learner's classes."
+    """One pass of `learn` over `files`.
+
+    Raises `UserError` if a label is none of the learner's classes, and unless there is one for each file."""
     vocab, labels = _vocab(learn), list(map(str, labels))
+    if len(files) != len(labels) or not labels:
+        raise UserError(f'{len(files)} files and {len(labels)} labels: one label for each file is wanted, and one file at least.')
     unknown = sorted(set(labels) - set(vocab))
     if unknown: raise UserError(f"the learner does not know the class '{unknown[0]}': it was trained on {', '.join(vocab[:5])}{', …' if vocab[5:] else ''}.")
     dl = learn.dls.test_dl(files, num_workers=0)

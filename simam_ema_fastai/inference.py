@@ -6,6 +6,7 @@
 from __future__ import annotations
 import contextlib, copy, os, warnings
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
@@ -102,7 +103,8 @@ def predict(
         learn = model if isinstance(model, Learner) else load(model, trust)
         items = _pictures(items)
         try:
-            with learn.no_bar(), learn.no_logging(): probs,_ = learn.get_preds(dl=learn.dls.test_dl(items, bs=bs, num_workers=0))
+            dl = learn.dls.test_dl(items, bs=bs, num_workers=0)
+            with learn.no_bar(), learn.no_logging(): probs,_ = learn.get_preds(dl=dl, act=_activation(learn))
         except UnidentifiedImageError as e: raise UserError(f'{e}.') from None  # of the user's own DataLoaders
         if not probs.isfinite().all():
             raise UserError(f"the network answers NaN or infinity to {(~probs.isfinite().all(1)).sum()} of "
@@ -112,6 +114,10 @@ def predict(
     df = pd.DataFrame({'item': [str(o) if isinstance(o, Path) else f'picture {i}' for i,o in enumerate(items)], 'label': [r[0][0] for r in rows], 'prob': [r[0][1] for r in rows]})
     for j in range(len(rows[0])): df[f'label{j+1}'], df[f'prob{j+1}'] = zip(*(r[j] for r in rows))
     return df
+
+def _activation(learn:Learner):
+    "What makes probabilities of the network's answers: the loss tells if it is fastai's, and PyTorch's take logits."
+    return None if hasattr(learn.loss_func, 'activation') else partial(torch.softmax, dim=-1)
 
 def _is_path(item) -> bool:
     "Whether `item` names a file or folder; bytes do if there is one of that name."

@@ -21,6 +21,7 @@ from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import Normalize, get_c
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy, top_k_accuracy
+from fastai.optimizer import OptimWrapper
 from fastai.torch_core import default_device, get_model, rank_distrib, set_seed
 from fastai.vision.augment import RandomResizedCrop
 from fastcore.foundation import L
@@ -36,9 +37,9 @@ from .speed import Compile, check_compiler, opt_funcs, without_waiting
 from .weights import Weights, load_weights
 
 # %% auto #0
-__all__ = ['attention_splitter', 'CountsEpochs', 'SeedEpochs', 'FreezeAttention', 'TrainOnly', 'Mix', 'GrowPictures',
-           'AverageWeights', 'RestoreTrained', 'variant_learner', 'CheckData', 'OnePrecision', 'fit_recipe', 'Recipe',
-           'recipes']
+__all__ = ['attention_splitter', 'CountsEpochs', 'SeedEpochs', 'FreezeAttention', 'TellUntrained', 'TrainOnly', 'Mix',
+           'GrowPictures', 'AverageWeights', 'RestoreTrained', 'variant_learner', 'CheckData', 'OnePrecision',
+           'fit_recipe', 'Recipe', 'recipes']
 
 # %% ../nbs/30_learner.ipynb #041e86fa
 _all_ = ['Recipe', 'recipes']
@@ -75,7 +76,7 @@ class SeedEpochs(CountsEpochs):
 class FreezeAttention(CountsEpochs):
     "Keep the gates as they are during the first `epochs` epochs of the whole training, and release them exactly then; in a fit that would end before, earlier."
     order = -5  # after TrainEvalCallback has put the model into training mode
-    _released, _trained, _planned = False, False, False
+    _released, _trained, _planned, _as_frozen = False, False, False, None
     def __init__(self,
         epochs:int=3, # How many epochs the gates stay frozen
         of:int=20 # How many epochs the whole training has: a fit that is too short freezes the same share
@@ -111,7 +112,11 @@ class FreezeAttention(CountsEpochs):
     def after_fit(self):
         if self._planned and not self._trained and is_first(): print(f"the training ended after {self.epochs_done} epochs, before the gates' freeze did: they are not trained.")
 
+    def _parameters(self) -> list[Tensor]:
+        return [p for gate in gate_modules(get_model(self.model)) for p in gate.parameters()]
+
     def _hold(self):
+        if self._as_frozen is None: self._as_frozen = [p.detach().clone() for p in self._parameters()]
         for gate in gate_modules(self.model):
             gate.eval()
             for p in gate.parameters(): p.requires_grad_(False); p.grad = None
@@ -125,6 +130,15 @@ class FreezeAttention(CountsEpochs):
         self._released = True
 
 # %% ../nbs/30_learner.ipynb #11a5f153
+class TellUntrained(Callback):
+    "Say so if what a tracker loads at the end of a fit, its best model, is from the epochs in which the gates were frozen."
+    order, run_valid = 65, False  # after SaveModelCallback
+    def after_fit(self):
+        f = self.learn.freeze_attention
+        if not f._planned or not f._trained or not f._as_frozen: return  # validation alone is no fit
+        if all(map(torch.equal, f._as_frozen, f._parameters())) and is_first():
+            print("the model that is left is from the epochs in which the gates were frozen: they are not trained.")
+
 class TrainOnly(Callback):
     "Change nothing but a part of the model: 'layer4' (last stage, gates, head) or 'head' (gates, head)."
     order, run_valid, _stateattrs = -6, False, ('_params',)  # after TrainEvalCallback has put the model into training mode
@@ -282,6 +296,7 @@ def variant_learner(
     v = variant_of(variant, arch, stages, factor, reduction, sites, act)
     check_data = CheckData(v.arch, n_out := get_c(dls))
     check_data.check(dls)
+    check_data.vocab = _vocab(dls)
     w = load_weights(weights, v.arch)
     if w is not None: check_data.stats = w.stats; check_data.check(dls)
     given = {k: o for k,o in kwargs.items() if k in _of_recipe and o is not None}
@@ -295,19 +310,31 @@ def variant_learner(
     cbs, callbacks = L(cbs), L(check_data, SeedEpochs(recipe.seed), OnePrecision())
     if recipe.start_size: check_size(v.arch, recipe.start_size); _check_start(dls, recipe.start_size); callbacks.append(GrowPictures(recipe.start_size, recipe.resize_epochs))
     if recipe.average: callbacks += [AverageWeights(recipe.average), RestoreTrained()]
-    if strategy == 'discriminative+freeze' and recipe.freeze_epochs and gate_modules(model): callbacks.append(FreezeAttention(recipe.freeze_epochs, recipe.epochs))
+    if strategy == 'discriminative+freeze' and recipe.freeze_epochs and gate_modules(model):
+        callbacks += [FreezeAttention(recipe.freeze_epochs, recipe.epochs), TellUntrained()]
     if recipe.trainable != 'all': callbacks.append(TrainOnly(recipe.trainable))
     if recipe.mixup or recipe.cutmix: callbacks.append(Mix(recipe.mixup, recipe.cutmix))
     if recipe.compile: callbacks.append(Compile())
     if torch.device(getattr(dls, 'device', None) or default_device()).type == 'cuda': callbacks += [ChannelsLast(), *_mixed_precision(recipe.precision)]
     of_recipe = dict(loss_func=CrossEntropyLossFlat(label_smoothing=recipe.label_smoothing), opt_func=opt_funcs[recipe.opt], lr=lr, wd=recipe.wd, splitter=attention_splitter,
                      metrics=[accuracy, partial(top_k_accuracy, k=min(5, n_out))])
+    if 'opt_func' in given: given['opt_func'] = _at_rates(given['opt_func'])
     learn = Learner(dls, model, cbs=callbacks + cbs, **{**of_recipe, **{k: o for k,o in kwargs.items() if k not in _of_recipe}, **given})
     learn.recipe, learn.strategy, learn.given = recipe, strategy, sorted(k for k in _of_recipe if kwargs.get(k) is not None)
     if learn.given and is_first(): print(f"instead of the recipe's: {', '.join(f'{k} {_spoken(kwargs[k])}' for k in learn.given)}")
     return without_waiting(learn)
 
 _of_recipe = ('loss_func', 'metrics', 'opt_func', 'lr', 'wd', 'splitter')  # what `Learner` takes and a recipe decides
+
+def _at_rates(opt_func):
+    "`opt_func`, also with a learning rate per group where it wraps one of PyTorch's optimizers, which take a number."
+    of_torch = isinstance(opt_func, partial) and opt_func.func is OptimWrapper or opt_func is OptimWrapper
+    return partial(_wrapped, opt_func) if of_torch else opt_func
+
+def _wrapped(opt_func, params, lr, **kwargs):
+    opt = opt_func(params, lr=lr.stop if isinstance(lr, slice) else lr, **kwargs)
+    if isinstance(lr, slice): opt.set_hyper('lr', lr)
+    return opt
 
 def _spoken(o) -> str:
     if isinstance(o, (list, tuple, L)): return ', '.join(map(_spoken, o))
@@ -320,12 +347,16 @@ class CheckData(Callback):
     def __init__(self,
         arch:str, # A name in `archs`
         n_out:int, # Classes of the model
-        stats:tuple=None # (mean, std) that pretrained weights want
+        stats:tuple=None, # (mean, std) that pretrained weights want
+        vocab:tuple=None # The names of the classes, in the model's order
     ):
-        self.arch, self.n_out, self.stats = arch, n_out, stats
+        self.arch, self.n_out, self.stats, self.vocab = arch, n_out, stats, vocab
 
     def before_fit(self):
-        if own(self.dls, '_looked_at') != (self.arch, self.n_out, self.stats): self.check(self.dls)
+        if own(self.dls, '_looked_at') != self._wanted: self.check(self.dls)
+
+    @property
+    def _wanted(self): return self.arch, self.n_out, self.stats, self.vocab
 
     def check(self, dls:DataLoaders):
         "Raise `UserError` for data that the model cannot take; add the `Normalize` that is missing."
@@ -334,14 +365,19 @@ class CheckData(Callback):
         n = get_c(dls)
         if n < 2: raise UserError(f"these DataLoaders name {'one class' if n else 'no classes'}: at least 2 are needed (CategoryBlock names them; for others set dls.vocab).")
         if n != self.n_out: raise UserError(f"these DataLoaders have {n} classes, the model has {self.n_out}: make a new learner for them.")
+        if self.vocab and (vocab := _vocab(dls)) and vocab != self.vocab:
+            i, theirs, ours = next((i, a, b) for i,(a,b) in enumerate(zip(vocab, self.vocab)) if a != b)
+            raise UserError(f"these DataLoaders call class {i} '{theirs}', the model calls it '{ours}': "
+                            "name the classes in the same order (CategoryBlock(vocab=…)), or make a new learner for them.")
         if self.stats: self._normalize(dls)
-        dls._looked_at = self.arch, self.n_out, self.stats
+        dls._looked_at = self._wanted
 
     def _normalize(self, dls:DataLoaders):
         for i, dl in enumerate(dls.loaders):
             found, where = normalization_of(dl), f' (dls[{i}])'*(i > 0)
             if found and not np.allclose(found, self.stats, atol=1e-3):
                 raise UserError(f"the data are normalised with {found}{where}, the weights want {self.stats}: get_dls(…, stats=stats_of(weights, '{self.arch}')), or with DataLoaders of your own Normalize.from_stats(*stats_of(weights, '{self.arch}')) in batch_tfms.")
+        if np.allclose(self.stats, ((0,)*3, (1,)*3)): return  # the weights want images as they are
         without = [i for i,dl in enumerate(dls.loaders) if normalization_of(dl) is None]
         if not without: return
         mean, std = self.stats
@@ -351,6 +387,11 @@ class CheckData(Callback):
         dls.add_tfms([Normalize.from_stats(*self.stats, cuda=False)], 'after_batch', without)
         if dls.device is not None: dls.to(dls.device)
         if is_first(): print(f'added to the DataLoaders what the pretrained weights want: Normalize with mean {mean}, std {std}.')
+
+def _vocab(dls:DataLoaders) -> tuple|None:
+    "The names of the classes, in their order; None if `dls` only counts them."
+    vocab = getattr(dls, 'vocab', None)
+    return None if vocab is None else tuple(map(str, vocab))
 
 def _check_start(dls:DataLoaders, start:int):
     "Refuse to grow pictures that have no random crop, or that would shrink."

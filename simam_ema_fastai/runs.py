@@ -4,7 +4,7 @@
 
 # %% ../nbs/47_runs.ipynb #5e1a7c03
 from __future__ import annotations
-import hashlib, traceback
+import contextlib, hashlib, traceback
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +13,8 @@ import pandas as pd, torch
 from fastai.data.core import DataLoaders
 
 from .core import UserError, disk_full, read_json, write_json, write_text
+from .data import Samples
+from .preparation import source_of
 from .recipe import Recipe
 from .survival import loader_killed, memory_full
 from .weights import Weights
@@ -67,11 +69,24 @@ def told(
 
 # %% ../nbs/47_runs.ipynb #3f9c8c5f
 def contents(
-    dls:DataLoaders, # Of the run; one's own have no digest
+    dls:DataLoaders, # Of the run; one's own have the digest of their files and labels, None if they have no files
     weights:Weights=None # It starts from
 ) -> dict[str,str|None]: # digest, weights_digest; None for what is not known
     "What decides a result by content."
-    return dict(digest=vars(dls).get('digest'), weights_digest=weights and weights_digest(weights))
+    digest = vars(dls)['digest'] if 'digest' in vars(dls) else _digest(dls)
+    return dict(digest=digest, weights_digest=weights and weights_digest(weights))
+
+def _digest(dls:DataLoaders) -> str|None:
+    "The digest of the files and labels of `DataLoaders` that are one's own; None if they do not tell them."
+    s = Samples([], [], [], [])
+    with contextlib.suppress(UserError, OSError, TypeError, ValueError, LookupError, AttributeError):
+        for valid, dl in enumerate(dls.loaders[:2]):
+            _, labels = dl.dataset.tls
+            for i in range(len(labels)):
+                s.files.append(Path(source_of(dl.dataset, i)))
+                s.labels.append(str(dls.vocab[int(labels[i])]))
+                s.is_valid.append(bool(valid))
+        return s.digest() if s.files else None
 
 def weights_digest(
     weights:Weights # From `load_weights`

@@ -31,9 +31,9 @@ def cluster(root):
 
 
 def test_what_a_task_refuses_is_one_line(cluster, tmp_path):
-    missing = grid(dict(name='folder', path=str(tmp_path/'nowhere'), size=32), ('baseline',), arch='resnet18')
+    missing = grid(dict(name='folder', path=str(tmp_path/'nowhere'), size=32), ('baseline',), arch='resnet18', weights=None)
     with pytest.raises(UserError, match=r"^'.*nowhere' is no folder\.$"): ablate(missing, tmp_path/'runs', executor=on_ray)
-    there = grid(dict(name='digits', n_train=64, n_valid=20), ('baseline',), arch='resnet18')
+    there = grid(dict(name='digits', n_train=64, n_valid=20), ('baseline',), arch='resnet18', weights=None)
     with pytest.raises(UserError, match='no node of the Ray cluster has 64 CPUs'): ablate(there, tmp_path/'runs', executor=lambda *args: on_ray(*args, cpus=64))
     assert not (tmp_path/'runs').exists()
 
@@ -41,7 +41,7 @@ def test_what_a_task_refuses_is_one_line(cluster, tmp_path):
 def test_one_run_fails(cluster, tmp_path):
     "The other is finished; a run that could not be says why."
     recipe, data = Recipe(epochs=1, bs=32, strategy='uniform'), dict(name='digits', n_train=64, n_valid=20)
-    configs = [Config(v, replace(recipe, lr=lr), data, 'resnet18') for v, lr in (('baseline', 1e30), ('simam', 1e-3))]
+    configs = [Config(v, replace(recipe, lr=lr), data, 'resnet18', None) for v, lr in (('baseline', 1e30), ('simam', 1e-3))]
     with pytest.raises(RunsFailed, match='^baseline-uniform-s1: .* of epoch 1') as e: ablate(configs, tmp_path, measured=False, executor=on_ray)
     assert e.value.status == 2 and list(failures(tmp_path)) == ['baseline-uniform-s1']
     assert (tmp_path/'simam-uniform-s1'/'metrics.json').exists()
@@ -49,7 +49,8 @@ def test_one_run_fails(cluster, tmp_path):
 
 def test_a_node_is_killed(cluster, tmp_path):
     folder, epochs = tmp_path/'runs', 8
-    configs = grid(dict(name='digits', n_train=128, n_valid=20), ('baseline', 'simam', 'se'), arch='resnet18', recipe=Recipe(epochs=epochs, bs=32, strategy='uniform'))
+    configs = grid(dict(name='digits', n_train=128, n_valid=20), ('baseline', 'simam', 'se'), arch='resnet18', weights=None,
+                   recipe=Recipe(epochs=epochs, bs=32, strategy='uniform'))
     histories = lambda: {c.name: pd.read_csv(folder/c.name/'history.csv') for c in configs if (folder/c.name/'history.csv').exists()}
     killed = {}
 
