@@ -100,7 +100,7 @@ class FreezeAttention(CountsEpochs):
         if start + n > self.until: return
         self.until = start + min(n - 1, round(n*self.epochs/max(self.of, self.epochs + 1)))
         if is_first():
-            print(f"the gates' freeze of {self.epochs} epochs would outlast this fit of {n}: they are frozen for {max(0, self.until - start)} (the recipe's share is {self.epochs} of {self.of}).")
+            print(f"the gates' freeze of {self.epochs} epoch{'s'*(self.epochs != 1)} would outlast this fit of {n}: they are frozen for {max(0, self.until - start)} (the recipe's share is {self.epochs} of {self.of}).")
 
     def before_batch(self):
         if self.training and self.frozen: self._hold()
