@@ -294,9 +294,8 @@ def variant_learner(
     Raises `UserError` for unknown names, weights that do not fit or cannot be had, images that the backbone cannot take, data normalised for other weights, and data that are
     not color images with one class each."""
     v = variant_of(variant, arch, stages, factor, reduction, sites, act)
-    check_data = CheckData(v.arch, n_out := get_c(dls))
+    check_data = CheckData(v.arch, n_out := get_c(dls), vocab=_vocab(dls))
     check_data.check(dls)
-    check_data.vocab = _vocab(dls)
     w = load_weights(weights, v.arch)
     if w is not None: check_data.stats = w.stats; check_data.check(dls)
     given = {k: o for k,o in kwargs.items() if k in _of_recipe and o is not None}
