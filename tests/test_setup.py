@@ -88,7 +88,7 @@ def test_disk_is_full(project, setup, tmp_path_factory, mib):
     if sys.platform != 'linux' or subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={mib}m', 'tmpfs', disk], capture_output=True).returncode: pytest.skip('cannot mount')
     try:
         shutil.copytree(project, disk, dirs_exist_ok=True)
-        (disk/'requirements'/'demo.txt').write_text('numpy\n')
+        (disk/'requirements'/'demo.txt').write_text('scipy\n')
         out, err = setup(2, cwd=disk)
         assert len(err) <= 2 and err[-1].startswith('no space left on the disk'), err
     finally: subprocess.run(['umount', disk], check=True)
