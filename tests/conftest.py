@@ -1,4 +1,5 @@
 import contextlib, io, json, os, shutil, subprocess, sys
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,22 @@ def simam_ema(): return Command()
 
 @pytest.fixture(scope='session')
 def root(): return Path(__file__).parent.parent
+
+
+@pytest.fixture(scope='session')
+def settings(root):
+    "What settings.ini says."
+    config = ConfigParser(delimiters=['='])
+    config.read(root/'settings.ini', encoding='utf-8')
+    return config['DEFAULT']
+
+
+@pytest.fixture(scope='session')
+def uv():
+    "The path of uv, also where this environment is not activated."
+    found = shutil.which('uv', path=os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']]))
+    if found is None: pytest.skip('uv is needed: pip install uv')
+    return found
 
 
 packages = ['puppeteer-core@24.43.1', 'axe-core@4.14.1']

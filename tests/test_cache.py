@@ -40,7 +40,6 @@ def test_several_first_processes(tmp_path):
     assert not [p for p in tmp_path.rglob('*') if p.suffix in ('.lock', '.tmp')] and len(list((tmp_path/'decoded').iterdir())) == 1
 
 
-@pytest.mark.skipif(os.name == 'nt', reason='rights of another kind')
 def test_only_readable(tmp_path):
     "A map that is there needs no right to write; without one 'auto' reads the files and says so in one line."
     home = tmp_path/'home'

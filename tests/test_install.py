@@ -1,29 +1,25 @@
 """The package as users get it: built, installed into a virgin environment with nothing of the suite's own, and used from training to
 prediction; with the newest versions that its requirements allow, with the lowest, and with those that predict from an ONNX file alone."""
 import json, os, shutil, subprocess, sys, tarfile, zipfile
-from configparser import ConfigParser
 from importlib.metadata import version
-from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from simam_ema_fastai.cli import commands
 
-uv = shutil.which('uv', path=os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']]))
-pytestmark = pytest.mark.skipif(uv is None, reason='uv is needed: pip install uv')
 scripts = 'Scripts' if os.name == 'nt' else 'bin'
 
 
 class Environment:
     "A virtual environment; its programs see neither the checkout nor anybody's cache."
-    def __init__(self, folder):
-        self.folder, self.work = folder, folder/'work'
+    def __init__(self, uv, folder):
+        self.uv, self.folder, self.work = uv, folder, folder/'work'
         subprocess.run([uv, 'venv', '-q', '--python', sys.executable, folder], check=True)
         self.work.mkdir()
 
     def install(self, *args):
-        r = subprocess.run([uv, 'pip', 'install', '-q', '--python', self.folder, *args], capture_output=True, text=True)
+        r = subprocess.run([self.uv, 'pip', 'install', '-q', '--python', self.folder, *args], capture_output=True, text=True)
         assert r.returncode == 0, r.stderr
 
     def __call__(self, program, *args, status=0):
@@ -35,25 +31,18 @@ class Environment:
         return r.stdout + r.stderr
 
     def versions(self):
-        listed = subprocess.run([uv, 'pip', 'list', '-q', '--format', 'json', '--python', self.folder], check=True, capture_output=True, text=True)
+        listed = subprocess.run([self.uv, 'pip', 'list', '-q', '--format', 'json', '--python', self.folder], check=True, capture_output=True, text=True)
         return {p['name']: p['version'] for p in json.loads(listed.stdout)}
 
 
 @pytest.fixture(scope='module')
-def built(root, tmp_path_factory):
+def built(root, uv, tmp_path_factory):
     "The wheel, made from the sdist as package indexes and users do."
     out = tmp_path_factory.mktemp('dist')
     r = subprocess.run([uv, 'build', '-q', '-o', out, root], capture_output=True, text=True)
     assert r.returncode == 0, r.stderr
     (wheel,), (sdist,) = out.glob('*.whl'), out.glob('*.tar.gz')
     return wheel, sdist
-
-
-@pytest.fixture(scope='module')
-def settings(root):
-    config = ConfigParser(delimiters=['='])
-    config.read(root/'settings.ini', encoding='utf-8')
-    return config['DEFAULT']
 
 
 def test_wheel_and_sdist_hold_every_file(built, root, settings):
@@ -88,10 +77,10 @@ def use(env):
     return run, image, label
 
 
-def test_as_a_user(built, tmp_path):
+def test_as_a_user(built, uv, tmp_path):
     "The newest that `pip install` resolves, and nothing that is there for the suite alone."
     wheel, _ = built
-    env = Environment(tmp_path/'venv')
+    env = Environment(uv, tmp_path/'venv')
     env.install(wheel)
     run, image, label = use(env)
     assert "pip install 'simam_ema_fastai[export]'" in env('simam_ema', 'export', run, '--onnx', 'model.onnx', status=2)
@@ -105,20 +94,20 @@ def test_as_a_user(built, tmp_path):
     assert suite == users, f'this suite runs on {suite}, users get {users}: renew the locked requirements (bash scripts/lock.sh) and see what still holds'
 
 
-def test_lowest_versions(built, tmp_path):
+def test_lowest_versions(built, uv, tmp_path):
     "The lower bounds are true: the same with the lowest version of each direct requirement."
     wheel, _ = built
-    env = Environment(tmp_path/'venv')
+    env = Environment(uv, tmp_path/'venv')
     env.install('--resolution', 'lowest-direct', f'simam_ema_fastai[export] @ {wheel.as_uri()}')
     run, image, label = use(env)
     env('simam_ema', 'export', run, '--onnx', 'model.onnx')
     assert f' {label} ' in env('simam_ema', 'predict', 'model.onnx', image)
 
 
-def test_slim(built, root, tmp_path):
+def test_slim(built, uv, root, tmp_path):
     "`pip install --no-deps` and onnxruntime, numpy and Pillow: what predicts from an ONNX file."
     wheel, _ = built
-    env = Environment(tmp_path/'venv')
+    env = Environment(uv, tmp_path/'venv')
     env.install('--no-deps', wheel)
     env.install('onnxruntime', 'numpy', 'pillow')
     from simam_ema_fastai.data import load_samples
@@ -130,7 +119,7 @@ def test_slim(built, root, tmp_path):
 
 
 @pytest.mark.parametrize('extra', ['demo', 'backbones', 'report', 'export', 'serve', 'app', 'cluster', 'log', 'dev'])
-def test_extras_resolve(built, settings, tmp_path, extra):
+def test_extras_resolve(built, uv, settings, tmp_path, extra):
     "Each extra can be installed outside a checkout, with all its requirements kept."
     assert f'{extra}_requirements' in settings
     (tmp_path/'in.txt').write_text(f'simam_ema_fastai[{extra}] @ {built[0].as_uri()}\n')

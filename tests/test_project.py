@@ -1,10 +1,8 @@
 "The project as a whole: README, requirements, names of this machine."
-import ast, json, os, re, shutil, subprocess, sys
-from configparser import ConfigParser
+import ast, json, re, shutil, subprocess, sys
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
-import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -53,10 +51,8 @@ def exported(root, folder, *command):
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in (folder/'simam_ema_fastai').rglob('*.py')}
 
 
-def test_both_nbdevs_export_the_package(root, tmp_path):
+def test_both_nbdevs_export_the_package(root, uv, tmp_path):
     "`nbdev_export` of nbdev 2, which reads settings.ini, and `nbdev-export` of nbdev 3, which reads pyproject.toml, write what stands in the repository."
-    uv = shutil.which('uv', path=os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']]))
-    if uv is None: pytest.skip('uv is needed: pip install uv')
     there = {p.relative_to(root).as_posix(): p.read_bytes() for p in (root/'simam_ema_fastai').rglob('*.py')}
     (tmp_path/'2').mkdir(), (tmp_path/'3').mkdir()
     old = exported(root, tmp_path/'2', uv, 'tool', 'run', '--from', 'nbdev>=2.4.14,<3', '--with', 'fastcore<2', '--with', 'execnb<0.2', '--with', 'ghapi<2', 'nbdev_export')
@@ -65,13 +61,6 @@ def test_both_nbdevs_export_the_package(root, tmp_path):
     assert old.pop(init).decode().strip() == there[init].decode().splitlines()[0]  # nbdev 2 writes the version there, and leaves what follows alone
     assert {**old, init: there[init]} == there and {**new, init: there[init]} == there
     assert (tmp_path/'2'/'pyproject.toml').read_bytes() == (root/'pyproject.toml').read_bytes()
-
-
-@pytest.fixture(scope='module')
-def settings(root):
-    config = ConfigParser(delimiters=['='])
-    config.read(root/'settings.ini', encoding='utf-8')
-    return config['DEFAULT']
 
 
 def requirements(settings, *extras):
