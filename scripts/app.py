@@ -4,7 +4,7 @@ import sys
 import gradio as gr
 
 from simam_ema_fastai.core import UserError
-from simam_ema_fastai.runtime import open_model
+from simam_ema_fastai.runtime.classifier import open_model
 
 try: model = open_model(next((a for a in sys.argv[1:] if a != '--trust'), 'MODEL'), trust='--trust' in sys.argv)
 except UserError as e: print(f'app.py: {e}', file=sys.stderr); sys.exit(2)

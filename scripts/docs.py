@@ -64,7 +64,7 @@ class Page:
         "The page of a notebook."
         nb = nbformat.read(file, as_version=4)
         title, lead = re.match(r'# (.+)\n+> (.+)', nb.cells[0].source).groups()
-        module = next((m[1] for c in nb.cells if (m := re.match(r'#\| default_exp (\w+)', c.source))), None)
+        module = next((m[1] for c in nb.cells if (m := re.match(r'#\| default_exp ([\w.]+)', c.source))), None)
         at = file.relative_to(root/'nbs')
         url = f'{module}.html' if module else at.with_suffix('.html').as_posix()
         page = cls(file.relative_to(root).as_posix(), url, title, lead, nb, module)
@@ -76,7 +76,7 @@ class Page:
     def imports(self) -> dict:
         "What this notebook imports from the package: name -> module; a module itself is its own name."
         code = '\n'.join(c.source for c in self.nb.cells if c.cell_type == 'code')
-        found = re.findall(rf'(?m)^ *from {package}(?:\.(\w+))? import ([\w, *]+)', code)
+        found = re.findall(rf'(?m)^ *from {package}(?:\.([\w.]+))? import ([\w, *]+)', code)
         return {name.strip(): module or name.strip() for module, names in found for name in names.split(',')}
 
 
@@ -226,7 +226,7 @@ def symbol(node, source: str, render: Renderer, level: int) -> str:
 class Site:
     def __init__(self, out: Path, run: list = None):  # run: None for no notebook, [] for all, or names of pages
         self.out, self.run = out, run
-        modules = [Page.read(f) for f in sorted((root/'nbs').glob('[0-9]*.ipynb'))]
+        modules = [Page.read(f) for f in sorted(f for f in (root/'nbs').rglob('[0-9]*.ipynb') if '.ipynb_checkpoints' not in f.parts)]
         tutorials = [Page.read(f) for f in sorted((root/'nbs'/'tutorials').glob('*.ipynb'))]
         readme = (root/'README.md').read_text(encoding='utf-8')
         home = Page('README.md', 'index.html', *re.search(r'# (.+)\n+> (.+)', readme).groups(), body=readme)

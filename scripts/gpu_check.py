@@ -1,4 +1,4 @@
-"""Check and measure the GPU kernels of simam_ema_fastai.fused: parity with float64, CUDA graphs, torch.compile, and the share of the copy bandwidth.
+"""Check and measure the GPU kernels of simam_ema_fastai.attention.triton_kernels: parity with float64, CUDA graphs, torch.compile, and the share of the copy bandwidth.
 
 Exit status: 0 all well, 1 a kernel is wrong, 2 no GPU. `scripts/gpu_check.sh` runs it."""
 # ruff: noqa: E402
@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 import torch._functorch.config
 
-from simam_ema_fastai import fused, kernels
+import simam_ema_fastai.attention.triton_kernels as fused, simam_ema_fastai.attention.functional as kernels
 
 fused._trusted = lambda device, dtype: True  # they are judged here, whatever the package would do with them
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np, pandas as pd, requests
 from fastcore.script import call_parse
 
-from simam_ema_fastai.ablation import environment
+from simam_ema_fastai.experiments.ablation import environment
 from simam_ema_fastai.core import write_text
-from simam_ema_fastai.runtime import open_model
+from simam_ema_fastai.runtime.classifier import open_model
 
 lua = Path(__file__).with_suffix('.lua')
 
@@ -76,13 +76,13 @@ def under_load(service, picture, clients):
 
 def made(folder:Path, arch:str, size:int, onnx:bool) -> Path:
     "An exported hybrid with initial weights: rates do not depend on their values."
-    from simam_ema_fastai.data import get_dls
-    from simam_ema_fastai.inference import export
-    from simam_ema_fastai.learner import Recipe, variant_learner
+    from simam_ema_fastai.data.dls import get_dls
+    from simam_ema_fastai.deploy.load import export
+    from simam_ema_fastai.training.learner import Recipe, variant_learner
     learn = variant_learner(get_dls('digits', n_train=64, n_valid=32, size=size), 'hybrid', arch=arch, weights=None, recipe=Recipe())
     path = export(learn, folder/'model')
     if not onnx: return path
-    from simam_ema_fastai.deploy import to_onnx
+    from simam_ema_fastai.deploy.onnx import to_onnx
     return to_onnx(learn, folder/'model.onnx')
 
 

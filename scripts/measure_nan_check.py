@@ -6,9 +6,9 @@ import argparse, time
 import numpy as np, torch
 from fastai.callback.core import Callback
 
-from simam_ema_fastai.data import get_dls
-from simam_ema_fastai.learner import Recipe, variant_learner
-from simam_ema_fastai.survival import StopAtNaN
+from simam_ema_fastai.data.dls import get_dls
+from simam_ema_fastai.training.learner import Recipe, variant_learner
+from simam_ema_fastai.training.checkpoint import StopAtNaN
 
 p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 p.add_argument('--pairs', type=int, default=15)

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pandas as pd, torch
 
-from simam_ema_fastai.ablation import environment
+from simam_ema_fastai.experiments.ablation import environment
 from simam_ema_fastai.core import read_json, write_json, write_text
-from simam_ema_fastai.data import load_samples
-from simam_ema_fastai.deploy import compare, to_int8, to_onnx
-from simam_ema_fastai.inference import classifier, load
-from simam_ema_fastai.runtime import open_model
-from simam_ema_fastai.tables import to_markdown
+from simam_ema_fastai.data.dls import load_samples
+from simam_ema_fastai.deploy.onnx import compare, to_int8, to_onnx
+from simam_ema_fastai.deploy.load import classifier, load
+from simam_ema_fastai.runtime.classifier import open_model
+from simam_ema_fastai.report.tables import to_markdown
 
 p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 p.add_argument('runs', nargs='+')

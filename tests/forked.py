@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 _forks = multiprocessing.get_context('forkserver')
-_forks.set_forkserver_preload(['simam_ema_fastai.cli', 'simam_ema_fastai.ablation', 'simam_ema_fastai.report', 'simam_ema_fastai.maps', 'sklearn.datasets'])
+_forks.set_forkserver_preload(['simam_ema_fastai.cli', 'simam_ema_fastai.experiments.ablation', 'simam_ema_fastai.report.page', 'simam_ema_fastai.deploy.explain', 'sklearn.datasets'])
 
 
 def _main(argv, out, err, befalls):
@@ -49,7 +49,7 @@ class Forked:
 
 def spared(*what):
     "Not measured, and not reported, where a test is about neither."
-    from simam_ema_fastai import ablation, report, tables
+    import simam_ema_fastai.experiments.ablation as ablation, simam_ema_fastai.report.page as report, simam_ema_fastai.report.tables as tables
     if 'measure' in what: ablation.measure = lambda *a: {}
     if 'report' in what: report.report = report.Evidence = tables.load_runs = tables.comparison = lambda out: pd.DataFrame(columns=['headline'])
 
@@ -84,7 +84,7 @@ def files_limited(n_bytes):
 def worker_killed(history):
     "kill -9 for the process that loads pictures, as soon as there is a `history`."
     from torch.utils.data import get_worker_info
-    from simam_ema_fastai.feed import DecodedDL
+    from simam_ema_fastai.data.loader import DecodedDL
     load = DecodedDL._on_host
     def killed(self, *args):
         if get_worker_info() and Path(history).exists(): os.kill(os.getpid(), signal.SIGKILL)
@@ -95,7 +95,7 @@ def worker_killed(history):
 def at_batch(epoch, batch, what, variant=None):
     "The loss is times `what`, or it is raised, or it is the signal sent, at one batch (both counted from 0) of one variant or all."
     from fastai.callback.core import Callback
-    from simam_ema_fastai import ablation
+    import simam_ema_fastai.experiments.ablation as ablation
     class Break(Callback):
         def after_loss(self):
             if not self.training or (self.epoch, self.iter) != (epoch, batch): return
@@ -114,6 +114,6 @@ def one_of_two(rank, port):
 
 
 def evaluation_fails(e):
-    from simam_ema_fastai import ablation
+    import simam_ema_fastai.experiments.ablation as ablation
     def fail(*args, **kwargs): raise e
     ablation.evaluate = fail

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from simam_ema_fastai import fused, kernels
+import simam_ema_fastai.attention.triton_kernels as fused, simam_ema_fastai.attention.functional as kernels
 
 assert fused.interpreted, 'set TRITON_INTERPRET=1'
 last, first = torch.channels_last, torch.contiguous_format
@@ -236,7 +236,7 @@ def test_gradient_penalty_of_a_frozen_gate():
 
 
 @pytest.mark.parametrize('child, says', [
-    ('from simam_ema_fastai import fused, kernels; import torch; kernels.simam = lambda x: 2*x; fused._compare("{}", {})', 'RuntimeError: SimAM differs from plain PyTorch by'),
+    ('import simam_ema_fastai.attention.triton_kernels as fused, simam_ema_fastai.attention.functional as kernels; import torch; kernels.simam = lambda x: 2*x; fused._compare("{}", {})', 'RuntimeError: SimAM differs from plain PyTorch by'),
     ('import os; os.kill(os.getpid(), 11) # {} {}', 'the comparison ended with status -11'),
     ('import time; time.sleep(60) # {} {}', 'they were not done after 1 s'),
     ('raise SyntaxError("ptxas is too old") # {} {}', 'SyntaxError: ptxas is too old')])

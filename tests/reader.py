@@ -2,7 +2,7 @@
 import json, struct, sys
 
 from simam_ema_fastai.core import UserError
-from simam_ema_fastai.pictures import read_picture
+from simam_ema_fastai.runtime.images import read_picture
 
 
 def memory(what): return next(int(l.split()[1])/1024 for l in open('/proc/self/status') if l.startswith(what))

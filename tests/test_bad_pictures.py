@@ -79,9 +79,9 @@ from pathlib import Path
 from corpus import readable, refused
 from reader import memory
 from simam_ema_fastai.core import UserError
-from simam_ema_fastai.data import get_dls, find_bad
-from simam_ema_fastai.inference import predict
-from simam_ema_fastai.learner import Recipe, variant_learner
+from simam_ema_fastai.data.dls import get_dls, find_bad
+from simam_ema_fastai.deploy.load import predict
+from simam_ema_fastai.training.learner import Recipe, variant_learner
 
 folder = Path(sys.argv[1])
 for name, data in {**readable, **refused}.items():

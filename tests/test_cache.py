@@ -3,14 +3,14 @@ import os, shutil, subprocess, sys
 
 import pytest
 
-from simam_ema_fastai.data import get_dls
+from simam_ema_fastai.data.dls import get_dls
 
 pytestmark = pytest.mark.skipif(os.name == 'nt', reason='POSIX permissions')
 
 read_digits = '''
 import os, sys, warnings
 import sklearn.datasets
-from simam_ema_fastai.data import get_dls
+from simam_ema_fastai.data.dls import get_dls
 warnings.showwarning = lambda m, *_, **__: print('said:', m)
 digits = sklearn.datasets.load_digits()
 sklearn.datasets.load_digits = lambda: digits

@@ -8,11 +8,11 @@ import pytest
 from safetensors.torch import load_file
 import torch
 
-from simam_ema_fastai.ablation import Config, RunsFailed, ablate, grid
-from simam_ema_fastai.cluster import on_ray
+from simam_ema_fastai.experiments.ablation import Config, RunsFailed, ablate, grid
+from simam_ema_fastai.experiments.ray import on_ray
 from simam_ema_fastai.core import UserError
-from simam_ema_fastai.learner import Recipe
-from simam_ema_fastai.runs import failures
+from simam_ema_fastai.training.learner import Recipe
+from simam_ema_fastai.experiments.runs import failures
 
 ray = pytest.importorskip('ray')
 

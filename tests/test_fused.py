@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from simam_ema_fastai import fused
+import simam_ema_fastai.attention.triton_kernels as fused
 
 triton = pytest.importorskip('triton')
 
@@ -72,7 +72,7 @@ def test_the_check_that_awaits_a_gpu(root, tmp_path):
 
 @pytest.mark.parametrize('off', ["sys.modules['triton'] = None", "os.environ['SIMAM_EMA_FUSED'] = '0'", "os.environ['SIMAM_EMA_KERNELS'] = 'plain'"])
 def test_without_triton(off):
-    r = run('-c', f"import os, sys; {off}; import torch; from simam_ema_fastai import fused, kernels; x = torch.randn(1, 4, 3, 3);"
+    r = run('-c', f"import os, sys; {off}; import torch; import simam_ema_fastai.attention.triton_kernels as fused, simam_ema_fastai.attention.functional as kernels; x = torch.randn(1, 4, 3, 3);"
                   "assert fused.kernel_path('cpu').startswith('plain'); assert fused.triton is None and torch.equal(fused.simam(x), kernels.simam(x)); assert not {'fastai', 'fastcore', 'fvcore'} & set(sys.modules)")
     assert r.returncode == 0, r.stderr
 

@@ -110,12 +110,12 @@ def test_slim(built, uv, root, tmp_path):
     env = Environment(uv, tmp_path/'venv')
     env.install('--no-deps', wheel)
     env.install('onnxruntime', 'numpy', 'pillow')
-    from simam_ema_fastai.data import load_samples
+    from simam_ema_fastai.data.dls import load_samples
     image = env.work/'three.png'
     shutil.copy(load_samples('digits').files[3], image)
     model = root/'tests'/'data'/'bundle_v1'/'model.onnx'
     assert env('simam_ema', 'predict', model, env.work, '--out', 'out.csv').startswith('1 prediction')
-    assert 'three.png: 3 ' in env('python', '-m', 'simam_ema_fastai.runtime', model, image)
+    assert 'three.png: 3 ' in env('python', '-m', 'simam_ema_fastai.runtime.classifier', model, image)
 
 
 @pytest.mark.parametrize('extra', ['demo', 'backbones', 'report', 'export', 'serve', 'app', 'cluster', 'log', 'dev'])

@@ -11,7 +11,7 @@ import torch
 
 from forked import Forked, at_batch, evaluation_fails, one_of_two
 from simam_ema_fastai.core import UserError
-from simam_ema_fastai.runs import failures
+from simam_ema_fastai.experiments.runs import failures
 
 pytestmark = pytest.mark.skipif(os.name == 'nt', reason='gloo and POSIX signals')
 

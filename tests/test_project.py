@@ -19,7 +19,8 @@ def test_import_is_quiet_and_offline(root):
             "    if event in ('socket.connect', 'socket.getaddrinfo', 'socket.sendto', 'socket.bind'): raise AssertionError(f'{event} at import')\n"
             "sys.addaudithook(refuse)\n"
             "import simam_ema_fastai\n"
-            "for f in pathlib.Path(simam_ema_fastai.__file__).parent.glob('*.py'): importlib.import_module(f'simam_ema_fastai.{f.stem}')\n")
+            "root = pathlib.Path(simam_ema_fastai.__file__).parent\n"
+            "for f in root.rglob('*.py'): importlib.import_module('.'.join(['simam_ema_fastai', *f.relative_to(root).with_suffix('').parts]))\n")
     r = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
     assert (r.returncode, r.stdout, r.stderr) == (0, '', '')
 
@@ -27,8 +28,8 @@ def test_import_is_quiet_and_offline(root):
 def test_no_warning_of_torchscript_here_or_in_a_spawned_process():
     "fastai and fvcore set it off when they are imported; other warnings of its kind are seen as before."
     code = ("import importlib, multiprocessing, warnings\n"
-            "if __name__ == '__main__':\n    import simam_ema_fastai.learner, simam_ema_fastai.efficiency\n"
-            "    p = multiprocessing.get_context('spawn').Process(target=importlib.import_module, args=('simam_ema_fastai.efficiency',))\n"
+            "if __name__ == '__main__':\n    import simam_ema_fastai.training.learner, simam_ema_fastai.models.cost\n"
+            "    p = multiprocessing.get_context('spawn').Process(target=importlib.import_module, args=('simam_ema_fastai.models.cost',))\n"
             "    p.start(); p.join()\n"
             "    warnings.warn('of another kind', FutureWarning)\n")
     r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simam_ema_fastai import backbones
+import simam_ema_fastai.models.backbones as backbones
 from simam_ema_fastai.core import UserError, write_json
-from simam_ema_fastai.data import load_samples
-from simam_ema_fastai.inference import load, predict
-from simam_ema_fastai.runtime import digest_of, open_model
+from simam_ema_fastai.data.dls import load_samples
+from simam_ema_fastai.deploy.load import load, predict
+from simam_ema_fastai.runtime.classifier import digest_of, open_model
 
 bundle = Path(__file__).parent/'data'/'bundle_v1'
 tiny = backbones._preact(backbones.PreActBasicBlock, [1,1,1,1], width=4)
@@ -20,11 +20,11 @@ tiny = backbones._preact(backbones.PreActBasicBlock, [1,1,1,1], width=4)
 
 def make(folder):
     "Write a small bundle with its ONNX form, and what it answers to the first digits."
-    from simam_ema_fastai.bundle import write_bundle
-    from simam_ema_fastai.data import get_dls
-    from simam_ema_fastai.deploy import to_onnx
-    from simam_ema_fastai.evaluate import evaluate
-    from simam_ema_fastai.learner import Recipe, fit_recipe, variant_learner
+    from simam_ema_fastai.deploy.bundle import write_bundle
+    from simam_ema_fastai.data.dls import get_dls
+    from simam_ema_fastai.deploy.onnx import to_onnx
+    from simam_ema_fastai.training.evaluate import evaluate
+    from simam_ema_fastai.training.learner import Recipe, fit_recipe, variant_learner
     backbones.archs['tiny'] = tiny
     dls = get_dls('digits')
     learn = variant_learner(dls, 'hybrid', 'tiny', weights=None, recipe=Recipe(epochs=8, freeze_epochs=1, lr=1e-2, backbone_lr_div=1))
@@ -69,9 +69,9 @@ def test_version_1_answers_as_it_did(arch):
 
 def test_an_answer_of_nan_has_no_label(simam_ema, arch, tmp_path):
     "In PyTorch, behind the runtime's interface, on the command line, as a picture; and no ONNX file is made of it."
-    from simam_ema_fastai.bundle import write_bundle
-    from simam_ema_fastai.inference import classifier
-    from simam_ema_fastai.maps import explain
+    from simam_ema_fastai.deploy.bundle import write_bundle
+    from simam_ema_fastai.deploy.load import classifier
+    from simam_ema_fastai.deploy.explain import explain
     learn, files = load(bundle), load_samples('digits').files[:2]
     for p in list(learn.model.parameters())[-2:]: p.data.fill_(float('nan'))
     write_bundle(learn, tmp_path)
@@ -159,7 +159,7 @@ def test_predict_without_pytorch(digits, tmp_path):
     assert '0003.png: 3 ' in p.communicate()[0]
     p = subprocess.run([sys.executable, '-c', slim, 'train'], capture_output=True, text=True)
     assert p.returncode == 2 and 'PyTorch and fastai are not installed' in p.stderr and len(p.stderr.splitlines()) == 1
-    alone = subprocess.run([sys.executable, '-m', 'simam_ema_fastai.runtime', bundle/'model.onnx', digits/'0003.png', digits/'0004.png'], capture_output=True, text=True)
+    alone = subprocess.run([sys.executable, '-m', 'simam_ema_fastai.runtime.classifier', bundle/'model.onnx', digits/'0003.png', digits/'0004.png'], capture_output=True, text=True)
     assert alone.returncode == 0 and len(alone.stdout.splitlines()) == 2, alone.stderr
 
 

@@ -20,13 +20,13 @@ from PIL import Image
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from sklearn.datasets import load_sample_image
 
-from simam_ema_fastai.data import get_dls
-from simam_ema_fastai.inference import export
-from simam_ema_fastai.learner import Recipe, variant_learner
-from simam_ema_fastai.maps import gate_maps
-from simam_ema_fastai.models import create_model
-from simam_ema_fastai.runtime import Classifier, normalised, open_model
-from simam_ema_fastai.serve import Limits, create_app, running
+from simam_ema_fastai.data.dls import get_dls
+from simam_ema_fastai.deploy.load import export
+from simam_ema_fastai.training.learner import Recipe, variant_learner
+from simam_ema_fastai.deploy.explain import gate_maps
+from simam_ema_fastai.models.create import create_model
+from simam_ema_fastai.runtime.classifier import Classifier, normalised, open_model
+from simam_ema_fastai.deploy.serve import Limits, create_app, running
 
 token = 'a token for these tests'
 

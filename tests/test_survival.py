@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 import torch
 
 from forked import Forked, at_batch, files_limited, killed_writing, spared, worker_killed
-from simam_ema_fastai.runs import failures
+from simam_ema_fastai.experiments.runs import failures
 
 pytestmark = pytest.mark.skipif(os.name == 'nt', reason='kills by POSIX signals')
 

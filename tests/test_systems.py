@@ -3,10 +3,10 @@ import shutil
 
 import pytest
 
-from simam_ema_fastai import ablation
+import simam_ema_fastai.experiments.ablation as ablation
 from simam_ema_fastai.core import read_json
-from simam_ema_fastai.models import count_params
-from simam_ema_fastai.systems import command, systems
+from simam_ema_fastai.models.create import count_params
+from simam_ema_fastai.report.published import command, systems
 
 
 @pytest.mark.parametrize('name', systems)

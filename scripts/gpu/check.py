@@ -26,9 +26,9 @@ def try_out() -> str: # What it found
     "Import what the queue runs, decode the data set, take one step on real pictures with the packed weights."
     import torch
     from fastai.losses import CrossEntropyLossFlat
-    from simam_ema_fastai import ablation, benchmark, cli, fused  # noqa: F401
-    from simam_ema_fastai.data import get_dls
-    from simam_ema_fastai.models import create_model
+    import simam_ema_fastai.experiments.ablation as ablation, simam_ema_fastai.experiments.benchmark as benchmark, simam_ema_fastai.cli as cli, simam_ema_fastai.attention.triton_kernels as fused  # noqa: F401
+    from simam_ema_fastai.data.dls import get_dls
+    from simam_ema_fastai.models.create import create_model
     dls = get_dls('tiny_imagenet', work/'home'/'tiny_imagenet', bs=8)
     x, y = dls.train.one_batch()
     loss = CrossEntropyLossFlat()(create_model('hybrid', dls.c, weights='npm').to(dls.device)(x), y)

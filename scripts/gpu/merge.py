@@ -10,8 +10,8 @@ import pandas as pd
 
 import steps
 from simam_ema_fastai.core import UserError, atomic_path, read_json, write_json, write_text
-from simam_ema_fastai.efficiency import count_flops, count_params, flops_convention
-from simam_ema_fastai.models import create_model
+from simam_ema_fastai.models.cost import count_flops, count_params, flops_convention
+from simam_ema_fastai.models.create import create_model
 
 beside_note = 'Trained several at a time on one GPU: training times are not comparable with those of trainings by themselves.'
 

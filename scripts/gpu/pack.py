@@ -16,9 +16,9 @@ from torch.nn.functional import interpolate
 import steps
 from archive import write_archives
 from simam_ema_fastai.core import UserError, file_hash, write_json, write_text
-from simam_ema_fastai.data import Picture, tiny_imagenet
-from simam_ema_fastai.models import create_model
-from simam_ema_fastai.weights import Weights, load_weights
+from simam_ema_fastai.data.dls import Picture, tiny_imagenet
+from simam_ema_fastai.models.create import create_model
+from simam_ema_fastai.models.weights import Weights, load_weights
 
 here = Path(__file__).resolve().parent
 root = here.parent.parent

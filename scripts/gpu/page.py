@@ -8,10 +8,10 @@ import numpy as np, pandas as pd
 
 import steps
 from simam_ema_fastai.core import UserError, read_json, write_text
-from simam_ema_fastai.report import Evidence, report
-from simam_ema_fastai.runs import environments
-from simam_ema_fastai.statistics import accuracy, signed
-from simam_ema_fastai.tables import counted, reproduction, study, study_note, to_markdown
+from simam_ema_fastai.report.page import Evidence, report
+from simam_ema_fastai.experiments.runs import environments
+from simam_ema_fastai.report.stats import accuracy, signed
+from simam_ema_fastai.report.tables import counted, reproduction, study, study_note, to_markdown
 
 commands = """```
 python scripts/gpu/pack.py runs/gpu/pack --data DIR               # here
