@@ -24,7 +24,8 @@ import pandas as pd
 import torch
 import torch._functorch.config
 
-import simam_ema_fastai.attention.triton_kernels as fused, simam_ema_fastai.attention.functional as kernels
+import simam_ema_fastai.attention.functional as kernels
+import simam_ema_fastai.attention.triton_kernels as fused
 
 fused._trusted = lambda device, dtype: True  # they are judged here, whatever the package would do with them
 

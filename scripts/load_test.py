@@ -1,12 +1,25 @@
 "The service under load, see load_test.sh."
-import contextlib, json, os, platform, queue, re, signal, subprocess, sys, tempfile, threading, time
+import contextlib
+import json
+import os
+import platform
+import queue
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
 from pathlib import Path
 
-import numpy as np, pandas as pd, requests
+import numpy as np
+import pandas as pd
+import requests
 from fastcore.script import call_parse
 
-from simam_ema_fastai.experiments.ablation import environment
 from simam_ema_fastai.core import write_text
+from simam_ema_fastai.experiments.ablation import environment
 from simam_ema_fastai.runtime.classifier import open_model
 
 lua = Path(__file__).with_suffix('.lua')
@@ -78,7 +91,8 @@ def made(folder:Path, arch:str, size:int, onnx:bool) -> Path:
     "An exported hybrid with initial weights: rates do not depend on their values."
     from simam_ema_fastai.data.dls import get_dls
     from simam_ema_fastai.deploy.load import export
-    from simam_ema_fastai.training.learner import Recipe, variant_learner
+    from simam_ema_fastai.training.learner import variant_learner
+    from simam_ema_fastai.training.recipe import Recipe
     learn = variant_learner(get_dls('digits', n_train=64, n_valid=32, size=size), 'hybrid', arch=arch, weights=None, recipe=Recipe())
     path = export(learn, folder/'model')
     if not onnx: return path

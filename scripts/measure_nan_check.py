@@ -1,14 +1,17 @@
 """What looking for a loss that is no number (`StopAtNaN`) costs a training: CPU time of epochs with and without it, in turns.
 
     python scripts/measure_nan_check.py --pairs 15"""
-import argparse, time
+import argparse
+import time
 
-import numpy as np, torch
+import numpy as np
+import torch
 from fastai.callback.core import Callback
 
 from simam_ema_fastai.data.dls import get_dls
-from simam_ema_fastai.training.learner import Recipe, variant_learner
 from simam_ema_fastai.training.checkpoint import StopAtNaN
+from simam_ema_fastai.training.learner import variant_learner
+from simam_ema_fastai.training.recipe import Recipe
 
 p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 p.add_argument('--pairs', type=int, default=15)

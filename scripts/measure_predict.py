@@ -3,7 +3,16 @@
     python scripts/measure_predict.py MODEL.onnx FOLDER --kills 5 --out results/runtime/predict.json
 
 FOLDER may hold links. PYTHON chooses the environment that predicts, e.g. one with onnxruntime, numpy and Pillow alone."""
-import argparse, hashlib, json, os, random, signal, subprocess, sys, tempfile, time
+import argparse
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

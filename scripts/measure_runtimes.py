@@ -4,18 +4,20 @@
 
 Each RUN is a run folder. Everything computes with one thread, in turns; `speedup` is the median of the turns' ratios to PyTorch. Calibration uses
 training pictures, accuracy is of validation pictures. Writes runtimes.csv, report.md and environment.json."""
-import argparse, tempfile
+import argparse
+import tempfile
 from pathlib import Path
 
-import pandas as pd, torch
+import pandas as pd
+import torch
 
-from simam_ema_fastai.experiments.ablation import environment
 from simam_ema_fastai.core import read_json, write_json, write_text
 from simam_ema_fastai.data.dls import load_samples
-from simam_ema_fastai.deploy.onnx import compare, to_int8, to_onnx
 from simam_ema_fastai.deploy.load import classifier, load
-from simam_ema_fastai.runtime.classifier import open_model
+from simam_ema_fastai.deploy.onnx import compare, to_int8, to_onnx
+from simam_ema_fastai.experiments.ablation import environment
 from simam_ema_fastai.report.tables import to_markdown
+from simam_ema_fastai.runtime.classifier import open_model
 
 p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 p.add_argument('runs', nargs='+')

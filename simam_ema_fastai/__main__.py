@@ -6,7 +6,8 @@
 __all__ = ['main']
 
 # %% ../nbs/91_main.ipynb #f8d91a26
-import os, sys
+import os
+import sys
 from importlib.util import find_spec
 
 from . import __version__

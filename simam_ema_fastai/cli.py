@@ -7,7 +7,14 @@ __all__ = ['commands', 'settings', 'train', 'ablate', 'evaluate', 'export', 'ben
            'cache', 'main']
 
 # %% ../nbs/90_cli.ipynb #305edaed
-import contextlib, difflib, errno, os, re, sys, time, warnings
+import contextlib
+import difflib
+import errno
+import os
+import re
+import sys
+import time
+import warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,8 +23,9 @@ from typing import Annotated
 from fastcore.meta import delegates
 from fastcore.script import anno_parser, store_true
 
-from .runtime.predict import parser as predict_parser, predict
 from .core import UserError, disk_full, one_of, write_text
+from .runtime.predict import parser as predict_parser
+from .runtime.predict import predict
 
 # %% ../nbs/90_cli.ipynb #79fcf233
 def _list(text:str|None, of:type, what:str) -> list|None:
@@ -125,9 +133,10 @@ def ablate(
 
 def _ablate(variants, seeds, strategies, out, log, common, port=None, measured=True, **how):
     from simam_ema_fastai.experiments.ablation import RunsFailed, ablate, grid
-    from simam_ema_fastai.training.ranks import is_first
     from simam_ema_fastai.report.page import Evidence, report
-    from simam_ema_fastai.report.tables import comparison, load_runs
+    from simam_ema_fastai.experiments.results import load_runs
+    from simam_ema_fastai.report.tables import comparison
+    from simam_ema_fastai.training.ranks import is_first
     seeds = [common['recipe'].seed] if seeds is None else seeds
     if not variants or not seeds: raise UserError('nothing to do: give at least one variant and one seed.')
     configs = grid(variants=variants, seeds=seeds, strategies=strategies, **common)
@@ -163,8 +172,9 @@ def evaluate(
     "Evaluate an exported learner, or an ensemble of them, on the validation images of a data set: one pass each, no test-time augmentation."
     if bool(model) == bool(ensemble): raise UserError('evaluate what? Give one model, or several after --ensemble.')
     if ensemble and not 1 < len(set(ensemble)) == len(ensemble): raise UserError(f"an ensemble of {', '.join(ensemble)}: it takes two different models or more.")
-    from simam_ema_fastai.training.evaluate import ensemble as mean_of, evaluate_files
     from simam_ema_fastai.deploy.load import load
+    from simam_ema_fastai.training.evaluate import ensemble as mean_of
+    from simam_ema_fastai.training.evaluate import evaluate_files
     from simam_ema_fastai.training.ranks import is_first, one_goes_first
     given = {k: v for k,v in dict(name=data, path=path, labels=labels, n_valid=n_valid, skip_bad=skip_bad or None).items() if v is not None}
     files = {m: Path(m) for m in ensemble or [model]}
@@ -230,9 +240,9 @@ def export(
 ):
     "Write a trained model for other runtimes. What would answer otherwise than the model is not written; how often eight bits do is printed."
     if not (onnx or int8 or torch_export or bundle): raise UserError('export to what? Give --onnx, --int8, --torch-export or --bundle, with the file to write.')
-    from simam_ema_fastai.runtime.predict import pictures_in
-    from simam_ema_fastai.deploy.onnx import to_int8, to_onnx, to_program
     from simam_ema_fastai.deploy.load import export, load
+    from simam_ema_fastai.deploy.onnx import to_int8, to_onnx, to_program
+    from simam_ema_fastai.runtime.predict import pictures_in
     learn, some = load(model, trust), None
     if pictures:
         if not Path(pictures).is_dir(): raise UserError(f"there is no folder '{pictures}'.")
@@ -246,8 +256,8 @@ def export(
 
 def _judges(model:Path, pictures:str|None, calibrating:list[Path], classes, n:int) -> tuple[list,list|None]:
     "About `n` images to judge an eight-bit model on, and their classes: the run's own for validation, else what is left of the folder `pictures`, with classes where they are its folders."
-    from simam_ema_fastai.runtime.predict import pictures_in
     from simam_ema_fastai.data.dls import load_samples
+    from simam_ema_fastai.runtime.predict import pictures_in
     try:
         data = _own_data(model)
         s = load_samples(**data | dict(n_valid=min(n, data.get('n_valid') or n)))
@@ -281,7 +291,8 @@ def benchmark(
 ):
     "Time and memory of the gates, in turns with the published modules, compiled forms and timm's. Interrupted, the same command goes on."
     from simam_ema_fastai.experiments.ablation import environment
-    from simam_ema_fastai.experiments.benchmark import benchmark, failures_of, shown, summary, tasks as known
+    from simam_ema_fastai.experiments.benchmark import benchmark, failures_of, shown, summary
+    from simam_ema_fastai.experiments.benchmark import tasks as known
     from simam_ema_fastai.models.backbones import check_size
     from simam_ema_fastai.models.create import variant_of
     sides, batches, variants = _list(sizes, int, 'sizes'), _list(bs, int, 'bs'), _list(variants, str, 'variants')
@@ -331,7 +342,7 @@ def watch(
     port:int=8765, # Port of the page on 127.0.0.1; 0 for any that is free
 ):
     "Show the report of a run folder on this machine as it grows, until Ctrl-C."
-    from simam_ema_fastai.report.tables import load_runs
+    from simam_ema_fastai.experiments.results import load_runs
     from simam_ema_fastai.report.watch import Watch, address, listen
     if not Path(runs).is_dir(): raise UserError(f"there is no run folder '{runs}'.")
     if (Path(runs)/'config.json').exists(): load_runs(runs)  # says that it is one run

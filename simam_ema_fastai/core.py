@@ -4,8 +4,26 @@
 
 # %% ../nbs/00_core.ipynb #235356ed
 from __future__ import annotations
-import contextlib, difflib, errno, functools, glob, hashlib, http.client, importlib.util, json, os, platform, re, shutil, sys, time
-import urllib.error, urllib.request, uuid, warnings
+
+import contextlib
+import difflib
+import errno
+import functools
+import glob
+import hashlib
+import http.client
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple

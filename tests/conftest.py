@@ -1,4 +1,10 @@
-import contextlib, io, json, os, shutil, subprocess, sys
+import contextlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
 from configparser import ConfigParser
 from pathlib import Path
 

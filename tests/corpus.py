@@ -1,5 +1,7 @@
 "Pictures as they come: of every kind, broken, and made to do harm. `readable`, `largest` and `refused` map a file's name to its bytes."
-import io, struct, zlib
+import io
+import struct
+import zlib
 
 import numpy as np
 from PIL import Image

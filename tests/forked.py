@@ -1,5 +1,8 @@
 "The command line in processes that start in milliseconds (forked from one that has imported everything and computed nothing), and what may befall them."
-import multiprocessing, os, signal, sys
+import multiprocessing
+import os
+import signal
+import sys
 from fnmatch import fnmatch
 from io import BytesIO
 from pathlib import Path
@@ -49,7 +52,9 @@ class Forked:
 
 def spared(*what):
     "Not measured, and not reported, where a test is about neither."
-    import simam_ema_fastai.experiments.ablation as ablation, simam_ema_fastai.report.page as report, simam_ema_fastai.report.tables as tables
+    import simam_ema_fastai.experiments.ablation as ablation
+    import simam_ema_fastai.report.page as report
+    import simam_ema_fastai.report.tables as tables
     if 'measure' in what: ablation.measure = lambda *a: {}
     if 'report' in what: report.report = report.Evidence = tables.load_runs = tables.comparison = lambda out: pd.DataFrame(columns=['headline'])
 
@@ -84,6 +89,7 @@ def files_limited(n_bytes):
 def worker_killed(history):
     "kill -9 for the process that loads pictures, as soon as there is a `history`."
     from torch.utils.data import get_worker_info
+
     from simam_ema_fastai.data.loader import DecodedDL
     load = DecodedDL._on_host
     def killed(self, *args):
@@ -95,6 +101,7 @@ def worker_killed(history):
 def at_batch(epoch, batch, what, variant=None):
     "The loss is times `what`, or it is raised, or it is the signal sent, at one batch (both counted from 0) of one variant or all."
     from fastai.callback.core import Callback
+
     import simam_ema_fastai.experiments.ablation as ablation
     class Break(Callback):
         def after_loss(self):

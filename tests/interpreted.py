@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-import simam_ema_fastai.attention.triton_kernels as fused, simam_ema_fastai.attention.functional as kernels
+import simam_ema_fastai.attention.functional as kernels
+import simam_ema_fastai.attention.triton_kernels as fused
 
 assert fused.interpreted, 'set TRITON_INTERPRET=1'
 last, first = torch.channels_last, torch.contiguous_format

@@ -1,5 +1,7 @@
 "Reads pictures, each behind its length, from standard input; answers each with a line of JSON: what came of it, and by how many MiB memory had grown at most."
-import json, struct, sys
+import json
+import struct
+import sys
 
 from simam_ema_fastai.core import UserError
 from simam_ema_fastai.runtime.images import read_picture

@@ -1,11 +1,17 @@
 "Any bytes as a picture: never a crash, a hang or more than 1 GiB, and what is refused is named. SIMAM_EMA_FUZZ=20000 tries longer."
-import json, os, select, struct, subprocess, sys, time
+import json
+import os
+import select
+import struct
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
-
 from corpus import largest, readable, refused
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='reads the peak of memory from /proc')
 
@@ -81,7 +87,8 @@ from reader import memory
 from simam_ema_fastai.core import UserError
 from simam_ema_fastai.data.dls import get_dls, find_bad
 from simam_ema_fastai.deploy.load import predict
-from simam_ema_fastai.training.learner import Recipe, variant_learner
+from simam_ema_fastai.training.learner import variant_learner
+from simam_ema_fastai.training.recipe import Recipe
 
 folder = Path(sys.argv[1])
 for name, data in {**readable, **refused}.items():

@@ -1,5 +1,8 @@
 "The cache: filled by several at once, only readable, unusable."
-import os, shutil, subprocess, sys
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 

@@ -1,18 +1,21 @@
 "A grid on a Ray cluster of two nodes, one of which is killed half way: nothing is lost, nothing is done twice."
-import contextlib, os, threading, time
+import contextlib
+import os
+import threading
+import time
 from dataclasses import replace
 
 import pandas as pd
 import psutil
 import pytest
-from safetensors.torch import load_file
 import torch
+from safetensors.torch import load_file
 
+from simam_ema_fastai.core import UserError
 from simam_ema_fastai.experiments.ablation import Config, RunsFailed, ablate, grid
 from simam_ema_fastai.experiments.ray import on_ray
-from simam_ema_fastai.core import UserError
-from simam_ema_fastai.training.learner import Recipe
 from simam_ema_fastai.experiments.runs import failures
+from simam_ema_fastai.training.recipe import Recipe
 
 ray = pytest.importorskip('ray')
 

@@ -1,5 +1,7 @@
 "One tiny run on 12-bit images: training, bundle, ONNX and predict scale alike; evaluate says what it takes."
-import json, shutil, warnings
+import json
+import shutil
+import warnings
 
 import numpy as np
 import pandas as pd

@@ -1,5 +1,6 @@
 "Folders as people lay them out: recognized or refused in one line, and never learned as something else."
-import os, warnings
+import os
+import warnings
 from pathlib import Path
 
 import numpy as np

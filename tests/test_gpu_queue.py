@@ -1,6 +1,13 @@
 """The runbook for a bare CUDA machine, without its trainings (`scripts/gpu/rehearse.sh` does those too): parts that come one by one, damaged or not,
 a queue that is killed, fails at one step and runs out of time, and what is believed of its results."""
-import json, os, random, shutil, subprocess, sys, tarfile, time
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
 
 import pandas as pd
 import pytest
@@ -36,7 +43,10 @@ check = 'import pathlib, sys; (pathlib.Path(sys.argv[sys.argv.index("--out") + 1
 def gpu(root):
     "scripts/gpu as modules."
     sys.path.insert(0, str(root/'scripts'/'gpu'))
-    import archive, merge, page, steps
+    import archive
+    import merge
+    import page
+    import steps
     return type('gpu', (), dict(archive=archive, merge=merge, page=page, steps=steps, folder=root/'scripts'/'gpu'))
 
 

@@ -1,6 +1,12 @@
 """The package as users get it: built, installed into a virgin environment with nothing of the suite's own, and used from training to
 prediction; with the newest versions that its requirements allow, with the lowest, and with those that predict from an ONNX file alone."""
-import json, os, shutil, subprocess, sys, tarfile, zipfile
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
 from importlib.metadata import version
 
 import pandas as pd

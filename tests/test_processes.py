@@ -1,15 +1,20 @@
 """Several processes, one training: the result of one process, the same after a kill, and one line when one of them fails.
 
 Processes are forked where that serves, which saves their imports; one test goes the user's way through `accelerate launch`."""
-import json, os, signal, socket, subprocess, sys
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from safetensors.torch import load_file
 import torch
-
 from forked import Forked, at_batch, evaluation_fails, one_of_two
+from safetensors.torch import load_file
+
 from simam_ema_fastai.core import UserError
 from simam_ema_fastai.experiments.runs import failures
 

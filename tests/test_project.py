@@ -1,5 +1,10 @@
 "The project as a whole: README, requirements, names of this machine."
-import ast, json, re, shutil, subprocess, sys
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 

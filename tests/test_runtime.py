@@ -2,7 +2,14 @@
 
 `python tests/test_runtime.py FOLDER` writes the bundle that stands in data/bundle_v1: a network of 20,000 parameters, trained on digits for a moment.
 SIMAM_EMA_KILLS=20 kills more often."""
-import json, os, random, shutil, signal, subprocess, sys, time
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +27,12 @@ tiny = backbones._preact(backbones.PreActBasicBlock, [1,1,1,1], width=4)
 
 def make(folder):
     "Write a small bundle with its ONNX form, and what it answers to the first digits."
-    from simam_ema_fastai.deploy.bundle import write_bundle
     from simam_ema_fastai.data.dls import get_dls
+    from simam_ema_fastai.deploy.bundle import write_bundle
     from simam_ema_fastai.deploy.onnx import to_onnx
     from simam_ema_fastai.training.evaluate import evaluate
-    from simam_ema_fastai.training.learner import Recipe, fit_recipe, variant_learner
+    from simam_ema_fastai.training.learner import fit_recipe, variant_learner
+    from simam_ema_fastai.training.recipe import Recipe
     backbones.archs['tiny'] = tiny
     dls = get_dls('digits')
     learn = variant_learner(dls, 'hybrid', 'tiny', weights=None, recipe=Recipe(epochs=8, freeze_epochs=1, lr=1e-2, backbone_lr_div=1))
@@ -70,8 +78,8 @@ def test_version_1_answers_as_it_did(arch):
 def test_an_answer_of_nan_has_no_label(simam_ema, arch, tmp_path):
     "In PyTorch, behind the runtime's interface, on the command line, as a picture; and no ONNX file is made of it."
     from simam_ema_fastai.deploy.bundle import write_bundle
-    from simam_ema_fastai.deploy.load import classifier
     from simam_ema_fastai.deploy.explain import explain
+    from simam_ema_fastai.deploy.load import classifier
     learn, files = load(bundle), load_samples('digits').files[:2]
     for p in list(learn.model.parameters())[-2:]: p.data.fill_(float('nan'))
     write_bundle(learn, tmp_path)

@@ -15,18 +15,20 @@ import pytest
 import requests
 import schemathesis
 import torch
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from sklearn.datasets import load_sample_image
 
 from simam_ema_fastai.data.dls import get_dls
-from simam_ema_fastai.deploy.load import export
-from simam_ema_fastai.training.learner import Recipe, variant_learner
 from simam_ema_fastai.deploy.explain import gate_maps
+from simam_ema_fastai.deploy.load import export
+from simam_ema_fastai.deploy.serve import Limits, create_app, running
 from simam_ema_fastai.models.create import create_model
 from simam_ema_fastai.runtime.classifier import Classifier, normalised, open_model
-from simam_ema_fastai.deploy.serve import Limits, create_app, running
+from simam_ema_fastai.training.learner import variant_learner
+from simam_ema_fastai.training.recipe import Recipe
 
 token = 'a token for these tests'
 

@@ -1,5 +1,8 @@
 "scripts/venv.sh, which both README commands begin with: what it makes, what it makes anew, and what it says when it cannot."
-import os, shutil, subprocess, sys
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 

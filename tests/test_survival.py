@@ -1,12 +1,19 @@
 "What a long training meets: kill -9, Ctrl-C, a full disk, a damaged checkpoint, a second process. Every case ends with the weights of an undisturbed run."
-import json, os, platform, random, shutil, signal, subprocess, time
+import json
+import os
+import platform
+import random
+import shutil
+import signal
+import subprocess
+import time
 
 import pandas as pd
 import pytest
-from safetensors.torch import load_file
 import torch
-
 from forked import Forked, at_batch, files_limited, killed_writing, spared, worker_killed
+from safetensors.torch import load_file
+
 from simam_ema_fastai.experiments.runs import failures
 
 pytestmark = pytest.mark.skipif(os.name == 'nt', reason='kills by POSIX signals')

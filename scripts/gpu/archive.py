@@ -1,7 +1,11 @@
 "Files that travel: independent archives below a size, the same bytes for the same content."
-import gzip, io, os, tarfile
+import gzip
+import io
+import os
+import tarfile
 from collections.abc import Iterable
 from pathlib import Path
+
 
 def light_files(
     folder:Path # Of a run

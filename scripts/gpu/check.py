@@ -1,5 +1,6 @@
 """Whether a machine can run the queue: every requirement installed, what the queue runs imports, weights fit, pictures decode."""
-import json, sys
+import json
+import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
@@ -26,7 +27,11 @@ def try_out() -> str: # What it found
     "Import what the queue runs, decode the data set, take one step on real pictures with the packed weights."
     import torch
     from fastai.losses import CrossEntropyLossFlat
-    import simam_ema_fastai.experiments.ablation as ablation, simam_ema_fastai.experiments.benchmark as benchmark, simam_ema_fastai.cli as cli, simam_ema_fastai.attention.triton_kernels as fused  # noqa: F401
+
+    import simam_ema_fastai.attention.triton_kernels as fused
+    import simam_ema_fastai.cli as cli
+    import simam_ema_fastai.experiments.ablation as ablation  # noqa: F401
+    import simam_ema_fastai.experiments.benchmark as benchmark
     from simam_ema_fastai.data.dls import get_dls
     from simam_ema_fastai.models.create import create_model
     dls = get_dls('tiny_imagenet', work/'home'/'tiny_imagenet', bs=8)

@@ -3,15 +3,19 @@
     python scripts/gpu/merge.py RESULTS RUNS [--tables results/tiny_imagenet]
 
 RESULTS holds results-*.tar.gz of any number of sittings. RUNS gets a run folder per setting: `simam_ema report RUNS/128` works on it."""
-import argparse, shutil, sys, tarfile, tempfile
+import argparse
+import shutil
+import sys
+import tarfile
+import tempfile
 from pathlib import Path
 
 import pandas as pd
-
 import steps
+
 from simam_ema_fastai.core import UserError, atomic_path, read_json, write_json, write_text
-from simam_ema_fastai.models.cost import count_flops, count_params, flops_convention
-from simam_ema_fastai.models.create import create_model
+from simam_ema_fastai.models.cost import count_flops, flops_convention
+from simam_ema_fastai.models.create import count_params, create_model
 
 beside_note = 'Trained several at a time on one GPU: training times are not comparable with those of trainings by themselves.'
 

@@ -4,17 +4,24 @@
 
 The package and those of its requirements that image.txt does not list, ResNet-50's weights with 16-bit convolutions, Tiny ImageNet-200, the queue,
 and what is done already according to RUNS. The same content gives the same files: made again, a pack differs where SHA256SUMS does."""
-import argparse, configparser, re, shutil, subprocess, sys, tempfile
+import argparse
+import configparser
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import distributions
 from pathlib import Path
 
-import numpy as np, torch
+import numpy as np
+import steps
+import torch
+from archive import write_archives
 from torch.nn.functional import interpolate
 
-import steps
-from archive import write_archives
 from simam_ema_fastai.core import UserError, file_hash, write_json, write_text
 from simam_ema_fastai.data.dls import Picture, tiny_imagenet
 from simam_ema_fastai.models.create import create_model

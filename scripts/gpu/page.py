@@ -1,15 +1,17 @@
 """The page of the study: what reproduced, what did not, why as far as the runs tell, and what is missing.
 
     python scripts/gpu/page.py RUNS OUT      OUT/README.md, OUT/reproduction.csv, and for each size a report below OUT/SIZE"""
-import argparse, sys
+import argparse
+import sys
 from pathlib import Path
 
-import numpy as np, pandas as pd
-
+import numpy as np
+import pandas as pd
 import steps
+
 from simam_ema_fastai.core import UserError, read_json, write_text
-from simam_ema_fastai.report.page import Evidence, report
 from simam_ema_fastai.experiments.runs import environments
+from simam_ema_fastai.report.page import Evidence, report
 from simam_ema_fastai.report.stats import accuracy, signed
 from simam_ema_fastai.report.tables import counted, reproduction, study, study_note, to_markdown
 

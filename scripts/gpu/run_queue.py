@@ -4,7 +4,18 @@
 
 What is done is skipped, what was interrupted goes on from its last epoch: the same command can be killed and repeated at any moment.
 A step begins only if it is thought to end in time. OUT gets results-*.tar.gz (all that was found on this machine, without weights) after every step, and queue.log."""
-import argparse, contextlib, ctypes, fcntl, json, os, shutil, signal, statistics, subprocess, sys, time
+import argparse
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))

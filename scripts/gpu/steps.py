@@ -3,10 +3,13 @@
     python scripts/gpu/steps.py RUNS [--tiny]      what is done, what comes next, what it will take
 
 First the recipe is searched, on training images alone and for the baseline alone; then it is frozen for every variant."""
-import argparse, csv, json
+import argparse
+import csv
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
 
 @dataclass(frozen=True)
 class Step:

@@ -4,7 +4,21 @@
 
 # %% ../../nbs/attention/03_cpp.ipynb #2530843c
 from __future__ import annotations
-import contextlib, functools, hashlib, json, os, platform, shlex, shutil, signal, stat, subprocess, sys, tempfile, threading
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import platform
+import shlex
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
 from pathlib import Path
 
 import torch
@@ -18,7 +32,7 @@ from ..core import UserError, cache_dir, file_hash, made_once, write_text
 __all__ = ['compiler_lacks', 'available', 'load', 'simam', 'ema_constants', 'ema']
 
 # %% ../../nbs/attention/03_cpp.ipynb #c763c7b2
-_source = Path(__file__).with_name('gates.cpp') if '__file__' in globals() else Path('../simam_ema_fastai/gates.cpp')
+_source = Path(__file__).with_name('gates.cpp') if '__file__' in globals() else Path('../../simam_ema_fastai/attention/gates.cpp')
 _loaded, _loading = False, threading.Lock()
 _patience = 600 # Seconds for the build
 

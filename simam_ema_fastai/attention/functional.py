@@ -4,7 +4,9 @@
 
 # %% ../../nbs/attention/01_functional.ipynb #60673767
 from __future__ import annotations
-import contextlib, os
+
+import contextlib
+import os
 
 import torch
 import torch.nn.functional as F

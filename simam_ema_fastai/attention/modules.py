@@ -4,14 +4,16 @@
 
 # %% ../../nbs/attention/04_modules.ipynb #2f61109a
 from __future__ import annotations
+
 from math import gcd, log2
 
 import torch
 import torch.nn.functional as F
-from torch import nn, Tensor
+from torch import Tensor, nn
 from torchvision.ops import SqueezeExcitation
 
-import simam_ema_fastai.attention.triton_kernels as fused, simam_ema_fastai.attention.functional as kernels
+import simam_ema_fastai.attention.functional as kernels
+import simam_ema_fastai.attention.triton_kernels as fused
 
 # %% auto #0
 __all__ = ['gates', 'register', 'SimAM', 'EMA', 'SE', 'ECA', 'CBAM', 'BAM', 'SpatialGate']

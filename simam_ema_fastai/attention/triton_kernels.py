@@ -4,7 +4,14 @@
 
 # %% ../../nbs/attention/02_triton_kernels.ipynb #4d0efc80
 from __future__ import annotations
-import contextlib, hashlib, json, os, subprocess, sys, threading
+
+import contextlib
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import torch

@@ -4,7 +4,20 @@
 
 # %% ../../nbs/data/02_dls.ipynb #a1807807
 from __future__ import annotations
-import contextlib, gc, hashlib, importlib.util, inspect, os, pickle, re, shutil, tarfile, unicodedata, warnings, zipfile
+
+import contextlib
+import gc
+import hashlib
+import importlib.util
+import inspect
+import os
+import pickle
+import re
+import shutil
+import tarfile
+import unicodedata
+import warnings
+import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +26,9 @@ from functools import partial
 from numbers import Integral
 from pathlib import Path
 
-import numpy as np, pandas as pd, torch
+import numpy as np
+import pandas as pd
+import torch
 from fastai.data.core import DataLoaders, Datasets
 from fastai.data.transforms import Categorize, IntToFloatTensor, Normalize, ToTensor
 from fastai.torch_core import default_device
@@ -25,13 +40,33 @@ from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.transforms import RandAugment
 
-from ..runtime.predict import suffixes
-from ..core import UserError, cache_dir, check_hash, download, made_once, one_of, progress, read_json, write_json
-from .loader import Decoded, DecodedDL, Mark, decode, find_map, fingerprint, has_room, marks_of, max_decoded, side_limit
-from .loader import _keys
-from ..runtime.images import depth_of, is_passing, read_picture, white_of
-from ..runtime.images import _from_array, to_rgb  # noqa: F401
+from simam_ema_fastai.core import (
+    UserError,
+    cache_dir,
+    check_hash,
+    download,
+    made_once,
+    one_of,
+    progress,
+    read_json,
+    write_json,
+)
+from simam_ema_fastai.data.loader import (
+    Decoded,
+    DecodedDL,
+    Mark,
+    _keys,
+    decode,
+    find_map,
+    fingerprint,
+    has_room,
+    marks_of,
+    max_decoded,
+    side_limit,
+)
 from ..models.weights import imagenet_stats
+from ..runtime.images import _from_array, depth_of, is_passing, read_picture, to_rgb, white_of  # noqa: F401
+from ..runtime.predict import suffixes
 
 # %% auto #0
 __all__ = ['datasets', 'few', 'loaders', 'Picture', 'ReadPicture', 'white_in', 'find_bad', 'Samples', 'spelled',

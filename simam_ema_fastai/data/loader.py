@@ -4,7 +4,16 @@
 
 # %% ../../nbs/data/01_loader.ipynb #db456af1
 from __future__ import annotations
-import contextlib, gc, hashlib, itertools, math, os, shutil, stat, time
+
+import contextlib
+import gc
+import hashlib
+import itertools
+import math
+import os
+import shutil
+import stat
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -15,7 +24,9 @@ from typing import NamedTuple
 try: import fcntl
 except ImportError: fcntl = None  # Windows: there what is open cannot be deleted
 
-import numpy as np, pandas as pd, torch
+import numpy as np
+import pandas as pd
+import torch
 import torch.nn.functional as F
 from fastai.data.core import Datasets, TfmdDL
 from fastai.data.load import _loaders

@@ -4,25 +4,27 @@
 
 # %% ../../nbs/data/03_preprocessing.ipynb #82ba4093
 from __future__ import annotations
-import contextlib, os
+
+import contextlib
+import os
 from math import ceil
 from pathlib import Path
 
 import numpy as np
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import IntToFloatTensor, Normalize, ToTensor
+from fastai.torch_basics import Transform
 from fastai.torch_core import no_random
 from fastai.vision.augment import AffineCoordTfm, CropPad, RandomCrop, RandomResizedCrop, Resize, ResizeMethod
 from fastcore.basics import first
-from fastai.torch_basics import Transform
 from PIL import Image
 from torch import Tensor
 
 from ..core import UserError
 from .dls import white_in
 from .loader import DecodedDL
-from ..runtime.images import read_picture
 from ..runtime.classifier import resized
+from ..runtime.images import read_picture
 
 # %% auto #0
 __all__ = ['own', 'first_items', 'source_of', 'normalization_of', 'transforms_of', 'check_classification']

@@ -4,11 +4,13 @@
 
 # %% ../../nbs/deploy/01_bundle.ipynb #4b644017
 from __future__ import annotations
+
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import safetensors.torch, torch
+import safetensors.torch
+import torch
 from fastai.data.core import DataLoaders, Datasets
 from fastai.data.transforms import Categorize, IntToFloatTensor, Normalize, ToTensor
 from fastai.learner import Learner
@@ -22,11 +24,11 @@ import simam_ema_fastai.data.preprocessing as preparation
 from ..attention.modules import gates
 from ..core import UserError, atomic_path, file_hash, write_json
 from ..data.dls import LabelOf, ReadPicture, datasets
-from ..training.learner import CheckData
-from ..models.create import Placement, Variant, create_model, name_of
 from ..data.preprocessing import own
-from ..runtime.classifier import bundle_format, bundle_version, check_about, digest_of, read_about
+from ..models.create import Placement, Variant, create_model, name_of
 from ..models.weights import from_bundle
+from ..runtime.classifier import bundle_format, bundle_version, check_about, digest_of, read_about
+from ..training.learner import CheckData
 
 # %% auto #0
 __all__ = ['transforms_of', 'describe', 'sealed', 'write_bundle', 'read_bundle']

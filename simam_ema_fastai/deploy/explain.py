@@ -4,11 +4,14 @@
 
 # %% ../../nbs/deploy/05_explain.ipynb #1b714394
 from __future__ import annotations
-import base64, io
+
+import base64
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np, torch
+import numpy as np
+import torch
 import torch.nn.functional as F
 from fastai.learner import Learner
 from PIL import Image

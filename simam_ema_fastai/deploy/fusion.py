@@ -4,13 +4,16 @@
 
 # %% ../../nbs/deploy/02_fusion.ipynb #315a5497
 from __future__ import annotations
-import copy, operator
+
+import copy
+import operator
 
 import torch
-from torch import fx, nn, Tensor
+from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-import simam_ema_fastai.attention.triton_kernels as fused, simam_ema_fastai.attention.cpp as native_kernels
+import simam_ema_fastai.attention.cpp as native_kernels
+import simam_ema_fastai.attention.triton_kernels as fused
 from ..attention.modules import EMA, SimAM
 
 # %% auto #0

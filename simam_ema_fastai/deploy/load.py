@@ -4,12 +4,18 @@
 
 # %% ../../nbs/deploy/03_load.ipynb #e2976317
 from __future__ import annotations
-import contextlib, copy, os, warnings
+
+import contextlib
+import copy
+import os
+import warnings
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
-import numpy as np, pandas as pd, torch
+import numpy as np
+import pandas as pd
+import torch
 from fastai.callback.progress import CSVLogger
 from fastai.data.transforms import get_image_files
 from fastai.learner import Learner, load_learner
@@ -19,11 +25,11 @@ from torch import Tensor, nn
 from torch._inductor import config as inductor
 
 import simam_ema_fastai.attention.cpp as native
-from .bundle import describe, read_bundle, transforms_of, write_bundle
 from ..core import UserError, atomic_path, one_of
+from .bundle import describe, read_bundle, transforms_of, write_bundle
 from .fusion import fuse
-from ..runtime.images import read_picture
 from ..runtime.classifier import Classifier, form_of, open_onnx
+from ..runtime.images import read_picture
 
 # %% auto #0
 __all__ = ['bundle_files', 'export', 'load', 'classifier', 'predict', 'Optimised', 'optimise']

@@ -4,16 +4,25 @@
 
 # %% ../../nbs/deploy/04_onnx.ipynb #a4e8eb63
 from __future__ import annotations
-import contextlib, copy, json, logging, tempfile, time, warnings
+
+import contextlib
+import copy
+import json
+import logging
+import tempfile
+import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np, pandas as pd, torch
+import numpy as np
+import pandas as pd
+import torch
 from fastai.learner import Learner
 from torch import Tensor, nn
 
-from .bundle import describe
 from ..core import UserError, atomic_path, import_extra
+from .bundle import describe
 from .load import Optimised, classifier
 from ..runtime.classifier import Classifier, normalised, open_onnx, seal
 

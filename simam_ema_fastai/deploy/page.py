@@ -4,6 +4,7 @@
 
 # %% ../../nbs/deploy/06_page.ipynb #8b9e26f6
 from __future__ import annotations
+
 import re
 
 # %% auto #0

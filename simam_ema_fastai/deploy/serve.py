@@ -4,14 +4,36 @@
 
 # %% ../../nbs/deploy/07_serve.ipynb #5ab0bda7
 from __future__ import annotations
-import asyncio, contextlib, functools, hmac, ipaddress, json, logging, math, os, queue, signal, socket, stat, sys, tempfile, threading, time, traceback, warnings
+
+import asyncio
+import contextlib
+import functools
+import hmac
+import ipaddress
+import json
+import logging
+import math
+import os
+import queue
+import signal
+import socket
+import stat
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import anyio, anyio.to_thread, numpy as np, uvicorn
+import anyio
+import anyio.to_thread
+import numpy as np
+import uvicorn
 from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -26,8 +48,8 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from ..core import UserError
 from .page import host_of, local_hosts, page_css, page_js, service_page
-from ..runtime.images import read_picture
 from ..runtime.classifier import Classifier, NotFinite, normalised, open_model
+from ..runtime.images import read_picture
 
 # %% auto #0
 __all__ = ['log', 'Limits', 'Busy', 'Job', 'Batcher', 'Metrics', 'Error', 'Guess', 'GateMap', 'Result', 'Answer', 'Taken',
@@ -294,12 +316,14 @@ def _gate_maps(model:Classifier, batch:np.ndarray) -> dict[str,np.ndarray]:
     "By kind of gate: `(N, h, w)`; nothing for a model without gates or without PyTorch."
     if model.network is None: return {}
     import torch
+
     from simam_ema_fastai.deploy.explain import gate_maps
     x = torch.from_numpy(normalised(batch, model.about['transforms'])).to(next(model.network.parameters()).device)
     return {k: m.numpy() for k,m in gate_maps(model.network, x).items()}
 
 def _gate_map(gate:str, m:np.ndarray) -> GateMap:
     import torch
+
     from simam_ema_fastai.deploy.explain import heat_png
     return GateMap(gate=gate, low=float(m.min()), high=float(m.max()), png=heat_png(torch.from_numpy(m)))
 

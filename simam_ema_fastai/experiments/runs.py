@@ -4,20 +4,24 @@
 
 # %% ../../nbs/experiments/01_runs.ipynb #5e1a7c03
 from __future__ import annotations
-import contextlib, hashlib, traceback
+
+import contextlib
+import hashlib
+import traceback
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-import pandas as pd, torch
+import pandas as pd
+import torch
 from fastai.data.core import DataLoaders
 
 from ..core import UserError, disk_full, read_json, write_json, write_text
 from ..data.dls import Samples
 from ..data.preprocessing import source_of
-from ..training.recipe import Recipe
-from ..training.checkpoint import loader_killed, memory_full
 from ..models.weights import Weights
+from ..training.checkpoint import loader_killed, memory_full
+from ..training.recipe import Recipe
 
 # %% auto #0
 __all__ = ['read_config', 'identity', 'differing', 'told', 'contents', 'weights_digest', 'environments', 'add_environment',

@@ -4,13 +4,14 @@
 
 # %% ../../nbs/models/01_backbones.ipynb #83d1bc03
 from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import NamedTuple
 
 import torchvision
-from torch import nn, Tensor
+from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet, conv1x1, conv3x3
 
 from ..core import UserError, import_extra, one_of

@@ -4,7 +4,12 @@
 
 # %% ../../nbs/models/04_cost.ipynb #9fe4a1bf
 from __future__ import annotations
-import contextlib, copy, statistics, time, weakref
+
+import contextlib
+import copy
+import statistics
+import time
+import weakref
 from collections.abc import Callable
 
 import torch

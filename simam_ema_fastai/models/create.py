@@ -4,18 +4,20 @@
 
 # %% ../../nbs/models/03_create.ipynb #c6ca592f
 from __future__ import annotations
-import inspect, re
+
+import inspect
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from torch import nn, Tensor
+from fastai.torch_core import rank_distrib
+from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
 from ..attention.modules import gates
-from .backbones import Slot, acts, archs, set_activation, sites
 from ..core import UserError, one_of
-from fastai.torch_core import rank_distrib
+from .backbones import Slot, acts, archs, set_activation, sites
 from .weights import Weights, load_weights
 
 # %% auto #0

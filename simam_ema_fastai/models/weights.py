@@ -4,12 +4,23 @@
 
 # %% ../../nbs/models/02_weights.ipynb #5a1b8f88
 from __future__ import annotations
-import importlib.util, json, shutil, subprocess, sys, tarfile, tempfile, warnings, zipfile
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import warnings
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import safetensors, safetensors.torch, torch
+import safetensors
+import safetensors.torch
+import torch
 from fastcore.foundation import L
 from torch import Tensor
 

@@ -4,12 +4,17 @@
 
 # %% ../../nbs/report/04_figures.ipynb #1a4b33d0
 from __future__ import annotations
-import io, re, warnings
+
+import io
+import re
+import warnings
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-import matplotlib as mpl, numpy as np, pandas as pd
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator

@@ -4,21 +4,34 @@
 
 # %% ../../nbs/report/05_page.ipynb #31bae44b
 from __future__ import annotations
-import inspect, re
+
+import inspect
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
 from jinja2 import Environment
 from markupsafe import Markup
 
-import simam_ema_fastai.report.figures as fig, simam_ema_fastai.report.tables as tab
+import simam_ema_fastai.report.figures as fig
+import simam_ema_fastai.report.tables as tab
 from ..core import UserError, atomic_path, read_json, sweep, write_json, write_text
 from ..data.dls import load_samples, spelled
 from ..deploy.page import style
 from ..experiments.runs import environments, failures, read_config
-from .stats import calibration, class_changes, of_both, of_networks, of_trainings, p_text, signed, split_sentence
+from simam_ema_fastai.report.stats import (
+    calibration,
+    class_changes,
+    of_both,
+    of_networks,
+    of_trainings,
+    p_text,
+    signed,
+    split_sentence,
+)
 from .tables import Outcomes
 
 # %% auto #0

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/report/02_published.ipynb #ce78223c
 from __future__ import annotations
+
 import re
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -4,10 +4,12 @@
 
 # %% ../../nbs/report/01_stats.ipynb #8665fc26
 from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
 from scipy import optimize, stats
 
 # %% auto #0

@@ -4,27 +4,50 @@
 
 # %% ../../nbs/report/03_tables.ipynb #937e3b83
 from __future__ import annotations
-import codecs, re, time
+
+import codecs
+import re
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
 
 from ..core import UserError, read_json
 from ..data.dls import datasets
-from ..models.cost import count_flops, count_params, flops_convention
-from ..models.create import create_model, strategies, variant_of, variants
+from simam_ema_fastai.experiments.results import (
+    _config,
+    _finished,
+    _in_order,
+    _read_dict,
+    _strategy,
+    load_history,
+    load_progress,
+    load_runs,
+    read_table,
+)
 from ..experiments.runs import differing, environments, failures, identity, read_config
-from .stats import accuracy, difference, factorial, holm, minimum_detectable, of_both, p_text, signed
+from ..models.cost import count_flops, flops_convention
+from ..models.create import count_params, create_model, strategies, variant_of, variants
+from simam_ema_fastai.report.stats import (
+    accuracy,
+    difference,
+    factorial,
+    holm,
+    minimum_detectable,
+    of_both,
+    p_text,
+    signed,
+)
 
 # %% auto #0
-__all__ = ['study', 'study_note', 'noisy_from', 'verdicts', 'read_table', 'load_runs', 'load_progress', 'time_left', 'spoken',
-           'load_history', 'size_of', 'in_study', 'Outcomes', 'load_outcomes', 'pooled', 'comparison', 'Finding',
-           'void_reason', 'reference_of', 'differences', 'reasons', 'answers', 'headline', 'limits', 'difference_table',
-           'factor_effects', 'reproduction', 'counted', 'findings', 'one_line', 'in_markdown', 'to_markdown',
-           'in_latex', 'to_latex']
+__all__ = ['study', 'study_note', 'noisy_from', 'verdicts', 'size_of', 'in_study', 'Outcomes', 'load_outcomes', 'pooled',
+           'comparison', 'Finding', 'void_reason', 'reference_of', 'differences', 'reasons', 'answers', 'headline',
+           'limits', 'difference_table', 'factor_effects', 'reproduction', 'counted', 'findings', 'one_line',
+           'in_markdown', 'to_markdown', 'in_latex', 'to_latex']
 
 # %% ../../nbs/report/03_tables.ipynb #1ed47313
 study = pd.DataFrame([
@@ -39,131 +62,6 @@ study_note = ("The study's table does not describe one set of models. Its Hybrid
               "Batch size and learning rates are not published, and each figure is one run.")
 
 # %% ../../nbs/report/03_tables.ipynb #198bee42
-def _part(data:dict) -> str:
-    "Which labels and which part of a data set were used, in words."
-    words = dict(labels='labels {}', n_classes='{} classes', n_train='{} training images', n_valid='{} validation images')
-    return ', '.join(text.format(data[k]) for k,text in words.items() if data.get(k) is not None)
-
-def _in_order(df:pd.DataFrame) -> pd.DataFrame:
-    "Rows by variant and strategy, as `models` lists them, and seed."
-    order = dict(variant=list(variants), strategy=list(strategies))
-    place = lambda names, v: (names.index(v) if v in names else len(names), v)
-    return df.sort_values(['variant','strategy','seed'], key=lambda s: s.map(lambda v: place(order[s.name], v)) if s.name in order else s, ignore_index=True)
-
-def read_table(
-    file:str|Path, # A CSV file of a run
-    *columns:str # It has to have them
-) -> pd.DataFrame: # Names are names: a class or an image called None, NA or nan is no missing value
-    "Read a table of a run. Raises `UserError` that names the file if it is damaged."
-    try:
-        numbers = set(pd.read_csv(file, nrows=0).columns) - {'class','file'}
-        df = pd.read_csv(file, dtype={'class': str, 'file': str}, keep_default_na=False, na_values=dict.fromkeys(numbers, ['', 'nan', 'NaN']))
-        if missing := [c for c in columns if c not in df]: raise ValueError(f'it has no {missing[0]}')
-        if len(df) and df.iloc[-1][list(columns)].isna().any(): raise ValueError('it is cut off')
-    except FileNotFoundError: raise UserError(f'{file} is missing: put it back, or delete its run.') from None
-    except (ValueError, OSError) as e: raise UserError(f"{file} is damaged ({str(e).strip()}): put back the one that stood there, or delete its run.") from e
-    return df
-
-def _strategy(config:dict) -> str:
-    "The strategy of a run; one that names none, as a run made in Python may, took its variant's own."
-    if s := config['recipe'].get('strategy'): return s
-    try: return variant_of(config['variant']).strategy
-    except UserError: return 'uniform'
-
-def _config(folder:Path) -> dict:
-    "The config of a run. Raises `UserError` if it is damaged."
-    c = read_config(folder)
-    try: c['variant'], c['recipe']['seed'], c['recipe']['epochs'], c['arch'], c['data']['name']
-    except (KeyError, TypeError) as e: raise UserError(f"{folder/'config.json'} is damaged (it has no {e}): put back the one that stood there, or delete its run.") from e
-    return c
-
-def _read_dict(file:Path, *names:str) -> dict:
-    "What `file` holds; raises `UserError` if it is damaged, or has not all `names`."
-    d = read_json(file)
-    if not isinstance(d, dict) or not {*names} <= {*d}:
-        raise UserError(f'{file} is damaged (it holds something else): delete it, or put back the one that stood there.')
-    return d
-
-def _row(folder:Path) -> dict:
-    "A finished run. Raises `UserError` that names the file if one is damaged."
-    c, metrics = _config(folder), _read_dict(folder/'metrics.json')
-    cost = _read_dict(folder/'efficiency.json') if (folder/'efficiency.json').exists() else {}
-    n, images = read_table(folder/'per_class.csv', 'class', 'n').n, len(read_table(folder/'predictions.csv', 'file', 'true', 'pred1', 'prob1', 'prob_true'))
-    environments(folder)
-    for name, rows in (('history.csv', read_table(folder/'history.csv', 'epoch', 'accuracy')), ('per_class.csv', n)):
-        if not len(rows): raise UserError(f'{folder/name} is damaged (it is empty): put back the one that stood there, or delete its run.')
-    if metrics.get('n') != images: raise UserError(f"{folder/'predictions.csv'} is damaged (it holds {images} images of {metrics.get('n')}): put back the one that stood there, or delete its run.")
-    return dict(run=folder.name, variant=c['variant'], strategy=_strategy(c), seed=c['recipe']['seed'], arch=c['arch'], data=c['data']['name'], part=_part(c['data']), commonest=100*n.max()/max(n.sum(), 1), **metrics, **cost)
-
-def _finished(folder:Path) -> tuple[list[dict],dict[str,str]]:
-    "Rows of the finished runs, and why others are left out: what is damaged, and a seed that is there twice."
-    rows, left_out = {}, {}
-    found = {}
-    for f in sorted(Path(folder).glob('*/metrics.json'), key=lambda f: (len(f.parent.name), f.parent.name)):
-        try: found[f.parent.name] = _row(f.parent)
-        except UserError as e: left_out[f.parent.name] = str(e)
-    renamed = lambda r: r['run'] != f"{r['variant']}-{r['strategy']}-s{r['seed']}"
-    for r in sorted(found.values(), key=renamed):  # a copy has another name, or a longer one
-        twin = rows.setdefault((r['variant'], r['strategy'], r['seed']), r)
-        if twin is not r: left_out[r['run']] = f"{r['run']} is {r['variant']}, {r['strategy']}, seed {r['seed']} like {twin['run']}: a seed counts once."
-    for f in sorted(Path(folder).glob('*/config.json')):
-        if f.with_name('metrics.json').exists(): continue
-        try: _config(f.parent), read_table(h, 'epoch', 'accuracy') if (h := f.with_name('history.csv')).exists() else None
-        except UserError as e: left_out[f.parent.name] = str(e)
-    return list(rows.values()), left_out
-
-def load_runs(
-    folder:str|Path # A run folder, as `ablate` writes it
-) -> pd.DataFrame: # A row per finished run: config, metrics, efficiency, and the share of the commonest class in percent
-    "The finished runs of a folder, one per row; `findings` names those that are left out. Raises `UserError` if there is none."
-    rows, left_out = _finished(folder)
-    if not rows and (Path(folder)/'config.json').exists():
-        raise UserError(f'{folder} is one run: give the folder that holds it, {Path(folder).absolute().parent}.')
-    if not rows: raise UserError(next(iter(left_out.values()), f"no finished run in '{folder}': run `simam_ema ablate` with --out {folder} first."))
-    return _in_order(pd.DataFrame(rows))
-
-def load_progress(
-    folder:str|Path
-) -> pd.DataFrame: # A row per run that was started or planned: run, variant, strategy, seed, arch, data, done and epochs (numbers), finished
-    "How far every run of a folder is; empty if there is none."
-    folder, rows = Path(folder), {}
-    plan = folder/'grid.json'
-    for name,c in (_read_dict(plan, 'runs')['runs'] if plan.exists() else {}).items(): rows[name] = dict(run=name, **c, done=0, finished=False)
-    for f in sorted(folder.glob('*/config.json')):
-        try: c = _config(f.parent)
-        except UserError: continue  # `findings` names it
-        try: done = len(read_table(f.with_name('history.csv'))) if f.with_name('history.csv').exists() else 0
-        except UserError: done = 0
-        rows[f.parent.name] = dict(run=f.parent.name, variant=c['variant'], strategy=_strategy(c), seed=c['recipe']['seed'], arch=c['arch'], data=c['data']['name'],
-                                   done=done, epochs=c['recipe']['epochs'], finished=f.with_name('metrics.json').exists())
-    for r in rows.values(): r['strategy'] = r['strategy'] or _strategy(dict(variant=r['variant'], recipe={}))
-    columns = ['run','variant','strategy','seed','arch','data','done','epochs','finished']
-    return _in_order(pd.DataFrame(rows.values(), columns=columns)) if rows else pd.DataFrame(columns=columns)
-
-def time_left(
-    folder:str|Path, # A run folder
-    now:float=None # Seconds since 1970; the present if None
-) -> float|None: # Seconds; None while no epoch was finished since the grid was last started, and when nothing seems to be at work
-    "How long the planned runs of `folder` will take, at the rate of epochs since `ablate` was last called."
-    plan = Path(folder)/'grid.json'
-    if not plan.exists(): return None
-    plan, p = _read_dict(plan, 'runs', 'started', 'done'), load_progress(folder)
-    p = p[p.run.isin(plan['runs'])]
-    new = p.done.sum() - plan['done']
-    if new <= 0: return None
-    latest = max(f.stat().st_mtime for f in Path(folder).glob('*/history.csv'))
-    per_epoch, idle, left = (latest - plan['started'])/new, (now or time.time()) - latest, (p.epochs - p.done).sum()
-    return (max(1., per_epoch*left - idle) if left else 0.) if idle < max(60, 5*per_epoch) else None
-
-def spoken(seconds:float) -> str:
-    "A duration as one says it: 40 s, 12 min, 3.5 h."
-    return f'{seconds:.0f} s' if seconds < 99 else f'{seconds/60:.0f} min' if seconds < 99*60 else f'{seconds/3600:.1f} h'
-
-def load_history(folder:str|Path) -> pd.DataFrame: # A row per run and epoch, with the run's variant, strategy and seed
-    "The learning curves of a folder, those of unfinished runs included."
-    folder, p = Path(folder), load_progress(folder)
-    parts = [read_table(folder/r.run/'history.csv').assign(run=r.run, variant=r.variant, strategy=r.strategy, seed=r.seed) for r in p[p.done > 0].itertuples()]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=['epoch','train_loss','valid_loss','accuracy','run','variant','strategy','seed'])
 def size_of(
     runs:pd.DataFrame # From `load_runs`
 ) -> int|None: # Side of the input in pixels; None if no run was measured

@@ -4,7 +4,18 @@
 
 # %% ../../nbs/report/06_watch.ipynb #bf3bf179
 from __future__ import annotations
-import contextlib, hashlib, json, multiprocessing, os, signal, socket, sys, threading, time, warnings
+
+import contextlib
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -16,7 +27,7 @@ from ..deploy.page import host_of, local_hosts
 with warnings.catch_warnings():  # of what these import, in a process that shares its terminal with a training
     warnings.simplefilter('ignore')
     from simam_ema_fastai.report.page import render
-    from simam_ema_fastai.report.tables import spoken, time_left
+    from simam_ema_fastai.experiments.results import spoken, time_left
 
 # %% auto #0
 __all__ = ['stamp', 'live_page', 'Watch', 'listen', 'address', 'serve_beside']

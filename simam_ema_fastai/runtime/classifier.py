@@ -4,7 +4,17 @@
 
 # %% ../../nbs/runtime/02_classifier.ipynb #40bc6011
 from __future__ import annotations
-import hashlib, importlib.util, io, json, math, os, pickletools, sys, threading, zipfile
+
+import hashlib
+import importlib.util
+import io
+import json
+import math
+import os
+import pickletools
+import sys
+import threading
+import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 

@@ -4,7 +4,13 @@
 
 # %% ../../nbs/runtime/01_images.ipynb #f5878df5
 from __future__ import annotations
-import contextlib, errno, io, os, threading, warnings
+
+import contextlib
+import errno
+import io
+import os
+import threading
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO

@@ -6,7 +6,17 @@
 __all__ = ['suffixes', 'no_answer', 'pictures_in', 'images_of', 'columns', 'answers', 'predict_to', 'predict', 'parser']
 
 # %% ../../nbs/runtime/03_predict.ipynb #700066fe
-import argparse, contextlib, csv, hashlib, inspect, itertools, mimetypes, os, re, sys, time
+import argparse
+import contextlib
+import csv
+import hashlib
+import inspect
+import itertools
+import mimetypes
+import os
+import re
+import sys
+import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -219,7 +229,9 @@ def _counts(state:dict) -> dict:
 
 def _to_parquet(part:Path, out:Path, k:int):
     "The rows of the CSV file `part` as Parquet, a block at a time."
-    import pyarrow as pa, pyarrow.csv, pyarrow.parquet
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet
     types = {c: pa.float32() if c.startswith('prob') else pa.string() for c in columns(k)}
     read = pa.csv.open_csv(part, parse_options=pa.csv.ParseOptions(newlines_in_values=True), convert_options=pa.csv.ConvertOptions(column_types=types, null_values=[''], strings_can_be_null=True))
     with atomic_path(out) as tmp, pa.parquet.ParquetWriter(tmp, read.schema) as w:

@@ -4,7 +4,14 @@
 
 # %% ../../nbs/training/05_checkpoint.ipynb #d3dc771b
 from __future__ import annotations
-import contextlib, errno, hashlib, math, os, re, time
+
+import contextlib
+import errno
+import hashlib
+import math
+import os
+import re
+import time
 from pathlib import Path
 
 import torch

@@ -4,12 +4,16 @@
 
 # %% ../../nbs/training/06_distributed.ipynb #f384a70d
 from __future__ import annotations
+
 import contextlib
 from collections.abc import Iterator
 
-import torch, torch.distributed as dist
+import torch
+import torch.distributed as dist
 import torch.nn.functional as F
-from accelerate import DistributedDataParallelKwargs  # before fastai.distributed, which does not say that it needs accelerate
+from accelerate import (
+    DistributedDataParallelKwargs,  # before fastai.distributed, which does not say that it needs accelerate
+)
 from fastai.callback.core import Callback
 from fastai.data.core import TfmdDL
 from fastai.distributed import DistributedDL, DistributedTrainer

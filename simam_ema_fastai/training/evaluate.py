@@ -4,6 +4,7 @@
 
 # %% ../../nbs/training/07_evaluate.ipynb #e913ff82
 from __future__ import annotations
+
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -11,7 +12,8 @@ from dataclasses import dataclass, field
 from math import log
 from pathlib import Path
 
-import pandas as pd, torch
+import pandas as pd
+import torch
 import torch.nn.functional as F
 from fastai.data.load import DataLoader as FastaiDL
 from fastai.learner import Learner

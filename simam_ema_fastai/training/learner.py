@@ -4,19 +4,28 @@
 
 # %% ../../nbs/training/04_learner.ipynb #2b0e408b
 from __future__ import annotations
-import copy, random
+
+import copy
+import random
 from collections.abc import Sequence
 from dataclasses import replace
-from numbers import Real
 from functools import partial
+from numbers import Real
 from pathlib import Path
 
-import numpy as np, torch
+import numpy as np
+import torch
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import MixHandler
-from fastai.callback.schedule import Learner, ParamScheduler, SchedCos, SchedNo, combine_scheds  # Learner with fit_one_cycle and lr_find
+from fastai.callback.schedule import (  # Learner with fit_one_cycle and lr_find
+    Learner,
+    ParamScheduler,
+    SchedCos,
+    SchedNo,
+    combine_scheds,
+)
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import Normalize, get_c
 from fastai.losses import CrossEntropyLossFlat
@@ -25,16 +34,24 @@ from fastai.optimizer import OptimWrapper
 from fastai.torch_core import default_device, get_model, rank_distrib, set_seed
 from fastai.vision.augment import RandomResizedCrop
 from fastcore.foundation import L
-from torch import nn, Tensor
+from torch import Tensor, nn
 
-from ..models.backbones import check_size
 from ..core import UserError
-from ..models.create import Placement, Variant, create_model, gate_modules, head_of, trained_modules, variant_of
 from ..data.preprocessing import check_classification, normalization_of, own
+from ..models.backbones import check_size
+from simam_ema_fastai.models.create import (
+    Placement,
+    Variant,
+    create_model,
+    gate_modules,
+    head_of,
+    trained_modules,
+    variant_of,
+)
+from ..models.weights import Weights, load_weights
+from .optimizer import Compile, check_compiler, opt_funcs, without_waiting
 from .ranks import is_first
 from .recipe import Recipe, recipes
-from .optimizer import Compile, check_compiler, opt_funcs, without_waiting
-from ..models.weights import Weights, load_weights
 
 # %% auto #0
 __all__ = ['attention_splitter', 'CountsEpochs', 'SeedEpochs', 'FreezeAttention', 'TellUntrained', 'TrainOnly', 'Mix',
