@@ -35,7 +35,8 @@ def heading(name: str, obj) -> str: return f"{'class' if inspect.isclass(obj) el
 
 def documented(name: str, obj, level: int) -> str:
     "What an exported class or function is: docstring, arguments, methods, source."
-    table, parts = DocmentTbl(obj), ['#'*level + ' ' + heading('`' + name + '`', obj), inspect.cleandoc(obj.__doc__ or '')]
+    title, table = '#'*level + ' ' + heading(f'`{name}`', obj), DocmentTbl(obj)
+    parts = [title, inspect.cleandoc(obj.__doc__ or '')]
     if table.has_docment: parts.append(table._repr_markdown_())
     for n, member in vars(obj).items() if inspect.isclass(obj) else ():
         if inspect.isfunction(member) and member.__doc__ and n[0] != '_':
@@ -108,7 +109,7 @@ def main(
     out: Path = root/'_docs',  # The folder that is written anew
 ):
     "Build the documentation from the notebooks, README.md and results/."
-    for old in (site, out): shutil.rmtree(old, ignore_errors=True)
+    for old in (site, site.parent/'html', out): shutil.rmtree(old, ignore_errors=True)
     pages = {w: [Page(f) for f in sorted((root/'nbs'/w).glob('[!i]*.ipynb'))] for w in ['tutorials', *wings]}
     every, results = [p for ps in pages.values() for p in ps], write_results()
     links = {n: at for p in every for n, at in p.links.items() if re.search('[A-Z_]', n)}  # plain words stay words
@@ -120,4 +121,6 @@ def main(
     trees = [toctree({'.': 'command line'}.get(title, title), ps) for title, ps in trees.items()]
     write(site/'index.md', linked((root/'README.md').read_text(encoding='utf-8'), links, ''), *trees)
     options = ['-D', f"nb_execution_mode={'cache' if execute else 'off'}", '-q', '-W', '--keep-going']
-    sys.exit(build_main([*options, '-c', str(root/'scripts'/'site'), str(site), str(out)]))
+    status = build_main([*options, '-c', str(root/'scripts'/'site'), str(site), str(site.parent/'html')])
+    shutil.copytree(site.parent/'html', out)
+    sys.exit(status)
