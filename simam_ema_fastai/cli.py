@@ -23,7 +23,8 @@ from typing import Annotated
 from fastcore.meta import delegates
 from fastcore.script import anno_parser, store_true
 
-from .core import UserError, disk_full, one_of, write_text
+from .core.errors import UserError, disk_full, one_of
+from .core.files import write_text
 from .runtime.predict import parser as predict_parser
 from .runtime.predict import predict
 
@@ -322,7 +323,7 @@ def serve(
     wait_ms:float=5., # Milliseconds for which they wait for each other
 ):
     "Answer pictures over HTTP, and show a page to drop one on."
-    from simam_ema_fastai.core import import_extra
+    from simam_ema_fastai.core.errors import import_extra
     for module in ('fastapi', 'uvicorn', 'multipart', 'prometheus_client'): import_extra(module, 'serve')
     from simam_ema_fastai.deploy.serve import Limits, read_token, serve
     limits = Limits(body=max_mb*2**20, pixels=max_megapixels*1e6, images=max_images, seconds=timeout, queue=queue, bs=bs, wait=wait_ms/1e3)
@@ -368,9 +369,9 @@ def cache(
     older_than:float=0., # Only what was not used for so many days
 ):
     "List what downloads and conversions take on the disk, or delete them."
-    from simam_ema_fastai.core import cache_dir, cached, clear_cache
+    from simam_ema_fastai.core.cache import cache_dir, cache_entries, clear_cache
     if not 0 <= older_than < float('inf'): raise UserError(f'--older-than {older_than:g}: a number of days from 0 on is wanted.')
-    entries = cached(clear or 'all', older_than)
+    entries = cache_entries(clear or 'all', older_than)
     mb, kept = (lambda es: f'{sum(e.size for e in es)/1e6:,.1f} MB'), clear_cache(entries) if clear else {}
     for path, why in kept.items(): print(f'{path} stays: {why}', file=sys.stderr)
     if clear: gone = [e for e in entries if e.path not in kept]; print(f'{len(gone)} deleted, {mb(gone)} freed'); return

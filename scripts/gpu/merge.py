@@ -13,7 +13,8 @@ from pathlib import Path
 import pandas as pd
 import steps
 
-from simam_ema_fastai.core import UserError, atomic_path, read_json, write_json, write_text
+from simam_ema_fastai.core.errors import UserError
+from simam_ema_fastai.core.files import atomic_path, read_json, write_json, write_text
 from simam_ema_fastai.models.cost import count_flops, flops_convention
 from simam_ema_fastai.models.create import count_params, create_model
 

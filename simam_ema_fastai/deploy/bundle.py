@@ -22,7 +22,8 @@ from torch import nn
 
 import simam_ema_fastai.data.preprocessing as preparation
 from ..attention.modules import gates
-from ..core import UserError, atomic_path, file_hash, write_json
+from ..core.errors import UserError
+from ..core.files import atomic_path, file_hash, write_json
 from ..data.dls import LabelOf, ReadPicture, datasets
 from ..data.preprocessing import own
 from ..models.create import Placement, Variant, create_model, name_of

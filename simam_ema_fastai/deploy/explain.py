@@ -17,7 +17,7 @@ from fastai.learner import Learner
 from PIL import Image
 from torch import Tensor, nn
 
-from ..core import UserError, import_extra
+from ..core.errors import UserError, import_extra
 from ..models.create import gate_modules
 
 # %% auto #0

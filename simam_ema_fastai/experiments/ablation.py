@@ -31,17 +31,10 @@ from fastai.torch_core import default_device, get_model
 
 import simam_ema_fastai
 from ..attention.triton_kernels import kernel_path
-from simam_ema_fastai.core import (
-    UserError,
-    alone,
-    import_extra,
-    in_notebook,
-    one_of,
-    read_json,
-    sweep,
-    write_json,
-    write_text,
-)
+from ..core.errors import UserError, import_extra, one_of
+from ..core.files import read_json, remove_leftovers, write_json, write_text
+from ..core.locks import lock_folder
+from ..core.progress import in_notebook
 from ..data.dls import datasets, get_dls
 from ..deploy.bundle import read_bundle, write_bundle
 from ..deploy.load import export
@@ -317,7 +310,7 @@ def run(
 
 def _first_alone(folder, patience=0):
     "Keep processes out of `folder` that work on something else."
-    return alone(folder, patience) if is_first() else contextlib.nullcontext()
+    return lock_folder(folder, patience) if is_first() else contextlib.nullcontext()
 
 def _shared_out(learn):
     "Train with the processes that this one has joined, if any."
@@ -363,7 +356,7 @@ def _run(config, folder, dls, measured, log):
         _check_same(config, folder, lambda there: _look(config, there, seen))
         return _finished(folder, measured)
     if is_first():
-        sweep(folder, held=True)
+        remove_leftovers(folder, held=True)
         forget_failure(folder)
     weights = load_weights(config.weights, config.arch)
     if (folder/'config.json').exists():

@@ -26,7 +26,9 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from ..attention.modules import gates
-from ..core import UserError, alone, atomic_path, disk_full, import_extra, one_of, write_json, write_text
+from ..core.errors import UserError, disk_full, import_extra, one_of
+from ..core.files import atomic_path, write_json, write_text
+from ..core.locks import lock_folder
 from ..data.dls import datasets, get_dls
 from ..data.loader import loader_rates, torchvision_loader
 from ..deploy.load import optimise
@@ -376,7 +378,7 @@ def benchmark(
     for task, *_ in settings: one_of(task, [*tasks, 'memory', 'loader'], 'task')
     for v in variants: variant_of(v, arch)
     about, file = _about(arch, variants, compiled, device, data, environment), out/'benchmark.csv'
-    with alone(out):
+    with lock_folder(out):
         df = pd.DataFrame(columns=['task','size','bs'])
         if file.exists(): df = pd.read_csv(file, dtype=dict.fromkeys(about, str))
         _checked(df, about, out)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core import UserError, read_json
+from ..core.errors import UserError
+from ..core.files import read_json
 from .runs import environments, read_config
 from ..models.create import strategies, variant_of, variants
 

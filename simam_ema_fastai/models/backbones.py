@@ -14,7 +14,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet, conv1x1, conv3x3
 
-from ..core import UserError, import_extra, one_of
+from ..core.errors import UserError, import_extra, one_of
 
 # %% auto #0
 __all__ = ['sites', 'archs', 'acts', 'Slot', 'GatedBottleneck', 'GatedBasicBlock', 'PlainBottleneck', 'PlainBasicBlock',

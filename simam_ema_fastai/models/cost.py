@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..core import UserError
+from ..core.errors import UserError
 from .create import count_params
 
 # %% auto #0

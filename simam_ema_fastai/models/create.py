@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
 from ..attention.modules import gates
-from ..core import UserError, one_of
+from ..core.errors import UserError, one_of
 from .backbones import Slot, acts, archs, set_activation, sites
 from .weights import Weights, load_weights
 

@@ -24,7 +24,10 @@ import torch
 from fastcore.foundation import L
 from torch import Tensor
 
-from ..core import UserError, atomic_path, cache_dir, check_hash, import_extra, made_once, one_of
+from ..core.cache import cache_dir
+from ..core.errors import UserError, import_extra, one_of
+from ..core.files import atomic_path, check_hash
+from ..core.locks import build_once
 from ..runtime.classifier import check_file, read_about
 
 # %% auto #0
@@ -143,7 +146,7 @@ def fetch_weights(
     if (arch, source) not in _registries:
         raise UserError(f"{source} carries no weights of {arch} known here. There are: {', '.join(f'{a} from {s}' for a,s in _registries)}.")
     path = Path(out) if out else cache_dir()/f'{arch}-{source}.pth'
-    with made_once(path) as tmp:
+    with build_once(path) as tmp:
         if tmp: _registries[arch, source]().save(tmp)
     return path
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core import one_of, progress
+from ..core.errors import one_of
+from ..core.progress import progress
 from ..models.cost import count_flops
 from ..models.create import count_params, create_model, variant_of
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core import UserError, read_json
+from ..core.errors import UserError
+from ..core.files import read_json
 from ..data.dls import datasets
 from simam_ema_fastai.experiments.results import (
     _config,

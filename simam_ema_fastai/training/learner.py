@@ -36,7 +36,7 @@ from fastai.vision.augment import RandomResizedCrop
 from fastcore.foundation import L
 from torch import Tensor, nn
 
-from ..core import UserError
+from ..core.errors import UserError
 from ..data.preprocessing import check_classification, normalization_of, own
 from ..models.backbones import check_size
 from simam_ema_fastai.models.create import (

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..core import UserError, one_of
+from ..core.errors import UserError, one_of
 from ..models.create import strategies
 from .optimizer import opt_funcs
 
