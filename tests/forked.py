@@ -110,7 +110,7 @@ def at_batch(epoch, batch, what, variant=None):
             elif isinstance(what, float): self.learn.loss_grad = self.learn.loss = self.loss*what
             else: raise what
     learner = ablation.variant_learner
-    ablation.variant_learner = lambda dls, v, *args, **kwargs: learner(dls, v, *args, **kwargs, cbs=Break() if variant in (None, v) else None)
+    ablation.variant_learner = lambda dls, v, *args, **kwargs: learner(dls, v, *args, **kwargs, cbs=Break() if variant in (None, v.name) else None)
 
 
 def one_of_two(rank, port):

@@ -50,7 +50,7 @@ def test_results_are_all_there(site, root):
 
 
 @pytest.mark.parametrize('bad, told', [
-    ('<a href="nowhere.html">x</a>', 'leads nowhere: nowhere.html'), ('<a href="core.html#nothing">x</a>', 'no such anchor: core.html#nothing'),
+    ('<a href="nowhere.html">x</a>', 'leads nowhere: nowhere.html'), ('<a href="core.files.html#nothing">x</a>', 'no such anchor: core.files.html#nothing'),
     ('<a href="#nothing">x</a>', 'no such anchor: #nothing'), ('<img src="style.css">', 'picture without words: style.css'), ('<p id="content">x</p>', 'id twice: content'),
     ('<a href="https://git hub/x">x</a>', 'malformed: https://git hub/x'), ('<a href="{repository}nbs/99_none.ipynb">x</a>', 'not in the repository')])
 def test_what_is_broken_is_found(site, docs, tmp_path, bad, told):

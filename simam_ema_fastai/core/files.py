@@ -46,7 +46,7 @@ _temporary = re.compile(
     r'\.(?:(?P<space>[0-9a-f]{8}\.[0-9a-f]+|)\.(?P<pid>\d+)\.[0-9a-f]{12}|\d{1,7})'  # the second form is version 0.1's
     r'\.(?:tmp|old)')
 
-# %% ../../nbs/core/02_files.ipynb #3a91e290
+# %% ../../nbs/core/02_files.ipynb #3592fdeb
 def _is_running(pid:int) -> bool:
     try: os.kill(pid, 0)
     except ProcessLookupError: return False
@@ -73,7 +73,7 @@ def being_written(path:Path) -> bool:
     "Whether `path` is a temporary whose writer may still be at work."
     return bool(_temporary.fullmatch(path.name)) and not _is_leftover(path)
 
-# %% ../../nbs/core/02_files.ipynb #2169e6e8
+# %% ../../nbs/core/02_files.ipynb #65776d42
 def _remove(path:Path):
     "Delete the file or folder `path`, if it exists."
     if path.is_dir() and not path.is_symlink(): shutil.rmtree(path, ignore_errors=True)
@@ -102,7 +102,7 @@ def remove_leftovers(
     for path in list(Path(folder).rglob('.*')):
         if _is_leftover(path, exclusive=exclusive): _remove(path)
 
-# %% ../../nbs/core/02_files.ipynb #1beb382c
+# %% ../../nbs/core/02_files.ipynb #04fdb0f2
 _taken = errno.ENOTEMPTY, errno.EEXIST, errno.EACCES  # the last is Windows'
 
 def _move_into_place(tmp:Path, path:Path, replace:bool):

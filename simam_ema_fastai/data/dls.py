@@ -686,7 +686,7 @@ def get_dls(
     path:str|Path=None, # Where it is; None for the data set's own place
     size:int=None, # Side in pixels; None for the data set's own
     bs:int=64, # Images per batch
-    stats:tuple=imagenet_stats, # (mean, std) of the weights, see `models.weights.stats_of`
+    stats:tuple=imagenet_stats, # (mean, std) of the weights, see `models.sources.normalization_stats`
     min_scale:float=None, # Smallest share of the area in a random resized crop; None for the data set's own
     num_workers:int=None, # Processes that decode; None: up to 8 beside a GPU, none on a CPU
     device:str|torch.device=None, # Where batches go; None for the default

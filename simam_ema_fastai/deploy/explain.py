@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..core.errors import UserError, import_extra
-from ..models.create import gate_modules
+from ..models.insert import gate_modules
 
 # %% auto #0
 __all__ = ['least', 'gate_maps', 'grad_cam', 'heat_png', 'overlay', 'explain']
@@ -43,7 +43,7 @@ def _deepest(seen:list) -> tuple|None:
     return large[-1] if large else max(seen, key=lambda s: s[2].shape[2], default=None)
 
 def gate_maps(
-    model:nn.Module, # With gates, see `models.create.gate_modules`
+    model:nn.Module, # With gates, see `models.insert.gate_modules`
     x:Tensor # `(N, 3, H, W)`, as the model takes it
 ) -> dict[str,Tensor]: # By class of gate: `(N, h, w)`, the mean weight over channels, 0–1 for SimAM and EMA
     "The map of the deepest gate of each kind that can still be seen."

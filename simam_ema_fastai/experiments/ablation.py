@@ -56,8 +56,8 @@ from simam_ema_fastai.experiments.runs import (
 )
 from ..models.backbones import check_size
 from ..models.cost import measure
-from ..models.create import variant_of
-from ..models.weights import load_weights, stats_of
+from ..models.variants import get_variant
+from ..models.sources import load_weights, normalization_stats
 from .results import load_progress, spoken, time_left
 from ..training.checkpoint import StopAtNaN, load_newest, naming_settings, previous, save_checked
 from ..training.evaluate import evaluate
@@ -83,7 +83,7 @@ class Config:
     def __post_init__(self):
         if not isinstance(self.data.get('name'), str):
             raise UserError(f"the data {self.data}: a name is wanted, of a data set or for your own DataLoaders.")
-        v = variant_of(self.variant, self.arch, **(self.overrides or {}))
+        v = get_variant(self.variant, self.arch, **(self.overrides or {}))
         object.__setattr__(self, 'arch', v.arch)
         if self.recipe.strategy is None: object.__setattr__(self, 'recipe', replace(self.recipe, strategy=v.strategy))
 
@@ -94,7 +94,7 @@ class Config:
     def dls_args(self) -> dict:
         "What `get_dls` is asked for: the data of the run, normalised for its weights."
         augment = dict(rand_augment=self.recipe.rand_augment) if self.recipe.rand_augment else {}
-        return dict(self.data, bs=self.recipe.bs, stats=stats_of(self.weights, self.arch), **augment)
+        return dict(self.data, bs=self.recipe.bs, stats=normalization_stats(self.weights, self.arch), **augment)
 
     def dls(self) -> DataLoaders: return get_dls(**self.dls_args)
 
@@ -368,7 +368,7 @@ def _run(config, folder, dls, measured, log):
     _check_same(config, folder, lambda _: now)
     fed = {k: v for k in _fed if (v := vars(dls).get(k)) is not None}
     config = replace(config, data={**config.data, 'loader': 'files', **fed})
-    learn = variant_learner(dls, config.variant, config.arch, weights, config.recipe, **(config.overrides or {}))
+    learn = variant_learner(dls, _variant(config), weights=weights, recipe=config.recipe)
     checkpoint = Checkpoint(folder)
     if is_first(): write_json(folder/'config.json', config.as_json() | now)
     check_shared(folder/'config.json')
@@ -396,7 +396,7 @@ def _run(config, folder, dls, measured, log):
 # %% ../../nbs/experiments/03_ablation.ipynb #868a767e
 def grid(
     data:dict, # Arguments of `get_dls`: name, path, size, …
-    variants:Sequence[str]=('baseline','simam','ema','hybrid'), # Names in `models.create.variants`, or specs
+    variants:Sequence[str]=('baseline','simam','ema','hybrid'), # Names in `models.variants.variants`, or specs
     seeds:Sequence[int]=(1,), # A run each
     strategies:Sequence[str]=None, # Train every variant with each of them; None for the one the study gave it
     arch:str=None, # A name in `archs`; None for each variant's own, or 'resnet50'
@@ -406,7 +406,7 @@ def grid(
 ) -> list[Config]:
     "The configs of variants × strategies × seeds, a complete comparison for the first seed first. Raises `UserError` for unknown names and pictures too small for a backbone."
     one_of(data.get('name', ''), datasets, 'data set')
-    named = lambda v: strategies or (recipe.strategy or variant_of(v).strategy,)
+    named = lambda v: strategies or (recipe.strategy or get_variant(v).strategy,)
     configs = [Config(v, replace(recipe, seed=seed, strategy=s), data, arch, weights, overrides) for seed in seeds for v in variants for s in named(v)]
     for c in configs: check_size(c.arch, data.get('size') or datasets[data['name']].size)
     return configs
@@ -523,7 +523,7 @@ def _distinct(configs:Sequence[Config]) -> list[Config]:
         if first is not c: raise UserError(f"'{c.variant}' is '{first.variant}' in other words: leave one of them out.")
     return list(known.values())
 
-def _variant(c:Config): return variant_of(c.variant, c.arch, **(c.overrides or {}))
+def _variant(c:Config): return get_variant(c.variant, c.arch, **(c.overrides or {}))
 
 def _check_folder(
     configs:Sequence[Config],
@@ -578,7 +578,7 @@ def _write_plan(configs:Sequence[Config], folder:Path):
 # %% ../../nbs/experiments/03_ablation.ipynb #2bccbd40
 class Grid(NamedTuple):
     "A comparison by name."
-    variants:tuple[str,...] # Names in `models.create.variants`, or specs
+    variants:tuple[str,...] # Names in `models.variants.variants`, or specs
     strategies:tuple[str,...]|None = None # None for each variant's own
 
 grids = {

@@ -39,16 +39,11 @@ from torch import Tensor, nn
 from ..core.errors import UserError
 from ..data.preprocessing import check_classification, normalization_of, own
 from ..models.backbones import check_size
-from simam_ema_fastai.models.create import (
-    Placement,
-    Variant,
-    create_model,
-    gate_modules,
-    head_of,
-    trained_modules,
-    variant_of,
-)
-from ..models.weights import Weights, load_weights
+from ..models.create import create_model, get_head, trainable_modules
+from ..models.insert import Placement, gate_modules
+from ..models.variants import Variant, get_variant
+from ..models.sources import load_weights
+from ..models.weights import Weights
 from .optimizer import Compile, check_compiler, opt_funcs, without_waiting
 from .ranks import is_first
 from .recipe import Recipe, recipes
@@ -66,7 +61,7 @@ def attention_splitter(
     model:nn.Module # From `create_model`
 ) -> list[list[nn.Parameter]]:
     "Parameter groups for fastai: [backbone, gates + head]."
-    ours = {id(p): p for m in [*gate_modules(model), head_of(model)] for p in m.parameters()}
+    ours = {id(p): p for m in [*gate_modules(model), get_head(model)] for p in m.parameters()}
     return [[p for p in model.parameters() if id(p) not in ours], list(ours.values())]
 
 # %% ../../nbs/training/04_learner.ipynb #a77147f1
@@ -160,12 +155,12 @@ class TrainOnly(Callback):
     "Change nothing but a part of the model: 'layer4' (last stage, gates, head) or 'head' (gates, head)."
     order, run_valid, _stateattrs = -6, False, ('_params',)  # after TrainEvalCallback has put the model into training mode
     def __init__(self,
-        what:str='layer4' # See `models.create.trained_modules`
+        what:str='layer4' # See `models.create.trainable_modules`
     ):
         self.what = what
 
     def before_train(self):
-        free = {m for part in trained_modules(get_model(self.model), self.what) for m in part.modules()}
+        free = {m for part in trainable_modules(get_model(self.model), self.what) for m in part.modules()}
         ours = {p for m in free for p in m.parameters(recurse=False)}
         self._params = [p for p in self.model.parameters() if p not in ours]
         for m in self.model.modules():
@@ -295,11 +290,6 @@ def variant_learner(
     arch:str=None, # A name in `archs`; None for the variant's own, or 'resnet50'
     weights:None|str|Path|dict|Weights='imagenet', # See `load_weights`; None trains from scratch
     recipe:Recipe=Recipe(), # How to train; its epochs and batch size are what `fit_recipe` and `get_dls` take
-    stages:Sequence[int]=None, # Put every gate into these stages instead
-    factor:int=None, # EMA's number of groups instead of 32
-    reduction:int=None, # Of the gates with a bottleneck (SE, CBAM, BAM), instead of 16
-    sites:dict[str,str]=None, # Other sites by gate, e.g. dict(simam='residual')
-    act:str=None, # In the place of the backbone's ReLUs: 'relu' or 'mish'; None for the variant's own
     cbs=None, # More callbacks
     **kwargs # Passed to `Learner`; loss_func, metrics, opt_func, lr, wd and splitter take the place of the recipe's
 ) -> Learner:
@@ -310,7 +300,7 @@ def variant_learner(
     says; a slice is taken as it is.
     Raises `UserError` for unknown names, weights that do not fit or cannot be had, images that the backbone cannot take, data normalised for other weights, and data that are
     not color images with one class each."""
-    v = variant_of(variant, arch, stages, factor, reduction, sites, act)
+    v = get_variant(variant, arch)
     check_data = CheckData(v.arch, n_out := get_c(dls), vocab=_vocab(dls))
     check_data.check(dls)
     w = load_weights(weights, v.arch)
@@ -392,7 +382,7 @@ class CheckData(Callback):
         for i, dl in enumerate(dls.loaders):
             found, where = normalization_of(dl), f' (dls[{i}])'*(i > 0)
             if found and not np.allclose(found, self.stats, atol=1e-3):
-                raise UserError(f"the data are normalised with {found}{where}, the weights want {self.stats}: get_dls(…, stats=stats_of(weights, '{self.arch}')), or with DataLoaders of your own Normalize.from_stats(*stats_of(weights, '{self.arch}')) in batch_tfms.")
+                raise UserError(f"the data are normalised with {found}{where}, the weights want {self.stats}: get_dls(…, stats=normalization_stats(weights, '{self.arch}')), or with DataLoaders of your own Normalize.from_stats(*normalization_stats(weights, '{self.arch}')) in batch_tfms.")
         if np.allclose(self.stats, ((0,)*3, (1,)*3)): return  # the weights want images as they are
         without = [i for i,dl in enumerate(dls.loaders) if normalization_of(dl) is None]
         if not without: return
