@@ -61,13 +61,13 @@ def _last_change(path:Path) -> float:
 def _is_leftover(
     path:Path, # A file or folder
     of:Path=None, # What it was to become; anything if None
-    exclusive:bool=False # Whether no other process can be writing that
+    held:bool=False # Whether this process holds its lock: nobody else can be writing that
 ) -> bool:
     "Whether `path` is a temporary whose writer is gone: it has ended, or ran elsewhere and wrote nothing for a day."
     match = _temporary.fullmatch(path.name)
     if not match or of and match['name'] != _short_name(of): return False
     ended = match['space'] and match['space'] == _pid_space() and not _is_running(int(match['pid']))
-    return bool(exclusive or ended or time.time() - _last_change(path) > 86400)
+    return bool(held or ended or time.time() - _last_change(path) > 86400)
 
 def being_written(path:Path) -> bool:
     "Whether `path` is a temporary whose writer may still be at work."
@@ -86,21 +86,21 @@ def delete_path(path:Path):
 
 def recover(
     path:Path, # A file or folder
-    exclusive:bool=False # Whether no other process can be writing it
+    held:bool=False # Whether this process holds its lock
 ):
     "Clear away leftovers of killed writers of `path`; restore what was there if it was about to be replaced."
     with contextlib.suppress(OSError):  # others may be clearing too
-        for left in [p for p in path.parent.iterdir() if _is_leftover(p, path, exclusive)]:
+        for left in [p for p in path.parent.iterdir() if _is_leftover(p, path, held)]:
             if left.suffix == '.old' and not path.exists(): left.rename(path)
             else: _remove(left)
 
 def remove_leftovers(
     folder:str|Path, # Searched with its subfolders
-    exclusive:bool=False # Whether no other process can be writing there
+    held:bool=False # Whether this process holds its lock
 ):
     "Clear away leftovers of killed writers anywhere in `folder`."
     for path in list(Path(folder).rglob('.*')):
-        if _is_leftover(path, exclusive=exclusive): _remove(path)
+        if _is_leftover(path, held=held): _remove(path)
 
 # %% ../../nbs/core/02_files.ipynb #04fdb0f2
 _taken = errno.ENOTEMPTY, errno.EEXIST, errno.EACCES  # the last is Windows'
