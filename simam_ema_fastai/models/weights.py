@@ -45,12 +45,14 @@ class Weights:
         "Write tensors and assumptions to one file that loads without unpickling code."
         with atomic_path(path) as tmp: torch.save(vars(self), tmp)
 
+    def __setstate__(self, state:dict): self.__dict__.update(_assumptions(state))  # a pickle may be version 0.1's
+
 # %% ../../nbs/models/05_weights.ipynb #abe1c8d6
 _wrappers = ('state_dict', 'model_state_dict', 'model')  # under which trainings save it, beside their optimizer's
 _prefixes = ('module.', '_orig_mod.', 'module.')  # of `DataParallel` and `torch.compile`
 
 def _assumptions(o:dict) -> dict:
-    "The fields of `Weights` in what `Weights.save` wrote."
+    "The fields of `Weights` in what `Weights.save` wrote, or a pickle holds."
     if 'licence' in o: o = {**o, 'license': o['licence']}  # version 0.1's spelling
     return {k: v for k,v in o.items() if k in Weights.__dataclass_fields__}
 
