@@ -3,7 +3,7 @@ import sys
 
 import gradio as gr
 
-from simam_ema_fastai.core import UserError
+from simam_ema_fastai.core.errors import UserError
 from simam_ema_fastai.runtime.classifier import open_model
 
 try: model = open_model(next((a for a in sys.argv[1:] if a != '--trust'), 'MODEL'), trust='--trust' in sys.argv)

@@ -18,7 +18,7 @@ import pandas as pd
 import requests
 from fastcore.script import call_parse
 
-from simam_ema_fastai.core import write_text
+from simam_ema_fastai.core.files import write_text
 from simam_ema_fastai.experiments.ablation import environment
 from simam_ema_fastai.runtime.classifier import open_model
 

@@ -11,7 +11,7 @@ import sys
 from importlib.util import find_spec
 
 from . import __version__
-from .core import UserError
+from .core.errors import UserError
 
 # %% ../nbs/91_main.ipynb #344d2cbd
 def main(

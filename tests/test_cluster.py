@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from simam_ema_fastai.core import UserError
+from simam_ema_fastai.core.errors import UserError
 from simam_ema_fastai.experiments.ablation import Config, RunsFailed, ablate, grid
 from simam_ema_fastai.experiments.ray import on_ray
 from simam_ema_fastai.experiments.runs import failures

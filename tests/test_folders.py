@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simam_ema_fastai.core import UserError
+from simam_ema_fastai.core.errors import UserError
 from simam_ema_fastai.data.dls import get_dls, load_samples
 from simam_ema_fastai.training.evaluate import _short
 

@@ -15,7 +15,7 @@ import torch
 from forked import Forked, at_batch, evaluation_fails, one_of_two
 from safetensors.torch import load_file
 
-from simam_ema_fastai.core import UserError
+from simam_ema_fastai.core.errors import UserError
 from simam_ema_fastai.experiments.runs import failures
 
 pytestmark = pytest.mark.skipif(os.name == 'nt', reason='gloo and POSIX signals')

@@ -4,8 +4,8 @@ import shutil
 import pytest
 
 import simam_ema_fastai.experiments.ablation as ablation
-from simam_ema_fastai.core import read_json
-from simam_ema_fastai.models.create import count_params
+from simam_ema_fastai.core.files import read_json
+from simam_ema_fastai.models.cost import count_params
 from simam_ema_fastai.report.published import command, systems
 
 

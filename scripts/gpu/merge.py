@@ -13,9 +13,11 @@ from pathlib import Path
 import pandas as pd
 import steps
 
-from simam_ema_fastai.core import UserError, atomic_path, read_json, write_json, write_text
+from simam_ema_fastai.core.errors import UserError
+from simam_ema_fastai.core.files import atomic_path, read_json, write_json, write_text
 from simam_ema_fastai.models.cost import count_flops, flops_convention
-from simam_ema_fastai.models.create import count_params, create_model
+from simam_ema_fastai.models.cost import count_params
+from simam_ema_fastai.models.create import create_model
 
 beside_note = 'Trained several at a time on one GPU: training times are not comparable with those of trainings by themselves.'
 

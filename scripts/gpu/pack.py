@@ -22,10 +22,12 @@ import torch
 from archive import write_archives
 from torch.nn.functional import interpolate
 
-from simam_ema_fastai.core import UserError, file_hash, write_json, write_text
+from simam_ema_fastai.core.errors import UserError
+from simam_ema_fastai.core.files import file_hash, write_json, write_text
 from simam_ema_fastai.data.dls import Picture, tiny_imagenet
 from simam_ema_fastai.models.create import create_model
-from simam_ema_fastai.models.weights import Weights, load_weights
+from simam_ema_fastai.models.sources import load_weights
+from simam_ema_fastai.models.weights import Weights
 
 here = Path(__file__).resolve().parent
 root = here.parent.parent

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import steps
 
-from simam_ema_fastai.core import UserError, read_json, write_text
+from simam_ema_fastai.core.errors import UserError
+from simam_ema_fastai.core.files import read_json, write_text
 from simam_ema_fastai.experiments.runs import environments
 from simam_ema_fastai.report.page import Evidence, report
 from simam_ema_fastai.report.stats import accuracy, signed

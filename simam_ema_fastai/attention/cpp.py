@@ -26,7 +26,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import simam_ema_fastai.attention.functional as kernels
-from ..core import UserError, cache_dir, file_hash, made_once, write_text
+from ..core.cache import cache_dir
+from ..core.errors import UserError
+from ..core.files import file_hash, write_text
+from ..core.locks import build_once
 
 # %% auto #0
 __all__ = ['compiler_lacks', 'available', 'load', 'simam', 'ema_constants', 'ema']
@@ -85,7 +88,7 @@ def load():
             if kernels.plain_only(): raise UserError(f'{kernels.switch} says so')
             lib = _library()
             if not _whole(lib) and (missing := _missing()): raise UserError(missing)
-            with made_once(lib.parent, lambda folder: _whole(lib)) as tmp:
+            with build_once(lib.parent, lambda folder: _whole(lib)) as tmp:
                 if tmp: _build(tmp)
             _check_owner(lib)
             torch.ops.load_library(lib)

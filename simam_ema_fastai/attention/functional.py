@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core import one_of
+from ..core.errors import one_of
 
 # %% auto #0
 __all__ = ['switch', 'plain_only', 'simam', 'ema_plain', 'window_weights', 'window_features', 'ema']

@@ -18,7 +18,10 @@ import torch
 from torch import Tensor
 
 import simam_ema_fastai.attention.functional as kernels
-from ..core import UserError, cache_dir, made_once, write_json
+from ..core.cache import cache_dir
+from ..core.errors import UserError
+from ..core.files import write_json
+from ..core.locks import build_once
 
 try: import triton, triton.language as tl
 except ImportError: triton = None  # no wheel for this platform: everything falls back on kernels
@@ -610,7 +613,7 @@ def _disagrees(device:torch.device, dtype:torch.dtype) -> str:
     sources = [Path(f).read_text(encoding='utf-8') for f in (kernels.__file__, __file__)] if '__file__' in globals() else []
     about = json.dumps([sources, torch.__version__, triton.__version__, name, str(dtype)])
     try:
-        with made_once(cache_dir()/'kernels'/f'{hashlib.sha256(about.encode()).hexdigest()[:16]}.json') as tmp:
+        with build_once(cache_dir()/'kernels'/f'{hashlib.sha256(about.encode()).hexdigest()[:16]}.json') as tmp:
             if tmp and (why := _compare_apart(device, dtype, name)): raise RuntimeError(why)
             if tmp: write_json(tmp, dict(agree=True, on=name, dtype=str(dtype)))
     except RuntimeError as e: return str(e)

@@ -40,17 +40,12 @@ from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.transforms import RandAugment
 
-from simam_ema_fastai.core import (
-    UserError,
-    cache_dir,
-    check_hash,
-    download,
-    made_once,
-    one_of,
-    progress,
-    read_json,
-    write_json,
-)
+from ..core.cache import cache_dir
+from ..core.downloads import download
+from ..core.errors import UserError, one_of
+from ..core.files import check_hash, read_json, write_json
+from ..core.locks import build_once
+from ..core.progress import progress
 from simam_ema_fastai.data.loader import (
     Decoded,
     DecodedDL,
@@ -228,7 +223,7 @@ def _tiny_folder(path:Path|None) -> Path:
             if (p/'wnids.txt').exists(): return p
         raise UserError(f"no Tiny ImageNet-200 at '{path}': wnids.txt is missing. Unpack {_tiny_url} there, or leave the path out to have it downloaded.")
     unpacked = cache_dir()/'tiny_imagenet'
-    with made_once(unpacked) as tmp:
+    with build_once(unpacked) as tmp:
         if tmp:
             archive = download(_tiny_url, cache_dir()/'tiny-imagenet-200.zip', _tiny_md5)
             with zipfile.ZipFile(archive) as z:
@@ -307,7 +302,7 @@ def digits(path:Path=None, **_) -> Samples:
     from sklearn.datasets import load_digits
     data = load_digits()
     folder = path or cache_dir()/'digits'
-    with made_once(folder) as tmp:
+    with build_once(folder) as tmp:
         if tmp:
             tmp.mkdir()
             for i,im in enumerate(data.images): Image.fromarray((im*255/16).astype(np.uint8)).save(tmp/f'{i:04}.png')
@@ -373,7 +368,7 @@ def cifar(kind:str, path:Path=None, labels:str='fine', **_) -> Samples:
     "CIFAR with its own train and test split, labelled by `labels` ('fine', for CIFAR-100 also 'coarse'); raises `UserError` if a part of it is missing or damaged."
     labels = one_of(labels or 'fine', _cifar_labels[kind], f'labelling of {kind}')
     folder = cache_dir()/kind
-    with made_once(folder) as tmp:
+    with build_once(folder) as tmp:
         if tmp:
             (tmp/'archive').mkdir(parents=True)
             _write_cifar(kind, path, tmp)
@@ -691,7 +686,7 @@ def get_dls(
     path:str|Path=None, # Where it is; None for the data set's own place
     size:int=None, # Side in pixels; None for the data set's own
     bs:int=64, # Images per batch
-    stats:tuple=imagenet_stats, # (mean, std) of the weights, see `models.weights.stats_of`
+    stats:tuple=imagenet_stats, # (mean, std) of the weights, see `models.weights.normalization_stats`
     min_scale:float=None, # Smallest share of the area in a random resized crop; None for the data set's own
     num_workers:int=None, # Processes that decode; None: up to 8 beside a GPU, none on a CPU
     device:str|torch.device=None, # Where batches go; None for the default

@@ -37,7 +37,11 @@ from fastai.vision.core import PILImage
 from PIL import Image
 from torch import Tensor
 
-from ..core import UserError, cache_dir, made_once, progress, read_json, write_json
+from ..core.cache import cache_dir
+from ..core.errors import UserError
+from ..core.files import read_json, write_json
+from ..core.locks import build_once
+from ..core.progress import progress
 from ..runtime.images import is_passing, room
 
 # %% auto #0
@@ -288,7 +292,7 @@ def decode(
     if folder.exists():
         if not _open_map(folder): print(f'{folder} is damaged: the pictures are decoded again.')
     elif there := find_map(keys, limit, white): return there
-    with made_once(folder, lambda f: _open_map(f) is not None) as tmp:
+    with build_once(folder, lambda f: _open_map(f) is not None) as tmp:
         if tmp:
             tmp.mkdir()
             _write_map(tmp, files, keys, read, limit, white)

@@ -20,7 +20,7 @@ from fastcore.basics import first
 from PIL import Image
 from torch import Tensor
 
-from ..core import UserError
+from ..core.errors import UserError
 from .dls import white_in
 from .loader import DecodedDL
 from ..runtime.classifier import resized

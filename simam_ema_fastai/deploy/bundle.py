@@ -22,11 +22,14 @@ from torch import nn
 
 import simam_ema_fastai.data.preprocessing as preparation
 from ..attention.modules import gates
-from ..core import UserError, atomic_path, file_hash, write_json
+from ..core.errors import UserError
+from ..core.files import atomic_path, file_hash, write_json
 from ..data.dls import LabelOf, ReadPicture, datasets
 from ..data.preprocessing import own
-from ..models.create import Placement, Variant, create_model, name_of
-from ..models.weights import from_bundle
+from ..models.create import create_model
+from ..models.insert import Placement
+from ..models.variants import Variant, variant_name
+from ..models.weights import bundle_weights
 from ..runtime.classifier import bundle_format, bundle_version, check_about, digest_of, read_about
 from ..training.learner import CheckData
 
@@ -54,7 +57,7 @@ def describe(
     m, was, t = _plain(learn.model), vars(learn).get('about') or {}, transforms_of(learn)
     v, w, data = getattr(m, 'variant', None), getattr(m, 'weights', None), own(learn.dls, 'dataset')
     about = dict(format=bundle_format, version=bundle_version if t.keys() & {'method', 'white'} else 1,  # what earlier versions cannot do, they refuse
-                 variant=v and name_of(v), placements=v and [asdict(p) | dict(stages=list(p.stages)) for p in v.placements], arch=v and v.arch, act=v and v.act, stride_on=w and w.stride_on,
+                 variant=v and variant_name(v), placements=v and [asdict(p) | dict(stages=list(p.stages)) for p in v.placements], arch=v and v.arch, act=v and v.act, stride_on=w and w.stride_on,
                  classes=[str(c) for c in learn.dls.vocab], transforms=t, metrics=metrics or was.get('metrics'),
                  data=dict(name=data or 'unknown', licence=data in datasets and datasets[data].licence or 'unknown'),
                  weights=dict(source=w.source if w else 'unknown', licence=w.licence if w else 'unknown'),
@@ -93,7 +96,7 @@ def read_bundle(
     folder:str|Path # A bundle, or a run
 ) -> Learner: # On the CPU, without data: for `predict`, `evaluate_files`, `optimise`; what `model.json` says is its `about`
     "Build the model of a bundle and fill it, running none of its content as code. Raises `UserError` for what is missing, damaged, too new, or does not fit."
-    about, w = read_about(folder), from_bundle(folder)
+    about, w = read_about(folder), bundle_weights(folder)
     n = len(about['classes'])
     try:
         v = Variant(tuple(Placement(p['gate'], p['site'], tuple(p['stages']), p['options']) for p in about['placements']), arch=about['arch'], act=about['act'])

@@ -17,8 +17,8 @@ from fastai.learner import Learner
 from PIL import Image
 from torch import Tensor, nn
 
-from ..core import UserError, import_extra
-from ..models.create import gate_modules
+from ..core.errors import UserError, import_extra
+from ..models.insert import gate_modules
 
 # %% auto #0
 __all__ = ['least', 'gate_maps', 'grad_cam', 'heat_png', 'overlay', 'explain']

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch._inductor import config as inductor
 
 import simam_ema_fastai.attention.cpp as native
-from ..core import UserError, atomic_path, one_of
+from ..core.errors import UserError, one_of
+from ..core.files import atomic_path
 from .bundle import describe, read_bundle, transforms_of, write_bundle
 from .fusion import fuse
 from ..runtime.classifier import Classifier, form_of, open_onnx

@@ -21,7 +21,8 @@ import torch
 from fastai.learner import Learner
 from torch import Tensor, nn
 
-from ..core import UserError, atomic_path, import_extra
+from ..core.errors import UserError, import_extra
+from ..core.files import atomic_path
 from .bundle import describe
 from .load import Optimised, classifier
 from ..runtime.classifier import Classifier, normalised, open_onnx, seal

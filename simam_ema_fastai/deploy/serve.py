@@ -46,7 +46,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-from ..core import UserError
+from ..core.errors import UserError
 from .page import host_of, local_hosts, page_css, page_js, service_page
 from ..runtime.classifier import Classifier, NotFinite, normalised, open_model
 from ..runtime.images import read_picture

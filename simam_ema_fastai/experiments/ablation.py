@@ -31,17 +31,10 @@ from fastai.torch_core import default_device, get_model
 
 import simam_ema_fastai
 from ..attention.triton_kernels import kernel_path
-from simam_ema_fastai.core import (
-    UserError,
-    alone,
-    import_extra,
-    in_notebook,
-    one_of,
-    read_json,
-    sweep,
-    write_json,
-    write_text,
-)
+from ..core.errors import UserError, import_extra, one_of
+from ..core.files import read_json, remove_leftovers, write_json, write_text
+from ..core.locks import lock_folder
+from ..core.progress import in_notebook
 from ..data.dls import datasets, get_dls
 from ..deploy.bundle import read_bundle, write_bundle
 from ..deploy.load import export
@@ -63,8 +56,8 @@ from simam_ema_fastai.experiments.runs import (
 )
 from ..models.backbones import check_size
 from ..models.cost import measure
-from ..models.create import variant_of
-from ..models.weights import load_weights, stats_of
+from ..models.variants import get_variant
+from ..models.sources import load_weights, normalization_stats
 from .results import load_progress, spoken, time_left
 from ..training.checkpoint import StopAtNaN, load_newest, naming_settings, previous, save_checked
 from ..training.evaluate import evaluate
@@ -90,7 +83,7 @@ class Config:
     def __post_init__(self):
         if not isinstance(self.data.get('name'), str):
             raise UserError(f"the data {self.data}: a name is wanted, of a data set or for your own DataLoaders.")
-        v = variant_of(self.variant, self.arch, **(self.overrides or {}))
+        v = get_variant(self.variant, self.arch, **(self.overrides or {}))
         object.__setattr__(self, 'arch', v.arch)
         if self.recipe.strategy is None: object.__setattr__(self, 'recipe', replace(self.recipe, strategy=v.strategy))
 
@@ -101,7 +94,7 @@ class Config:
     def dls_args(self) -> dict:
         "What `get_dls` is asked for: the data of the run, normalised for its weights."
         augment = dict(rand_augment=self.recipe.rand_augment) if self.recipe.rand_augment else {}
-        return dict(self.data, bs=self.recipe.bs, stats=stats_of(self.weights, self.arch), **augment)
+        return dict(self.data, bs=self.recipe.bs, stats=normalization_stats(self.weights, self.arch), **augment)
 
     def dls(self) -> DataLoaders: return get_dls(**self.dls_args)
 
@@ -317,7 +310,7 @@ def run(
 
 def _first_alone(folder, patience=0):
     "Keep processes out of `folder` that work on something else."
-    return alone(folder, patience) if is_first() else contextlib.nullcontext()
+    return lock_folder(folder, patience) if is_first() else contextlib.nullcontext()
 
 def _shared_out(learn):
     "Train with the processes that this one has joined, if any."
@@ -363,7 +356,7 @@ def _run(config, folder, dls, measured, log):
         _check_same(config, folder, lambda there: _look(config, there, seen))
         return _finished(folder, measured)
     if is_first():
-        sweep(folder, held=True)
+        remove_leftovers(folder, held=True)
         forget_failure(folder)
     weights = load_weights(config.weights, config.arch)
     if (folder/'config.json').exists():
@@ -413,7 +406,7 @@ def grid(
 ) -> list[Config]:
     "The configs of variants × strategies × seeds, a complete comparison for the first seed first. Raises `UserError` for unknown names and pictures too small for a backbone."
     one_of(data.get('name', ''), datasets, 'data set')
-    named = lambda v: strategies or (recipe.strategy or variant_of(v).strategy,)
+    named = lambda v: strategies or (recipe.strategy or get_variant(v).strategy,)
     configs = [Config(v, replace(recipe, seed=seed, strategy=s), data, arch, weights, overrides) for seed in seeds for v in variants for s in named(v)]
     for c in configs: check_size(c.arch, data.get('size') or datasets[data['name']].size)
     return configs
@@ -530,7 +523,7 @@ def _distinct(configs:Sequence[Config]) -> list[Config]:
         if first is not c: raise UserError(f"'{c.variant}' is '{first.variant}' in other words: leave one of them out.")
     return list(known.values())
 
-def _variant(c:Config): return variant_of(c.variant, c.arch, **(c.overrides or {}))
+def _variant(c:Config): return get_variant(c.variant, c.arch, **(c.overrides or {}))
 
 def _check_folder(
     configs:Sequence[Config],

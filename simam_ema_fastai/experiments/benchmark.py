@@ -26,13 +26,17 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from ..attention.modules import gates
-from ..core import UserError, alone, atomic_path, disk_full, import_extra, one_of, write_json, write_text
+from ..core.errors import UserError, disk_full, import_extra, one_of
+from ..core.files import atomic_path, write_json, write_text
+from ..core.locks import lock_folder
 from ..data.dls import datasets, get_dls
 from ..data.loader import loader_rates, torchvision_loader
 from ..deploy.load import optimise
 from .runs import Failure
-from ..models.cost import _LiveBytes
-from ..models.create import Placement, Variant, create_model, gate_modules, variant_of
+from ..models.cost import LiveBytes
+from ..models.create import create_model
+from ..models.insert import Placement, gate_modules
+from ..models.variants import Variant, get_variant
 
 # %% auto #0
 __all__ = ['tasks', 'interleaved', 'ratios', 'machine_rates', 'roofline', 'compare', 'training_memory', 'compare_memory',
@@ -131,7 +135,7 @@ def _timm_registered():
 
 def _published(variant:str, arch:str) -> Variant:
     "`variant` with EMA computed step by step."
-    v = variant_of(variant, arch)
+    v = get_variant(variant, arch)
     return replace(v, placements=tuple(replace(p, options={**p.options, 'plain':True}) if p.gate=='ema' else p for p in v.placements))
 
 def _networks(variants:Sequence[str], arch:str, device, failed:dict=None) -> dict[tuple[str,str],nn.Module]:
@@ -231,7 +235,7 @@ def training_memory(
         before = torch.cuda.memory_allocated()
         step()
         return (torch.cuda.max_memory_allocated() - before)/2**20
-    with _LiveBytes() as live:
+    with LiveBytes() as live:
         live._seen |= {t.untyped_storage().data_ptr() for t in [x, *model.parameters(), *model.buffers()]}
         step()
     return live.peak/2**20
@@ -374,9 +378,9 @@ def benchmark(
     out, settings = Path(out), list(dict.fromkeys(settings))
     data = {k: v for k,v in (data or dict(name='digits')).items() if v is not None}
     for task, *_ in settings: one_of(task, [*tasks, 'memory', 'loader'], 'task')
-    for v in variants: variant_of(v, arch)
+    for v in variants: get_variant(v, arch)
     about, file = _about(arch, variants, compiled, device, data, environment), out/'benchmark.csv'
-    with alone(out):
+    with lock_folder(out):
         df = pd.DataFrame(columns=['task','size','bs'])
         if file.exists(): df = pd.read_csv(file, dtype=dict.fromkeys(about, str))
         _checked(df, about, out)

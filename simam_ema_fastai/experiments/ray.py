@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ..core import UserError, import_extra
+from ..core.errors import UserError, import_extra
 from .ablation import Config, run
 from .runs import Failure, ends_grid, note_failure
 from ..training.ranks import several

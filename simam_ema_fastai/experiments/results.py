@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core import UserError, read_json
+from ..core.errors import UserError
+from ..core.files import read_json
 from .runs import environments, read_config
-from ..models.create import strategies, variant_of, variants
+from ..models.variants import strategies, get_variant, variants
 
 # %% auto #0
 __all__ = ['read_table', 'load_runs', 'load_progress', 'time_left', 'spoken', 'load_history']
@@ -46,7 +47,7 @@ def read_table(
 def _strategy(config:dict) -> str:
     "The strategy of a run; one that names none, as a run made in Python may, took its variant's own."
     if s := config['recipe'].get('strategy'): return s
-    try: return variant_of(config['variant']).strategy
+    try: return get_variant(config['variant']).strategy
     except UserError: return 'uniform'
 
 def _config(folder:Path) -> dict:

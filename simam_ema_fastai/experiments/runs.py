@@ -16,7 +16,8 @@ import pandas as pd
 import torch
 from fastai.data.core import DataLoaders
 
-from ..core import UserError, disk_full, read_json, write_json, write_text
+from ..core.errors import UserError, disk_full
+from ..core.files import read_json, write_json, write_text
 from ..data.dls import Samples
 from ..data.preprocessing import source_of
 from ..models.weights import Weights

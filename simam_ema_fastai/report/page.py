@@ -18,7 +18,8 @@ from markupsafe import Markup
 
 import simam_ema_fastai.report.figures as fig
 import simam_ema_fastai.report.tables as tab
-from ..core import UserError, atomic_path, read_json, sweep, write_json, write_text
+from ..core.errors import UserError
+from ..core.files import atomic_path, read_json, remove_leftovers, write_json, write_text
 from ..data.dls import load_samples, spelled
 from ..deploy.page import style
 from ..experiments.runs import environments, failures, read_config
@@ -433,7 +434,7 @@ def report(
         try: look_closer(folder, evidence=e)
         except UserError as error: why = str(error)
     out.mkdir(parents=True, exist_ok=True)
-    sweep(out)
+    remove_leftovers(out)
     _forget(out, e)
     write_text(out/'report.html', render(folder, e, why))
     if not len(e.runs): return out/'report.html'

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core import one_of, progress
+from ..core.errors import one_of
+from ..core.progress import progress
 from ..models.cost import count_flops
-from ..models.create import count_params, create_model, variant_of
+from ..models.cost import count_params
+from ..models.create import create_model
+from ..models.variants import get_variant
 
 # %% auto #0
 __all__ = ['sources', 'systems', 'Source', 'System', 'command', 'measured', 'gallery']
@@ -91,7 +94,7 @@ def command(
 
 # %% ../../nbs/report/02_published.ipynb #4304ab30
 def _model(variant:str, arch:str=None) -> tuple:
-    v = variant_of(variant, arch)
+    v = get_variant(variant, arch)
     return v.placements, v.arch, v.act
 
 def _owner(variant:str, arch:str, command:str) -> str|None:

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core import UserError, read_json
+from ..core.errors import UserError
+from ..core.files import read_json
 from ..data.dls import datasets
 from simam_ema_fastai.experiments.results import (
     _config,
@@ -31,7 +32,9 @@ from simam_ema_fastai.experiments.results import (
 )
 from ..experiments.runs import differing, environments, failures, identity, read_config
 from ..models.cost import count_flops, flops_convention
-from ..models.create import count_params, create_model, strategies, variant_of, variants
+from ..models.cost import count_params
+from ..models.create import create_model
+from ..models.variants import strategies, get_variant, variants
 from simam_ema_fastai.report.stats import (
     accuracy,
     difference,
@@ -364,7 +367,7 @@ def counted() -> pd.DataFrame: # A row per published count: figure, variant, pub
     "The study's parameters and GFLOPs at 224×224 beside those of the models its text describes, EMA computed as published; and of `hybrid_all`, which its table describes."
     rows, base = [], None
     for v,name in [*zip(study.index, study.index), ('hybrid_all', 'hybrid')]:
-        model = create_model([replace(p, options=dict(plain=True)) if p.gate=='ema' else p for p in variant_of(v).placements], 200)
+        model = create_model([replace(p, options=dict(plain=True)) if p.gate=='ema' else p for p in get_variant(v).placements], 200)
         g, p = count_flops(model, 224)/1e9, study.loc[name]
         base = base or g
         digits = len(p.gflops.strip('%').split('.')[1])

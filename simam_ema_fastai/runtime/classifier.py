@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..core import UserError, check_hash, file_hash, import_extra, read_json
+from ..core.errors import UserError, import_extra
+from ..core.files import check_hash, file_hash, read_json
 from .images import max_pixels, read_picture
 
 # %% auto #0

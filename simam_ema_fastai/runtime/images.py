@@ -18,7 +18,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ..core import UserError
+from ..core.errors import UserError
 
 # %% auto #0
 __all__ = ['max_overshoot', 'max_pixels', 'max_bytes', 'max_scans', 'room', 'to_rgb', 'is_passing', 'read_picture', 'depth_of',

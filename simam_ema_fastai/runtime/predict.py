@@ -24,7 +24,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import Busy, UserError, atomic_path, import_extra, locked, read_json, write_json
+from ..core.errors import UserError, import_extra
+from ..core.files import atomic_path, read_json, write_json
+from ..core.locks import LockHeld, locked
 from .classifier import Classifier, NotFinite, form_of, open_model, say_line
 
 # %% ../../nbs/runtime/03_predict.ipynb #53e5865b
@@ -130,7 +132,7 @@ def _appending(part:Path):
     "`part`, open at its end, for this process alone."
     with contextlib.ExitStack() as stack:
         try: stack.enter_context(locked(f'{part}.lock', patience=0))
-        except Busy as e: raise UserError(f"another process ({e.who}) is writing {part}: wait for it, or choose another --out.") from None
+        except LockHeld as e: raise UserError(f"another process ({e.who}) is writing {part}: wait for it, or choose another --out.") from None
         yield stack.enter_context(open(part, 'ab'))
 
 class _Lines(list):

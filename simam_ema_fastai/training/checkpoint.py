@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from fastai.callback.core import Callback
 
-from ..core import UserError, atomic_path
+from ..core.errors import UserError
+from ..core.files import atomic_path
 
 # %% auto #0
 __all__ = ['previous', 'save_checked', 'load_checked', 'load_newest', 'StopAtNaN', 'memory_full', 'naming_settings',

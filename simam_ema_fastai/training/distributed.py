@@ -22,7 +22,7 @@ from fastai.torch_core import get_model, to_detach
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
-from ..core import UserError
+from ..core.errors import UserError
 from ..data.loader import DecodedDL, part_of
 from .ranks import several
 

@@ -21,7 +21,7 @@ from fastai.torch_core import tensor
 from fastcore.basics import noop
 from torch import Tensor, nn
 
-from ..core import UserError
+from ..core.errors import UserError
 from ..data.dls import spelled
 from ..data.preprocessing import source_of
 from .ranks import several

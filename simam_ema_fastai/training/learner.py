@@ -36,19 +36,14 @@ from fastai.vision.augment import RandomResizedCrop
 from fastcore.foundation import L
 from torch import Tensor, nn
 
-from ..core import UserError
+from ..core.errors import UserError
 from ..data.preprocessing import check_classification, normalization_of, own
 from ..models.backbones import check_size
-from simam_ema_fastai.models.create import (
-    Placement,
-    Variant,
-    create_model,
-    gate_modules,
-    head_of,
-    trained_modules,
-    variant_of,
-)
-from ..models.weights import Weights, load_weights
+from ..models.create import create_model, get_head, trainable_modules
+from ..models.insert import Placement, gate_modules
+from ..models.variants import Variant, get_variant
+from ..models.sources import load_weights
+from ..models.weights import Weights
 from .optimizer import Compile, check_compiler, opt_funcs, without_waiting
 from .ranks import is_first
 from .recipe import Recipe, recipes
@@ -66,7 +61,7 @@ def attention_splitter(
     model:nn.Module # From `create_model`
 ) -> list[list[nn.Parameter]]:
     "Parameter groups for fastai: [backbone, gates + head]."
-    ours = {id(p): p for m in [*gate_modules(model), head_of(model)] for p in m.parameters()}
+    ours = {id(p): p for m in [*gate_modules(model), get_head(model)] for p in m.parameters()}
     return [[p for p in model.parameters() if id(p) not in ours], list(ours.values())]
 
 # %% ../../nbs/training/04_learner.ipynb #a77147f1
@@ -160,12 +155,12 @@ class TrainOnly(Callback):
     "Change nothing but a part of the model: 'layer4' (last stage, gates, head) or 'head' (gates, head)."
     order, run_valid, _stateattrs = -6, False, ('_params',)  # after TrainEvalCallback has put the model into training mode
     def __init__(self,
-        what:str='layer4' # See `models.create.trained_modules`
+        what:str='layer4' # See `models.create.trainable_modules`
     ):
         self.what = what
 
     def before_train(self):
-        free = {m for part in trained_modules(get_model(self.model), self.what) for m in part.modules()}
+        free = {m for part in trainable_modules(get_model(self.model), self.what) for m in part.modules()}
         ours = {p for m in free for p in m.parameters(recurse=False)}
         self._params = [p for p in self.model.parameters() if p not in ours]
         for m in self.model.modules():
@@ -310,7 +305,7 @@ def variant_learner(
     says; a slice is taken as it is.
     Raises `UserError` for unknown names, weights that do not fit or cannot be had, images that the backbone cannot take, data normalised for other weights, and data that are
     not color images with one class each."""
-    v = variant_of(variant, arch, stages, factor, reduction, sites, act)
+    v = get_variant(variant, arch, stages, factor, reduction, sites, act)
     check_data = CheckData(v.arch, n_out := get_c(dls), vocab=_vocab(dls))
     check_data.check(dls)
     w = load_weights(weights, v.arch)

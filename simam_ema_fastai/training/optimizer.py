@@ -21,7 +21,7 @@ from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
-from ..core import UserError
+from ..core.errors import UserError
 
 # %% auto #0
 __all__ = ['opt_funcs', 'FusedOptimizer', 'fused_adam', 'fused_sgd', 'DeviceMetric', 'DeviceRecorder', 'SparingProgress',

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from fastai.torch_core import num_distrib, rank_distrib
 
-from ..core import UserError, import_extra
+from ..core.errors import UserError, import_extra
 
 # %% auto #0
 __all__ = ['several', 'is_first', 'joined', 'from_first', 'one_goes_first', 'check_shared']

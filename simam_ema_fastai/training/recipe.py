@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..core import UserError, one_of
-from ..models.create import strategies
+from ..core.errors import UserError, one_of
+from ..models.variants import strategies
 from .optimizer import opt_funcs
 
 # %% auto #0
