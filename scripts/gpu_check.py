@@ -1,4 +1,4 @@
-"""Check and measure the GPU kernels of simam_ema_fastai.attention.triton_kernels: parity with float64, CUDA graphs, torch.compile, and the share of the copy bandwidth.
+"""Check and measure the GPU kernels of simam_ema_fastai.attention (Triton): parity with float64, CUDA graphs, torch.compile, and the share of the copy bandwidth.
 
 Exit status: 0 all well, 1 a kernel is wrong, 2 no GPU. `scripts/gpu_check.sh` runs it."""
 # ruff: noqa: E402
@@ -24,10 +24,12 @@ import pandas as pd
 import torch
 import torch._functorch.config
 
-import simam_ema_fastai.attention.functional as kernels
-import simam_ema_fastai.attention.triton_kernels as fused
+import simam_ema_fastai.attention.functional as functional
+from simam_ema_fastai.attention.functional import ema, ema_add_relu, simam, simam_bn_relu
+from simam_ema_fastai.attention.reference import ema_collapsed, ema_published, simam_plain
+from simam_ema_fastai.attention.triton_common import triton
 
-fused._trusted = lambda device, dtype: True  # they are judged here, whatever the package would do with them
+functional.kernels_agree = lambda device, dtype: True  # they are judged here, whatever the package would do with them
 
 device = 'cpu' if args.rehearse else 'cuda'
 formats = {'contiguous': torch.contiguous_format, 'channels_last': torch.channels_last}
@@ -57,15 +59,15 @@ class Table:
 
 # What is checked. Every case is (ours, the published form, names of the tensors they take after x)
 
-def plain_sum(x, shortcut, *p): return (kernels.ema_plain(x, *p) + shortcut).relu()
-def plain_norm(x, scale, shift): return (kernels.simam(x)*scale[:,None,None] + shift[:,None,None]).relu().to(x.dtype)
-def collapsed_sum(x, shortcut, *p): return (kernels.ema(x, *p) + shortcut).relu()
+def plain_sum(x, shortcut, *p): return (ema_published(x, *p) + shortcut).relu()
+def plain_norm(x, scale, shift): return (simam_plain(x)*scale[:,None,None] + shift[:,None,None]).relu().to(x.dtype)
+def collapsed_sum(x, shortcut, *p): return (ema_collapsed(x, *p) + shortcut).relu()
 
 
 # Kernel: ours, published, collapsed (None: the published form is all there is), tensors of the size of x that have to move forward and backward.
 # Forward: x in, y out (with the residual sum: the shortcut in). Backward: x and g in, dx out (and: y in, the shortcut's gradient out).
-cases = {'simam': (fused.simam, kernels.simam, None, 2, 3), 'simam_bn_relu': (fused.simam_bn_relu, plain_norm, None, 2, None),
-         'ema': (fused.ema, kernels.ema_plain, kernels.ema, 2, 3), 'ema_add_relu': (fused.ema_add_relu, plain_sum, collapsed_sum, 3, 5)}
+cases = {'simam': (simam, simam_plain, None, 2, 3), 'simam_bn_relu': (simam_bn_relu, plain_norm, None, 2, None),
+         'ema': (ema, ema_published, ema_collapsed, 2, 3), 'ema_add_relu': (ema_add_relu, plain_sum, collapsed_sum, 3, 5)}
 
 
 def shapes():
@@ -224,13 +226,13 @@ def machine():
     try: driver = Path('/proc/driver/nvidia/version').read_text().splitlines()[0]
     except OSError: driver = None
     return dict(gpu=gpu.name, multiprocessors=gpu.multi_processor_count, l2_bytes=gpu.L2_cache_size, capability=list(torch.cuda.get_device_capability()), driver=driver,
-                cuda=torch.version.cuda, torch=torch.__version__, triton=fused.triton.__version__, python=sys.version.split()[0],
+                cuda=torch.version.cuda, torch=torch.__version__, triton=triton.__version__, python=sys.version.split()[0],
                 command=' '.join(['scripts/gpu_check.sh', *sys.argv[1:]]), started=time.strftime('%Y-%m-%d %H:%M:%S %Z'))
 
 
 def main():
     if not args.rehearse and not torch.cuda.is_available(): print('gpu_check: there is no NVIDIA GPU here.', file=sys.stderr); return 2
-    if fused.triton is None: print('gpu_check: Triton is not installed: pip install triton.', file=sys.stderr); return 2
+    if triton is None: print('gpu_check: Triton is not installed: pip install triton.', file=sys.stderr); return 2
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     checked = Table('parity.csv')

@@ -28,7 +28,7 @@ def try_out() -> str: # What it found
     import torch
     from fastai.losses import CrossEntropyLossFlat
 
-    import simam_ema_fastai.attention.triton_kernels as fused
+    import simam_ema_fastai.attention.functional as functional  # noqa: F401
     import simam_ema_fastai.cli as cli
     import simam_ema_fastai.experiments.ablation as ablation  # noqa: F401
     import simam_ema_fastai.experiments.benchmark as benchmark

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-import simam_ema_fastai.attention.cpp as native_kernels
-import simam_ema_fastai.attention.triton_kernels as fused
+from ..attention.cpp import load_cpp
+from ..attention.functional import ema_add_relu, ema_constants, simam, simam_bn_relu
 from ..attention.modules import EMA, SimAM
 
 # %% auto #0
@@ -23,46 +23,50 @@ __all__ = ['FusedSimAM', 'FusedEMA', 'fuse']
 class FusedSimAM(nn.Module):
     "SimAM with the batch norm (in evaluation mode) and the ReLU that may follow it."
     def __init__(self,
-        simam:SimAM,
+        gate:SimAM,
         norm:nn.BatchNorm2d=None, # Folded in
-        relu:bool=False, # Whether a ReLU follows
-        native:bool=False # Use the C++ kernel of `native`
+        relu:bool=False, # Whether a ReLU follows the norm
+        backend:str='auto' # As in `attention.functional.simam`
     ):
         super().__init__()
-        self.e_lambda, self.relu, self.native = simam.e_lambda, relu, native
+        self.e_lambda, self.relu, self.backend = gate.e_lambda, relu, backend
         scale = norm.weight*(norm.running_var + norm.eps).rsqrt() if norm else None
         self.register_buffer('scale', scale)
         self.register_buffer('shift', norm.bias - norm.running_mean*scale if norm else None)
 
     def forward(self, x:Tensor) -> Tensor:
-        if self.native: return native_kernels.simam(x, self.scale, self.shift, self.e_lambda, self.relu)
-        return fused.simam(x, self.e_lambda) if self.scale is None else fused.simam_bn_relu(x, self.scale, self.shift, self.e_lambda, self.relu)
+        if self.scale is None: return simam(x, self.e_lambda, self.backend)
+        return simam_bn_relu(x, self.scale, self.shift, self.e_lambda, self.relu, self.backend)
 
 class FusedEMA(nn.Module):
     "EMA with the residual sum and the ReLU that may follow it, and with what depends on its parameters alone computed once."
     def __init__(self,
-        ema:EMA,
-        native:bool=False # Use the C++ kernel of `native`
+        gate:EMA,
+        backend:str='auto' # As in `attention.functional.ema`
     ):
         super().__init__()
-        self.native, self.eps = native, ema.gn.eps
-        params = [ema.conv1x1.weight, ema.conv1x1.bias, ema.conv3x3.weight, ema.conv3x3.bias, ema.gn.weight, ema.gn.bias]
-        if native: self.register_buffer('packed', native_kernels.ema_constants(*params))
-        else: self.params = nn.ParameterList(params); self._compute()
+        self.backend, self.eps = backend, gate.gn.eps
+        self.params = nn.ParameterList(p for m in (gate.conv1x1, gate.conv3x3, gate.gn) for p in (m.weight, m.bias))
+        self._compute()
 
     @torch.no_grad()
-    def _compute(self): self.constants = fused.ema_constants(self.params[2], self.params[3], self.params[5])
+    def _compute(self):
+        constants = ema_constants(*self.params, backend=self.backend)
+        self.n_constants = len(constants)
+        for i, t in enumerate(constants): self.register_buffer(f'constant{i}', t, persistent=False)
+
+    @property
+    def constants(self) -> tuple[Tensor,...]: return tuple(getattr(self, f'constant{i}') for i in range(self.n_constants))
 
     def _apply(self, fn, recurse:bool=True):
         "Follow `to(device)`; under `to(dtype)` the parameters are rounded, what is computed from them stays in float32."
         super()._apply(fn, recurse)
-        if not self.native: self._compute()
+        self._compute()
         return self
 
     def forward(self, x:Tensor, shortcut:Tensor=None) -> Tensor:
-        if self.native: return native_kernels.ema(x, self.packed, self.eps, shortcut, shortcut is not None)
-        if shortcut is None: return fused.ema(x, *self.params, self.eps, self.constants)
-        return fused.ema_add_relu(x, shortcut, *self.params, self.eps, self.constants)
+        relu = shortcut is not None
+        return ema_add_relu(x, shortcut, *self.params, self.eps, self.constants, relu, self.backend)
 
 # %% ../../nbs/deploy/02_fusion.ipynb #4c7ed6ac
 class _Tracer(fx.Tracer):
@@ -80,8 +84,8 @@ def _only_user(node:fx.Node) -> fx.Node|None:
 
 class _Rewriter:
     "A traced network and the modules behind its nodes."
-    def __init__(self, model:nn.Module, native:bool):
-        self.graph, self.native = _Tracer().trace(model), native
+    def __init__(self, model:nn.Module, backend:str):
+        self.graph, self.backend = _Tracer().trace(model), backend
         self.gm = fx.GraphModule(model, self.graph)
 
     def module(self, node:fx.Node|None, *kinds:type) -> nn.Module|None:
@@ -106,26 +110,27 @@ class _Rewriter:
             self.graph.erase_node(after)
         norm = self.module(after, nn.BatchNorm2d)
         if (conv := self.module(node, nn.Conv2d)) and norm: self.replace([node, after], _folded(conv, norm), node.args)
-        elif (simam := self.module(node, SimAM)) and norm:
+        elif (gate := self.module(node, SimAM)) and norm:
             relu = self.module(_only_user(after), nn.ReLU)
-            self.replace([node, after] + [_only_user(after)]*bool(relu), FusedSimAM(simam, norm, bool(relu), self.native), node.args)
-        elif (ema := self.module(node, EMA)) and after and after.target in (operator.add, torch.add) and self.module(_only_user(after), nn.ReLU):
+            self.replace([node, after] + [_only_user(after)]*bool(relu), FusedSimAM(gate, norm, bool(relu), self.backend), node.args)
+        elif (gate := self.module(node, EMA)) and after and after.target in (operator.add, torch.add) and self.module(_only_user(after), nn.ReLU):
             shortcut = next(a for a in after.args if a is not node)
-            self.replace([node, after, _only_user(after)], FusedEMA(ema, self.native), (*node.args, shortcut))
+            self.replace([node, after, _only_user(after)], FusedEMA(gate, self.backend), (*node.args, shortcut))
 
 # %% ../../nbs/deploy/02_fusion.ipynb #badc0b63
 def fuse(
     model:nn.Module, # An image classifier; left as it is
-    native:bool=False # Take the C++ kernels of `native` for the gates: on a CPU, in float32
+    native:bool=False # Compute the gates in C++ (`attention.cpp`): on a CPU, in float32
 ) -> nn.Module: # The same function in evaluation mode, for inference alone
     "Fold norms into convolutions and gates into what follows them. Raises what `torch.fx` raises for a network it cannot trace, and `UserError` if the C++ kernels cannot be built."
-    if native: native_kernels.load()  # before anything is traced or compiled
-    r = _Rewriter(copy.deepcopy(model).eval().requires_grad_(False), native)
+    if native: load_cpp()  # before anything is traced or compiled
+    backend = 'cpp' if native else 'auto'
+    r = _Rewriter(copy.deepcopy(model).eval().requires_grad_(False), backend)
     for node in list(r.graph.nodes):
         if not node._erased: r.step(node)
     for name, m in list(r.gm.named_modules()):  # gates that stand alone, or in a hook
-        if isinstance(m, SimAM): r.gm.set_submodule(name, FusedSimAM(m, native=native))
-        elif isinstance(m, EMA): r.gm.set_submodule(name, FusedEMA(m, native=native))
+        if isinstance(m, SimAM): r.gm.set_submodule(name, FusedSimAM(m, backend=backend))
+        elif isinstance(m, EMA): r.gm.set_submodule(name, FusedEMA(m, backend))
     r.graph.lint()
     r.gm.delete_all_unused_submodules()
     r.gm.recompile()

@@ -30,7 +30,7 @@ from fastai.learner import Learner, Recorder
 from fastai.torch_core import default_device, get_model
 
 import simam_ema_fastai
-from ..attention.triton_kernels import kernel_path
+from ..attention.functional import kernel_path
 from simam_ema_fastai.core import (
     UserError,
     alone,
