@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['wide_dtype', 'no_autocast', 'simam_plain', 'ema_published', 'ema_collapsed']
+__all__ = ['simam_plain', 'ema_published', 'ema_collapsed']
 
 # %% ../../nbs/attention/02_reference.ipynb #79c5089d
 def wide_dtype(x:Tensor) -> torch.dtype:

@@ -8,9 +8,7 @@ from __future__ import annotations
 from .triton_common import jit, load_f32, relu_keep_nan, store_as, tl
 
 # %% auto #0
-__all__ = ['group_pointer', 'value_pointers', 'group_masks', 'load_vector', 'map_sums', 'line_sums', 'strip_product',
-           'load_matrix', 'strips', 'edges', 'window_sum', 'store_window_sums', 'ema_windows', 'shift', 'shift_each',
-           'square_taps', 'ema_fwd']
+__all__ = []
 
 # %% ../../nbs/attention/05_triton_ema_forward.ipynb #2bda456b
 @jit
@@ -56,7 +54,7 @@ def line_sums(v, raw, DOT: tl.constexpr):
     else: rows, cols = tl.sum(v, 2), tl.sum(v, 1)
     return rows, cols
 
-# %% ../../nbs/attention/05_triton_ema_forward.ipynb #b0b68207
+# %% ../../nbs/attention/05_triton_ema_forward.ipynb #57b73949
 @jit
 def strip_product(w, s, HALF: tl.constexpr):
     "The product of a `(BC, BC)` and a `(BC, length)` block."
@@ -80,7 +78,7 @@ def strips(rows, cols, w1, b1, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr
     sw = tl.sigmoid(strip_product(weight, cols/H, HALF) + bias)
     return sh, sw
 
-# %% ../../nbs/attention/05_triton_ema_forward.ipynb #363cf8cb
+# %% ../../nbs/attention/05_triton_ema_forward.ipynb #95953b8f
 @jit
 def edges(rows, cols, H: tl.constexpr, W: tl.constexpr):
     "Total, first and last row, first and last column, `(BC,)` each."
@@ -133,7 +131,7 @@ def _mean2(x, rows, cols, w3, b3, sc, sh, sw, C: tl.constexpr, H: tl.constexpr, 
         acc += load_matrix(w3 + j*(C*C), C, 1, C, BC)*s[:,None]
     return tl.sum(acc, 0)/(H*W) + load_vector(b3, C, BC)
 
-# %% ../../nbs/attention/05_triton_ema_forward.ipynb #9441e89a
+# %% ../../nbs/attention/05_triton_ema_forward.ipynb #c17c1200
 @jit
 def shift(m, by, AXIS: tl.constexpr):
     "The `(BH, BW)` map whose value at p is that of `m` at p + by along an axis, 0 outside; `m` is 0 beyond its map."
@@ -180,7 +178,7 @@ def _conv_to_one(v, raw, wa, C: tl.constexpr, DOT: tl.constexpr):
             r += shift(line, u - 1, 0)
     return r
 
-# %% ../../nbs/attention/05_triton_ema_forward.ipynb #f3500ee9
+# %% ../../nbs/attention/05_triton_ema_forward.ipynb #9d2c1075
 @jit
 def _softmax(u):
     e = tl.exp(u - tl.max(u, 0))
