@@ -35,7 +35,7 @@ def pack_ema(
     rows = [w1[:,:,0,0].T, w3.permute(2,3,1,0), torch.einsum('o,oikl->kli', a, w3), b1, b3, bias, gamma, beta]
     return F.pad(torch.cat([r.reshape(-1, c) for r in rows]), (0, -c%16)).float().contiguous()
 
-# %% ../../nbs/attention/10_cpp.ipynb #a27fb17a
+# %% ../../nbs/attention/10_cpp.ipynb #fa078314
 _source = Path(cpp_build.__file__).with_name('gates.cpp')
 _loaded, _loading = False, threading.Lock()
 
