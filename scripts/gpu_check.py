@@ -58,14 +58,14 @@ class Table:
 # What is checked. Every case is (ours, the published form, names of the tensors they take after x)
 
 def plain_sum(x, shortcut, *p): return (kernels.ema_plain(x, *p) + shortcut).relu()
-def plain_norm(x, scale, shift): return (kernels.simam(x)*scale[:,None,None] + shift[:,None,None]).relu().to(x.dtype)
-def collapsed_sum(x, shortcut, *p): return (kernels.ema(x, *p) + shortcut).relu()
+def plain_norm(x, scale, shift): return (kernels.simam_cpp(x)*scale[:,None,None] + shift[:,None,None]).relu().to(x.dtype)
+def collapsed_sum(x, shortcut, *p): return (kernels.ema_cpp(x, *p) + shortcut).relu()
 
 
 # Kernel: ours, published, collapsed (None: the published form is all there is), tensors of the size of x that have to move forward and backward.
 # Forward: x in, y out (with the residual sum: the shortcut in). Backward: x and g in, dx out (and: y in, the shortcut's gradient out).
-cases = {'simam': (fused.simam, kernels.simam, None, 2, 3), 'simam_bn_relu': (fused.simam_bn_relu, plain_norm, None, 2, None),
-         'ema': (fused.ema, kernels.ema_plain, kernels.ema, 2, 3), 'ema_add_relu': (fused.ema_add_relu, plain_sum, collapsed_sum, 3, 5)}
+cases = {'simam': (fused.simam_cpp, kernels.simam_cpp, None, 2, 3), 'simam_bn_relu': (fused.simam_bn_relu, plain_norm, None, 2, None),
+         'ema': (fused.ema_cpp, kernels.ema_plain, kernels.ema_cpp, 2, 3), 'ema_add_relu': (fused.ema_add_relu, plain_sum, collapsed_sum, 3, 5)}
 
 
 def shapes():

@@ -35,8 +35,8 @@ class FusedSimAM(nn.Module):
         self.register_buffer('shift', norm.bias - norm.running_mean*scale if norm else None)
 
     def forward(self, x:Tensor) -> Tensor:
-        if self.native: return native_kernels.simam(x, self.scale, self.shift, self.e_lambda, self.relu)
-        return fused.simam(x, self.e_lambda) if self.scale is None else fused.simam_bn_relu(x, self.scale, self.shift, self.e_lambda, self.relu)
+        if self.native: return native_kernels.simam_cpp(x, self.scale, self.shift, self.e_lambda, self.relu)
+        return fused.simam_cpp(x, self.e_lambda) if self.scale is None else fused.simam_bn_relu(x, self.scale, self.shift, self.e_lambda, self.relu)
 
 class FusedEMA(nn.Module):
     "EMA with the residual sum and the ReLU that may follow it, and with what depends on its parameters alone computed once."
@@ -47,11 +47,11 @@ class FusedEMA(nn.Module):
         super().__init__()
         self.native, self.eps = native, ema.gn.eps
         params = [ema.conv1x1.weight, ema.conv1x1.bias, ema.conv3x3.weight, ema.conv3x3.bias, ema.gn.weight, ema.gn.bias]
-        if native: self.register_buffer('packed', native_kernels.ema_constants(*params))
+        if native: self.register_buffer('packed', native_kernels.pack_ema(*params))
         else: self.params = nn.ParameterList(params); self._compute()
 
     @torch.no_grad()
-    def _compute(self): self.constants = fused.ema_constants(self.params[2], self.params[3], self.params[5])
+    def _compute(self): self.constants = fused.pack_ema(self.params[2], self.params[3], self.params[5])
 
     def _apply(self, fn, recurse:bool=True):
         "Follow `to(device)`; under `to(dtype)` the parameters are rounded, what is computed from them stays in float32."
@@ -60,8 +60,8 @@ class FusedEMA(nn.Module):
         return self
 
     def forward(self, x:Tensor, shortcut:Tensor=None) -> Tensor:
-        if self.native: return native_kernels.ema(x, self.packed, self.eps, shortcut, shortcut is not None)
-        if shortcut is None: return fused.ema(x, *self.params, self.eps, self.constants)
+        if self.native: return native_kernels.ema_cpp(x, self.packed, self.eps, shortcut, shortcut is not None)
+        if shortcut is None: return fused.ema_cpp(x, *self.params, self.eps, self.constants)
         return fused.ema_add_relu(x, shortcut, *self.params, self.eps, self.constants)
 
 # %% ../../nbs/deploy/02_fusion.ipynb #4c7ed6ac
@@ -119,7 +119,7 @@ def fuse(
     native:bool=False # Take the C++ kernels of `native` for the gates: on a CPU, in float32
 ) -> nn.Module: # The same function in evaluation mode, for inference alone
     "Fold norms into convolutions and gates into what follows them. Raises what `torch.fx` raises for a network it cannot trace, and `UserError` if the C++ kernels cannot be built."
-    if native: native_kernels.load()  # before anything is traced or compiled
+    if native: native_kernels.load_cpp()  # before anything is traced or compiled
     r = _Rewriter(copy.deepcopy(model).eval().requires_grad_(False), native)
     for node in list(r.graph.nodes):
         if not node._erased: r.step(node)

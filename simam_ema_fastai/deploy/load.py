@@ -194,8 +194,8 @@ _most = {'fp32': .01, 'bf16': .3, 'fp16': .3} # by which a probability may move:
 
 def _native_gates() -> bool:
     "Whether the C++ kernels can be had; says why if this machine could build them and does not."
-    if not native.available(): return False
-    try: native.load(); return True
+    if not native.cpp_available(): return False
+    try: native.load_cpp(); return True
     except UserError as e: print(f'{e} PyTorch computes them.'); return False
 
 @contextlib.contextmanager
@@ -221,7 +221,7 @@ def optimise(
     if example_batch.dim() != 4 or not len(example_batch): raise UserError(f'the example batch has shape {tuple(example_batch.shape)}: (N, 3, H, W) is wanted.')
     to, on_cpu = _dtypes[one_of(dtype, _dtypes, 'dtype')], example_batch.device.type == 'cpu'
     native_gates = on_cpu and dtype == 'fp32' and _native_gates()
-    if compiled and on_cpu and (lacks := native.compiler_lacks(os.environ.get('CXX', 'g++'))):
+    if compiled and on_cpu and (lacks := native.compiler_problem(os.environ.get('CXX', 'g++'))):
         print(f'{lacks}: the network is fused but not compiled.')
         compiled = False
     with _evaluating(model), torch.no_grad(): truth = model(example_batch)

@@ -30,7 +30,7 @@ from fastai.learner import Learner, Recorder
 from fastai.torch_core import default_device, get_model
 
 import simam_ema_fastai
-from ..attention.triton_kernels import kernel_path
+from ..attention.functional import kernel_path
 from ..core.errors import UserError, import_extra, one_of
 from ..core.files import read_json, remove_leftovers, write_json, write_text
 from ..core.locks import lock_folder
