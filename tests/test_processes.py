@@ -89,7 +89,7 @@ def test_killed_and_continued(launched, args, in_two, tmp_path):
 
 
 @pytest.mark.parametrize('more, befalls, line', [(['--bs', 63], [], 'batch size 63, which all processes share, is not divisible by their number, 2'),
-                                                 ([], [(evaluation_fails, UserError('7.png is no readable picture.'))], '7.png is no readable picture.')])
+                                                 ([], [(evaluation_fails, UserError('7.png is not a readable image.'))], '7.png is not a readable image.')])
 def test_one_line_and_status_2(args, in_two, tmp_path, more, befalls, line):
     statuses, _, errs = in_two('train', *args, '--epochs', 1, '--freeze-epochs', 0, *more, '--out', tmp_path/'runs', befalls=befalls)
     said = ''.join(errs)

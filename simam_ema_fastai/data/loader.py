@@ -38,7 +38,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..core import UserError, cache_dir, made_once, progress, read_json, write_json
-from ..runtime.images import is_passing, room
+from ..runtime.images import is_transient, pixel_budget
 
 # %% auto #0
 __all__ = ['max_decoded', 'keep_bytes', 'keep_days', 'Mark', 'marks_of', 'fingerprint', 'side_limit', 'Decoded', 'find_map',
@@ -231,10 +231,10 @@ def _tidy(new:Decoded):
 # %% ../../nbs/data/01_loader.ipynb #6d86b5bb
 def _pixels(file:Path, read:Callable, limit:int, most:int=None) -> tuple[np.ndarray,bool]|UserError|None:
     "The picture in `file`, reduced if need be, and whether it was; what is wrong with it; or None, if it has more than `most` pixels."
-    with room.keep():
+    with pixel_budget.keep():
         try: im = read(file)
         except UserError as e:
-            if is_passing(e): raise
+            if is_transient(e): raise
             return e
         scale = limit/min(im.size)
         if scale < 1: im = im.resize([max(limit, round(s*scale)) for s in im.size], Image.Resampling.BILINEAR)

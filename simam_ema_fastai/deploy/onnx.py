@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from ..core import UserError, atomic_path, import_extra
 from .bundle import describe
 from .load import Optimised, classifier
-from ..runtime.classifier import Classifier, normalised, open_onnx, seal
+from ..runtime.classifier import Classifier, normalize, open_onnx
+from ..runtime.manifest import seal
 
 # %% auto #0
 __all__ = ['max_delta_p', 'program', 'to_program', 'to_onnx', 'to_int8', 'agreement', 'compare']
@@ -133,7 +134,7 @@ def to_int8(
     from onnxruntime.quantization.shape_inference import quant_pre_process
     feed = (c.prepare(p)[None] for p in pictures)
     class Pictures(q.CalibrationDataReader):
-        def get_next(self): return next(({'pictures': x if preprocess else normalised(x, c.about['transforms'])} for x in feed), None)
+        def get_next(self): return next(({'pictures': x if preprocess else normalize(x, c.about['transforms'])} for x in feed), None)
     with tempfile.TemporaryDirectory() as d, _quiet():
         prepared, out = str(Path(d)/'prepared.onnx'), str(Path(d)/'out.onnx')
         quant_pre_process(graph, prepared, skip_symbolic_shape=True, skip_optimization=True)  # PyTorch has optimised it

@@ -25,7 +25,7 @@ from fastcore.foundation import L
 from torch import Tensor
 
 from ..core import UserError, atomic_path, cache_dir, check_hash, import_extra, made_once, one_of
-from ..runtime.classifier import check_file, read_about
+from ..runtime.manifest import check_file, read_manifest
 
 # %% auto #0
 __all__ = ['imagenet_stats', 'half_stats', 'registries', 'Weights', 'fetch_weights', 'load_weights', 'from_bundle', 'stats_of']
@@ -168,10 +168,10 @@ def load_weights(
 
 def from_bundle(folder:str|Path) -> Weights:
     "The weights of a bundle or a run, checked against its `model.json`; raises `UserError` if they are missing or damaged."
-    about = read_about(folder)
+    about = read_manifest(folder)
     file = check_file(folder, about, 'model.safetensors')
     try: sd = safetensors.torch.load_file(file)
-    except (KeyError, safetensors.SafetensorError) as e: raise UserError(f"{folder} is no bundle of weights ({type(e).__name__}: {e}).") from None
+    except (KeyError, safetensors.SafetensorError) as e: raise UserError(f"{folder} is not a bundle of weights ({type(e).__name__}: {e}).") from None
     w, t = about['weights'], about['transforms']
     return Weights(sd, about['arch'], f"{about['variant']}, trained from {w['source']}", w['licence'], tuple(t['mean']), tuple(t['std']), about.get('stride_on'))
 
