@@ -44,7 +44,7 @@ class Job:
         if (work/'kernels_are_wrong').exists(): env['SIMAM_EMA_KERNELS'] = 'plain'
         with open(self.folder/'log.txt', 'a') as log:
             self.process = subprocess.Popen(  # dies with its parent: no orphan keeps the GPU or a lock
-                [sys.executable, *self.argv], env=os.environ | env, stdout=log, stderr=log,
+                [sys.executable, *self.argv], env=os.environ | env, cwd=work, stdout=log, stderr=log,
                 preexec_fn=lambda: ctypes.CDLL(None).prctl(1, signal.SIGKILL))
 
     def end(self, work, jobs):
