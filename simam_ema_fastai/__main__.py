@@ -32,12 +32,12 @@ def main(
 _alone = 'PyTorch and fastai are not installed: `simam_ema predict MODEL.onnx FOLDER` is all there is. For the rest: pip install simam_ema_fastai.'
 
 def _predict_alone(argv:list[str]) -> int:
-    from simam_ema_fastai.runtime.predict import parser, predict
+    from simam_ema_fastai.runtime.predict import predict_parser, predict
     if argv == ['--version']: print(__version__); return 0
     if argv in (['-h'], ['--help']): print(f'simam_ema {__version__}: {_alone}'); return 0
     try:
         if argv[:1] != ['predict']: raise UserError(_alone)
-        predict(**vars(parser().parse_args(argv[1:])))
+        predict(**vars(predict_parser().parse_args(argv[1:])))
         return 0
     except KeyboardInterrupt:
         print('\nsimam_ema: interrupted. The same command goes on from what was saved.', file=sys.stderr)

@@ -25,7 +25,7 @@ from fastcore.script import anno_parser, store_true
 
 from .core.errors import UserError, disk_full, one_of
 from .core.files import write_text
-from .runtime.predict import parser as predict_parser
+from .runtime.predict import predict_parser as predict_parser
 from .runtime.predict import predict
 
 # %% ../nbs/90_cli.ipynb #79fcf233
@@ -198,11 +198,11 @@ def evaluate(
 def _own_data(file:Path) -> dict:
     "What the run that exported `file` was validated on."
     from simam_ema_fastai.experiments.runs import read_config
-    from simam_ema_fastai.runtime.classifier import read_about
+    from simam_ema_fastai.runtime.manifest import read_manifest
     config = file/'config.json' if file.is_dir() else file.with_name('config.json')
     if not file.exists(): raise UserError(f"no exported learner at '{file}'.")
     if not config.exists():
-        if file.is_dir(): read_about(file)  # says what it is where it is no model
+        if file.is_dir(): read_manifest(file)  # says what it is where it is no model
         raise UserError(f"which data set? {file} is in no run folder: give --data.")
     return {k: v for k,v in read_config(config.parent)['data'].items() if k in ('name','path','labels','valid_pct','seed','n_classes','n_valid')}
 
@@ -243,11 +243,11 @@ def export(
     if not (onnx or int8 or torch_export or bundle): raise UserError('export to what? Give --onnx, --int8, --torch-export or --bundle, with the file to write.')
     from simam_ema_fastai.deploy.load import export, load
     from simam_ema_fastai.deploy.onnx import to_int8, to_onnx, to_program
-    from simam_ema_fastai.runtime.predict import pictures_in
+    from simam_ema_fastai.runtime.images import find_images
     learn, some = load(model, trust), None
     if pictures:
         if not Path(pictures).is_dir(): raise UserError(f"there is no folder '{pictures}'.")
-        found = list(pictures_in(pictures))
+        found = list(find_images(pictures))
         if not (some := found[::max(1, len(found)//n)][:n]): raise UserError(f"no image in '{pictures}'.")
     elif onnx or int8: some = _training_pictures(Path(model), n, needed=bool(int8))
     if bundle: print(f'bundle: {export(learn, bundle)}')  # first: it replaces what stands in its folder, where an ONNX file may go
@@ -258,14 +258,14 @@ def export(
 def _judges(model:Path, pictures:str|None, calibrating:list[Path], classes, n:int) -> tuple[list,list|None]:
     "About `n` images to judge an eight-bit model on, and their classes: the run's own for validation, else what is left of the folder `pictures`, with classes where they are its folders."
     from simam_ema_fastai.data.dls import load_samples
-    from simam_ema_fastai.runtime.predict import pictures_in
+    from simam_ema_fastai.runtime.images import find_images
     try:
         data = _own_data(model)
         s = load_samples(**data | dict(n_valid=min(n, data.get('n_valid') or n)))
         return [s.files[i] for i in s.idxs(True)], [s.labels[i] for i in s.idxs(True)]
     except UserError: pass
     used, classes = set(calibrating), {str(c) for c in classes}
-    left = [f for f in pictures_in(pictures) if f not in used][:n]
+    left = [f for f in find_images(pictures) if f not in used][:n]
     labels = [Path(f).parent.name for f in left]
     return left, labels if set(labels) <= classes else None
 

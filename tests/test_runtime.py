@@ -1,7 +1,7 @@
 """Exported models of every version keep loading; ONNX without PyTorch; predictions that survive `kill -9`.
 
-`python tests/test_runtime.py FOLDER` writes the bundle that stands in data/bundle_v1: a network of 20,000 parameters, trained on digits for a moment.
-SIMAM_EMA_KILLS=20 kills more often."""
+`python tests/test_runtime.py FOLDER` writes the bundle in data/bundle_v1: a network of 20,000 parameters, trained on
+digits for a moment. SIMAM_EMA_KILLS=20 kills more often."""
 import json
 import os
 import random
@@ -20,7 +20,8 @@ from simam_ema_fastai.core.errors import UserError
 from simam_ema_fastai.core.files import write_json
 from simam_ema_fastai.data.dls import load_samples
 from simam_ema_fastai.deploy.load import load, predict
-from simam_ema_fastai.runtime.classifier import digest_of, open_model
+from simam_ema_fastai.runtime.classifier import open_model
+from simam_ema_fastai.runtime.manifest import manifest_digest
 
 bundle = Path(__file__).parent/'data'/'bundle_v1'
 tiny = backbones._preact(backbones.PreActBasicBlock, [1,1,1,1], width=4)
@@ -36,7 +37,8 @@ def make(folder):
     from simam_ema_fastai.training.recipe import Recipe
     backbones.archs['tiny'] = tiny
     dls = get_dls('digits')
-    learn = variant_learner(dls, 'hybrid', 'tiny', weights=None, recipe=Recipe(epochs=8, freeze_epochs=1, lr=1e-2, backbone_lr_div=1))
+    recipe = Recipe(epochs=8, freeze_epochs=1, lr=1e-2, backbone_lr_div=1)
+    learn = variant_learner(dls, 'hybrid', 'tiny', weights=None, recipe=recipe)
     with learn.no_bar(), learn.no_logging(): fit_recipe(learn)
     write_bundle(learn, folder, evaluate(learn).metrics)
     to_onnx(load(folder), Path(folder)/'model.onnx', preprocess=True)
@@ -56,11 +58,11 @@ def refused(simam_ema):
 
 @pytest.fixture
 def digits(tmp_path):
-    "200 digits and two files that are no pictures."
+    "200 digits and two files that are not images."
     files = load_samples('digits').files[:200]
     (tmp_path/'in').mkdir()
     for f in files: (tmp_path/'in'/f.name).symlink_to(f)
-    (tmp_path/'in'/'0100x.png').write_bytes(b'no picture')
+    (tmp_path/'in'/'0100x.png').write_bytes(b'not an image')
     (tmp_path/'in'/'cut.png').write_bytes(files[0].read_bytes()[:70])
     return tmp_path/'in'
 
@@ -71,23 +73,26 @@ def test_version_1_answers_as_it_did(arch):
     for model in (bundle, bundle/'model.onnx'):
         got = predict(model, files, k=3)
         assert got.label.tolist() == [r['label'] for r in want]
-        assert np.abs(got[['prob1','prob2','prob3']].values - [[r[f'prob{i}'] for i in (1,2,3)] for r in want]).max() < 1e-5
+        probs = [[r[f'prob{i}'] for i in (1,2,3)] for r in want]
+        assert np.abs(got[['prob1','prob2','prob3']].values - probs).max() < 1e-5
     learn = load(bundle)
     assert learn.about['variant'] == 'hybrid' and learn.about['metrics']['top1'] > 80
 
 
 def test_an_answer_of_nan_has_no_label(simam_ema, arch, tmp_path):
-    "In PyTorch, behind the runtime's interface, on the command line, as a picture; and no ONNX file is made of it."
+    "In PyTorch, behind the runtime's interface, on the command line, in a gate map; and no ONNX file is made of it."
     from simam_ema_fastai.deploy.bundle import write_bundle
     from simam_ema_fastai.deploy.explain import explain
     from simam_ema_fastai.deploy.load import classifier
     learn, files = load(bundle), load_samples('digits').files[:2]
     for p in list(learn.model.parameters())[-2:]: p.data.fill_(float('nan'))
     write_bundle(learn, tmp_path)
-    for call in (lambda: predict(learn, files), lambda: predict(tmp_path, files), lambda: classifier(learn).classify(files), lambda: explain(learn, files)):
-        with pytest.raises(UserError, match='answers NaN or infinity'): call()
+    for call, model in ((predict, learn), (predict, tmp_path), (explain, learn)):
+        with pytest.raises(UserError, match='answers NaN or infinity'): call(model, files)
+    with pytest.raises(UserError, match='answers NaN or infinity'): classifier(learn).classify(files)
     status, out, err = simam_ema('predict', tmp_path, *files)
-    assert status == 2 and 'none of the 2 images has an answer' in err and ' has no answer: the network gives NaN or infinity' in out
+    assert status == 2 and 'none of the 2 images has an answer' in err
+    assert ' has no answer: the network gives NaN or infinity' in out
     status, _, err = simam_ema('export', tmp_path, '--onnx', tmp_path/'x.onnx')
     assert status == 2 and 'NaN or infinity' in err and not (tmp_path/'x.onnx').exists()
 
@@ -112,18 +117,21 @@ def test_damaged_bundles(refused, arch, tmp_path, file, change, says):
 def _nine_classes(b):
     about = json.loads(b)
     about['classes'].pop()
-    return json.dumps(about | dict(digest=digest_of(about))).encode()
+    return json.dumps(about | dict(digest=manifest_digest(about))).encode()
 
 
 def test_damaged_onnx(refused, tmp_path):
-    data, picture = (bundle/'model.onnx').read_bytes(), load_samples('digits').files[0]
+    data, image = (bundle/'model.onnx').read_bytes(), load_samples('digits').files[0]
     for bad in (data[:-9], data[:len(data)//2], data[:5000] + bytes([data[5000] ^ 1]) + data[5001:], b''):
         (tmp_path/'m.onnx').write_bytes(bad)
-        refused('predict', tmp_path/'m.onnx', picture, says='m.onnx ')
+        refused('predict', tmp_path/'m.onnx', image, says='m.onnx ')
 
 
 def test_export_command(simam_ema, refused, arch, digits, tmp_path):
-    status, out, err = simam_ema('export', bundle, '--onnx', tmp_path/'m.onnx', '--int8', tmp_path/'small.onnx', '--torch-export', tmp_path/'m.pt2', '--bundle', tmp_path/'b', '--pictures', load_samples('digits').files[0].parent, '--n', '100')
+    real = load_samples('digits').files[0].parent
+    status, out, err = simam_ema(
+        'export', bundle, '--onnx', tmp_path/'m.onnx', '--int8', tmp_path/'small.onnx', '--bundle', tmp_path/'b',
+        '--torch-export', tmp_path/'m.pt2', '--pictures', real, '--n', '100')
     assert (status, err) == (0, ''), err
     assert "eight bits: the model's answer for " in out and ' of 100 images' in out, out
     files = load_samples('digits').files[-300:]
@@ -138,16 +146,20 @@ def test_export_command(simam_ema, refused, arch, digits, tmp_path):
 
 def test_bad_arguments(refused, tmp_path, digits):
     model = bundle/'model.onnx'
-    for args, says in [(['--k', '0'], 'k 0'), (['--bs', '0'], 'bs 0'), (['--min-confidence', '2'], 'min_confidence 2.0'), (['--out', tmp_path/'x.txt'], 'ends in .csv or .parquet'), (['--workers', '-1'], 'workers -1')]:
+    for args, says in [(['--k', '0'], 'k 0'), (['--bs', '0'], 'bs 0'),
+                       (['--min-confidence', '2'], 'min_confidence 2.0'),
+                       (['--out', tmp_path/'x.txt'], 'ends in .csv or .parquet'), (['--workers', '-1'], 'workers -1')]:
         refused('predict', model, digits, *args, says=says)
     refused('predict', model, tmp_path/'nowhere', says='there is no file or folder')
     refused('export', bundle, says='export to what?')
 
 
 slim = """import sys
+absent = {'torch', 'torchvision', 'fastai', 'fastcore', 'fastprogress', 'pandas', 'scipy', 'matplotlib', 'timm',
+          'safetensors', 'filelock'}
 class Without:
     def find_spec(self, name, *_):
-        if name.split('.')[0] in {'torch','torchvision','fastai','fastcore','fastprogress','pandas','scipy','matplotlib','timm','safetensors','filelock'}: raise ModuleNotFoundError(name)
+        if name.split('.')[0] in absent: raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Without())
 import importlib.util
 there = importlib.util.find_spec
@@ -155,9 +167,11 @@ importlib.util.find_spec = lambda name, *a: None if name in ('torch','fastai') e
 from simam_ema_fastai.__main__ import main
 sys.exit(main(sys.argv[1:]))"""
 
-def predicting(*args, **kwargs):
-    "`simam_ema predict` where PyTorch and fastai are not."
-    return subprocess.Popen([sys.executable, '-c', slim, 'predict', *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
+def predicting(*args):
+    "`simam_ema predict` where PyTorch and fastai are not installed."
+    command = [sys.executable, '-c', slim, 'predict', *map(str, args)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
 
 def test_predict_without_pytorch(digits, tmp_path):
     p = predicting(bundle, digits, '--out', tmp_path/'out.csv', '--min-confidence', .6)
@@ -168,36 +182,45 @@ def test_predict_without_pytorch(digits, tmp_path):
     assert '0003.png: 3 ' in p.communicate()[0]
     p = subprocess.run([sys.executable, '-c', slim, 'train'], capture_output=True, text=True)
     assert p.returncode == 2 and 'PyTorch and fastai are not installed' in p.stderr and len(p.stderr.splitlines()) == 1
-    alone = subprocess.run([sys.executable, '-m', 'simam_ema_fastai.runtime.classifier', bundle/'model.onnx', digits/'0003.png', digits/'0004.png'], capture_output=True, text=True)
-    assert alone.returncode == 0 and len(alone.stdout.splitlines()) == 2, alone.stderr
 
 
 def test_predict_takes_what_a_shell_makes_of_a_glob(digits, tmp_path):
+    csv = tmp_path/'three.csv'
     p = predicting(bundle/'model.onnx', digits/'0003.png', digits/'cut.png', digits/'0004.png')
     out, err = p.communicate()
-    assert (p.returncode, err, [l[:len(str(digits)) + 9] for l in out.splitlines()]) == (0, '', [f'{digits}/0003.png', f'{digits}/cut.png ', f'{digits}/0004.png'])
+    begins = [l[:len(str(digits)) + 9] for l in out.splitlines()]
+    assert (p.returncode, err) == (0, '')
+    assert begins == [f'{digits}/0003.png', f'{digits}/cut.png ', f'{digits}/0004.png']
     files = [digits/'0003.png', digits/'0004.png', digits/'cut.png']
-    assert predicting(bundle, *files, '--out', tmp_path/'three.csv').communicate()[0] == f"2 predictions: {tmp_path/'three.csv'}, 1 unreadable\n"
-    p = predicting(bundle, digits, '--out', tmp_path/'three.csv')
-    assert (p.communicate()[1].splitlines(), p.returncode) == ([f"simam_ema: {tmp_path/'three.csv'} is there already: it is not replaced. Delete it, or choose another --out."], 2)
+    out, _ = predicting(bundle, *files, '--out', csv).communicate()
+    assert out == f"2 predictions: {csv}, 1 unreadable\n"
+    p = predicting(bundle, digits, '--out', csv)
+    line = f"simam_ema: {csv} exists already and is not replaced. Delete it, or choose another --out.\n"
+    assert (p.communicate()[1], p.returncode) == (line, 2)
 
 
 @pytest.mark.skipif(not Path('/dev/full').exists(), reason='no /dev/full here')
 def test_predictions_that_nobody_gets(digits):
     "A closed output, a full disk, a reader that has gone: never status 0."
     argv = [sys.executable, '-c', slim, 'predict', str(bundle), str(digits)]
-    for how, status, says in (('>&-', 2, 'standard output is closed'), ('>/dev/full', 2, 'No space left on device'), ('| true; exit ${PIPESTATUS[0]}', 141, None)):
+    for how, status, says in (('>&-', 2, ['standard output is closed']), ('>/dev/full', 2, ['No space left on device']),
+                              ('| true; exit ${PIPESTATUS[0]}', 141, [])):
         r = subprocess.run(['bash', '-c', f'"$@" {how}', 'bash', *argv], capture_output=True, text=True)
-        assert r.returncode == status and (says is None and not r.stderr or says and says in r.stderr and len(r.stderr.splitlines()) == 1), (how, r)
+        lines = r.stderr.splitlines()
+        assert r.returncode == status and len(lines) == len(says), (how, r)
+        assert all(s in l for s, l in zip(says, lines)), (how, r)
 
 
 def test_bundle_whose_parts_are_of_different_models(refused, digits, tmp_path):
     shutil.copytree(bundle, tmp_path/'b')
     (tmp_path/'b'/'model.json').write_bytes(_nine_classes((bundle/'model.json').read_bytes()))
-    for p in (tmp_path/'b', tmp_path/'b'/'model.json'): refused('predict', p, digits/'0003.png', says='model.onnx and model.json in')
+    for p in (tmp_path/'b', tmp_path/'b'/'model.json'):
+        refused('predict', p, digits/'0003.png', says='model.onnx and model.json in')
     shutil.copy(bundle/'model.onnx', tmp_path/'alone.onnx')
-    (tmp_path/'only').mkdir(); shutil.copy(bundle/'model.onnx', tmp_path/'only')
-    for p in (tmp_path/'alone.onnx', tmp_path/'only'): assert '0003.png: 3 ' in predicting(p, digits/'0003.png').communicate()[0]
+    (tmp_path/'only').mkdir()
+    shutil.copy(bundle/'model.onnx', tmp_path/'only')
+    for p in (tmp_path/'alone.onnx', tmp_path/'only'):
+        assert '0003.png: 3 ' in predicting(p, digits/'0003.png').communicate()[0]
 
 
 def test_predict_survives_sigkill(digits, tmp_path):

@@ -26,7 +26,7 @@ from simam_ema_fastai.deploy.explain import gate_maps
 from simam_ema_fastai.deploy.load import export
 from simam_ema_fastai.deploy.serve import Limits, create_app, running
 from simam_ema_fastai.models.create import create_model
-from simam_ema_fastai.runtime.classifier import Classifier, normalised, open_model
+from simam_ema_fastai.runtime.classifier import Classifier, normalize, open_model
 from simam_ema_fastai.training.learner import variant_learner
 from simam_ema_fastai.training.recipe import Recipe
 
@@ -46,7 +46,7 @@ def model():
     torch.manual_seed(0)
     network = create_model('hybrid', 10, 'resnet18').eval()
     @torch.no_grad()
-    def run(batch): return network(torch.from_numpy(normalised(batch, transforms))).numpy()
+    def run(batch): return network(torch.from_numpy(normalize(batch, transforms))).numpy()
     return Classifier(dict(classes=[f'class {i}' for i in range(10)], transforms=transforms), run, 'initial weights', network)
 
 
@@ -83,7 +83,7 @@ def test_the_service_keeps_its_openapi(url, mode):
 def test_gate_maps_are_the_networks_own(url, model, photo):
     data = encoded(photo)
     (result,) = requests.post(f'{url}/predict?maps=true', files={'files': data}).json()['results']
-    want = gate_maps(model.network, torch.from_numpy(normalised(model.prepare(data)[None], model.about['transforms'])))
+    want = gate_maps(model.network, torch.from_numpy(normalize(model.prepare(data)[None], model.about['transforms'])))
     assert {m['gate']: (m['low'], m['high']) for m in result['maps']} == {k: pytest.approx((m.min().item(), m.max().item()), abs=1e-6) for k,m in want.items()} and len(want) == 2
     assert all(Image.open(io.BytesIO(base64.b64decode(m['png'].partition(',')[2]))).size == (224, 224) for m in result['maps'])
 

@@ -60,8 +60,9 @@ from simam_ema_fastai.data.loader import (
     side_limit,
 )
 from ..models.weights import imagenet_stats
-from ..runtime.images import _from_array, depth_of, is_passing, read_picture, to_rgb, white_of  # noqa: F401
-from ..runtime.predict import suffixes
+from ..runtime.images import deep_range, is_transient, read_image
+from ..runtime.rgb import _from_array, to_rgb, white_level  # noqa: F401
+from ..runtime.images import suffixes
 
 # %% auto #0
 __all__ = ['datasets', 'few', 'loaders', 'Picture', 'ReadPicture', 'white_in', 'find_bad', 'Samples', 'spelled',
@@ -74,7 +75,7 @@ class Picture(PILImage):
     @classmethod
     def create(cls, fn:Path|str|bytes|np.ndarray|torch.Tensor|Image.Image, white:dict|None=None, **kwargs) -> 'Picture':
         if isinstance(fn, torch.Tensor): fn = (fn.float() if fn.dtype == torch.bfloat16 else fn).detach().cpu().numpy()
-        return cls(read_picture(fn, white=white))
+        return cls(read_image(fn, white=white))
 
 class ReadPicture(Transform):
     "Reads pictures as a data set's are: where they have more than eight bits, by what is white in all of it."
@@ -113,7 +114,7 @@ def _remembered(key:str, find:Callable[[],object]):
 def _fault(file:Path, read:Callable) -> str|None:
     try: read(file)
     except UserError as e:
-        if is_passing(e): raise
+        if is_transient(e): raise
         return str(e)
 
 def find_bad(
@@ -132,9 +133,9 @@ def find_bad(
     return _remembered(f"{fingerprint(files, marks)}{f'-{white}' if white else ''}", look)
 
 def _kind_of(file:Path) -> tuple[str,float,float]|None:
-    try: return depth_of(file)
+    try: return deep_range(file)
     except UserError as e:
-        if is_passing(e): raise
+        if is_transient(e): raise
         return None  # reading will say so
 
 def _find_white(files:Sequence[Path], marks:Sequence[Mark]) -> dict|None:
@@ -145,7 +146,7 @@ def _find_white(files:Sequence[Path], marks:Sequence[Mark]) -> dict|None:
     def look():
         with ThreadPoolExecutor() as pool: return [r for r in progress(pool.map(_kind_of, paths), total=len(paths), comment='looking for white') if r]
     ranges = _remembered(f'{fingerprint(paths, some)}-depth', look)
-    white = white_of(ranges)
+    white = white_level(ranges)
     for kind,top in (white or {}).items():
         los, his = zip(*((lo, hi) for k,lo,hi in ranges if k == kind))
         if top in (1, 65535) and 0 <= min(los) and max(his) <= top: continue

@@ -42,7 +42,7 @@ from ..core.errors import UserError
 from ..core.files import read_json, write_json
 from ..core.locks import build_once
 from ..core.progress import progress
-from ..runtime.images import is_passing, room
+from ..runtime.images import is_transient, pixel_budget
 
 # %% auto #0
 __all__ = ['max_decoded', 'keep_bytes', 'keep_days', 'Mark', 'marks_of', 'fingerprint', 'side_limit', 'Decoded', 'find_map',
@@ -235,10 +235,10 @@ def _tidy(new:Decoded):
 # %% ../../nbs/data/01_loader.ipynb #6d86b5bb
 def _pixels(file:Path, read:Callable, limit:int, most:int=None) -> tuple[np.ndarray,bool]|UserError|None:
     "The picture in `file`, reduced if need be, and whether it was; what is wrong with it; or None, if it has more than `most` pixels."
-    with room.keep():
+    with pixel_budget.keep():
         try: im = read(file)
         except UserError as e:
-            if is_passing(e): raise
+            if is_transient(e): raise
             return e
         scale = limit/min(im.size)
         if scale < 1: im = im.resize([max(limit, round(s*scale)) for s in im.size], Image.Resampling.BILINEAR)
@@ -350,8 +350,8 @@ def random_boxes(
     first = fits.int().argmax(1, keepdim=True)
     size = torch.cat([nw.gather(1, first), nh.gather(1, first)], 1)
     size[~fits.any(1)] = torch.tensor([min(w, int(h*r1)), min(h, int(w/r0))]).float()
-    room = torch.tensor([w,h]) - size
-    at = torch.where(fits.any(1, keepdim=True), (torch.rand(n, 2)*(room + 1)).floor(), (room/2).floor())
+    pixel_budget = torch.tensor([w,h]) - size
+    at = torch.where(fits.any(1, keepdim=True), (torch.rand(n, 2)*(pixel_budget + 1)).floor(), (pixel_budget/2).floor())
     return torch.cat([at, size], 1)
 
 # %% ../../nbs/data/01_loader.ipynb #a32e42ce

@@ -23,8 +23,8 @@ from torch import Tensor
 from ..core.errors import UserError
 from .dls import white_in
 from .loader import DecodedDL
-from ..runtime.classifier import resized
-from ..runtime.images import read_picture
+from ..runtime.classifier import resize_and_crop
+from ..runtime.images import read_image
 
 # %% auto #0
 __all__ = ['own', 'first_items', 'source_of', 'normalization_of', 'transforms_of', 'check_classification']
@@ -127,14 +127,14 @@ def _compare(dl, t:dict):
         raise UserError(f"a validation image has the shape {tuple(x.shape[1:])}, and its transforms say 3 channels of {t['crop'][1]}×{t['crop'][0]} pixels. {_instead}")
     if isinstance(dl, DecodedDL): return  # from `get_dls`, which reads as the exported model does
     mean, std = (np.array(t[k])[:,None,None] for k in ('mean', 'std'))
-    differs = lambda row, im: np.abs(row - np.asarray(resized(im, t)).transpose(2, 0, 1)).max() > 1.5
+    differs = lambda row, im: np.abs(row - np.asarray(resize_and_crop(im, t)).transpose(2, 0, 1)).max() > 1.5
     odd, n = [], 0
     for i, row in enumerate((x.float().cpu().numpy()*std + mean)*255):
         source = source_of(dl.dataset, i)
         if source is None: continue
         n += 1
         if isinstance(source, Tensor): source = source.cpu().numpy()
-        if not differs(row, read_picture(source, white=t.get('white'))): continue
+        if not differs(row, read_image(source, white=t.get('white'))): continue
         made = dl.dataset[i][0]
         if not isinstance(made, Image.Image) or differs(row, made.convert('RGB')):
             raise UserError(f"a validation image differs from what its transforms say. {_instead}")

@@ -30,7 +30,13 @@ from ..models.create import create_model
 from ..models.insert import Placement
 from ..models.variants import Variant, variant_name
 from ..models.weights import bundle_weights
-from ..runtime.classifier import bundle_format, bundle_version, check_about, digest_of, read_about
+from simam_ema_fastai.runtime.manifest import (
+    bundle_format,
+    bundle_version,
+    check_manifest,
+    manifest_digest,
+    read_manifest,
+)
 from ..training.learner import CheckData
 
 # %% auto #0
@@ -62,11 +68,11 @@ def describe(
                  data=dict(name=data or 'unknown', licence=data in datasets and datasets[data].licence or 'unknown'),
                  weights=dict(source=w.source if w else 'unknown', licence=w.licence if w else 'unknown'),
                  packages={p: v for p in ('simam_ema_fastai','torch','torchvision','fastai','timm','safetensors') if (v := _installed(p))}, files={})
-    return check_about(sealed(about), 'the learner')
+    return check_manifest(sealed(about), 'the learner')
 
 def sealed(about:dict) -> dict:
     "`about` with its digest."
-    return about | dict(digest=digest_of(about))
+    return about | dict(digest=manifest_digest(about))
 
 # %% ../../nbs/deploy/01_bundle.ipynb #7d8feda2
 def write_bundle(
@@ -96,7 +102,7 @@ def read_bundle(
     folder:str|Path # A bundle, or a run
 ) -> Learner: # On the CPU, without data: for `predict`, `evaluate_files`, `optimise`; what `model.json` says is its `about`
     "Build the model of a bundle and fill it, running none of its content as code. Raises `UserError` for what is missing, damaged, too new, or does not fit."
-    about, w = read_about(folder), bundle_weights(folder)
+    about, w = read_manifest(folder), bundle_weights(folder)
     n = len(about['classes'])
     try:
         v = Variant(tuple(Placement(p['gate'], p['site'], tuple(p['stages']), p['options']) for p in about['placements']), arch=about['arch'], act=about['act'])

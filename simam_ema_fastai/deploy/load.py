@@ -29,8 +29,9 @@ from ..core.errors import UserError, one_of
 from ..core.files import atomic_path
 from .bundle import describe, read_bundle, transforms_of, write_bundle
 from .fusion import fuse
-from ..runtime.classifier import Classifier, form_of, open_onnx
-from ..runtime.images import read_picture
+from ..runtime.classifier import Classifier, open_onnx
+from ..runtime.formats import model_format
+from ..runtime.images import read_image
 
 # %% auto #0
 __all__ = ['bundle_files', 'export', 'load', 'classifier', 'predict', 'Optimised', 'optimise']
@@ -64,14 +65,14 @@ def load(
     "Load an exported learner, and print which form it was. Raises `UserError` for what is missing, damaged, too new, or a pickle and not trusted."
     path = Path(path)
     if path.name in ('model.json', 'model.safetensors') and path.with_name('model.json').exists(): path = path.parent
-    if form_of(path) == 'onnx':
+    if model_format(path) == 'onnx':
         raise UserError(f"{path} is an ONNX model, no learner: `predict` takes it, and `runtime.classifier.open_model`.")
     if path.is_dir() and ((path/'model.json').exists() or not (path/'model.pkl').exists()):
         learn = read_bundle(path)
         if not cpu: learn.model.to(learn.dls.to(default_device()).device)
         print(f"opened the bundle {path}: {learn.about['variant']} on {learn.about['arch']}, {learn.dls.c} classes")
         return learn
-    if path.is_dir(): form_of(path := path/'model.pkl')
+    if path.is_dir(): model_format(path := path/'model.pkl')
     if not trust:
         better = f', or give the folder {path.parent}, which opens without' if (path.parent/'model.json').exists() else ''
         raise UserError(f"{path} is a pickle, which can run any code when it is opened: if you trust who wrote it, say so with trust=True or --trust{better}.")
@@ -142,7 +143,7 @@ def _picture(item) -> Path|Image.Image:
         if item.dtype == torch.bfloat16: item = item.float()
         if item.dim() == 3 and item.shape[0] in (1, 3, 4) and item.shape[2] not in (1, 3, 4): item = item.permute(1, 2, 0)
         item = item.numpy()
-    if isinstance(item, (bytes, bytearray, memoryview, np.ndarray, Image.Image)) or hasattr(item, 'read'): return read_picture(item)
+    if isinstance(item, (bytes, bytearray, memoryview, np.ndarray, Image.Image)) or hasattr(item, 'read'): return read_image(item)
     raise UserError(f"a {type(item).__name__} is no picture: a path, an array or tensor, a PIL image or a file's bytes are wanted.")
 
 def _pictures(items) -> list:

@@ -25,7 +25,8 @@ from ..core.errors import UserError, import_extra
 from ..core.files import atomic_path
 from .bundle import describe
 from .load import Optimised, classifier
-from ..runtime.classifier import Classifier, normalised, open_onnx, seal
+from ..runtime.classifier import Classifier, normalize, open_onnx
+from ..runtime.manifest import seal
 
 # %% auto #0
 __all__ = ['max_delta_p', 'program', 'to_program', 'to_onnx', 'to_int8', 'agreement', 'compare']
@@ -134,7 +135,7 @@ def to_int8(
     from onnxruntime.quantization.shape_inference import quant_pre_process
     feed = (c.prepare(p)[None] for p in pictures)
     class Pictures(q.CalibrationDataReader):
-        def get_next(self): return next(({'pictures': x if preprocess else normalised(x, c.about['transforms'])} for x in feed), None)
+        def get_next(self): return next(({'pictures': x if preprocess else normalize(x, c.about['transforms'])} for x in feed), None)
     with tempfile.TemporaryDirectory() as d, _quiet():
         prepared, out = str(Path(d)/'prepared.onnx'), str(Path(d)/'out.onnx')
         quant_pre_process(graph, prepared, skip_symbolic_shape=True, skip_optimization=True)  # PyTorch has optimised it

@@ -48,8 +48,8 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from ..core.errors import UserError
 from .page import host_of, local_hosts, page_css, page_js, service_page
-from ..runtime.classifier import Classifier, NotFinite, normalised, open_model
-from ..runtime.images import read_picture
+from ..runtime.classifier import Classifier, NotFinite, normalize, open_model
+from ..runtime.images import read_image
 
 # %% auto #0
 __all__ = ['log', 'Limits', 'Busy', 'Job', 'Batcher', 'Metrics', 'Error', 'Guess', 'GateMap', 'Result', 'Answer', 'Taken',
@@ -318,7 +318,7 @@ def _gate_maps(model:Classifier, batch:np.ndarray) -> dict[str,np.ndarray]:
     import torch
 
     from simam_ema_fastai.deploy.explain import gate_maps
-    x = torch.from_numpy(normalised(batch, model.about['transforms'])).to(next(model.network.parameters()).device)
+    x = torch.from_numpy(normalize(batch, model.about['transforms'])).to(next(model.network.parameters()).device)
     return {k: m.numpy() for k,m in gate_maps(model.network, x).items()}
 
 def _gate_map(gate:str, m:np.ndarray) -> GateMap:
@@ -416,7 +416,7 @@ def create_app(
             for f,r in zip(files, results): tasks.start_soon(one, f, r)
         return results, len(failed)
 
-    def decode(file:UploadFile, name:str) -> np.ndarray: return model.prepare(read_picture(file.file.read(), limits.pixels, name, model.white))
+    def decode(file:UploadFile, name:str) -> np.ndarray: return model.prepare(read_image(file.file.read(), limits.pixels, name, model.white))
 
     @app.get('/model', response_model=About, responses=_refusals(*always), **locked)
     async def about():

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..core.cache import cache_dir
 from ..core.errors import UserError
 from ..core.files import atomic_path
-from ..runtime.classifier import check_file, read_about
+from ..runtime.manifest import check_file, read_manifest
 
 # %% auto #0
 __all__ = ['imagenet_stats', 'Weights', 'bundle_weights', 'read_weights']
@@ -101,7 +101,7 @@ def _read_file(path:Path) -> Weights:
 
 def bundle_weights(folder:str|Path) -> Weights:
     "Read the weights of a bundle or a run, checked against its `model.json`."
-    about = read_about(folder)
+    about = read_manifest(folder)
     file = check_file(folder, about, 'model.safetensors')
     try: sd = safetensors.torch.load_file(file)
     except (KeyError, safetensors.SafetensorError) as e:
