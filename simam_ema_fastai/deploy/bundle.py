@@ -28,7 +28,7 @@ from ..data.preprocessing import own
 from ..models.create import Placement, Variant, create_model, name_of
 from ..models.weights import from_bundle
 from ..runtime.classifier import bundle_format, bundle_version, check_about, digest_of, read_about
-from ..training.learner import CheckData
+from ..training.data_check import CheckData
 
 # %% auto #0
 __all__ = ['transforms_of', 'describe', 'sealed', 'write_bundle', 'read_bundle']
