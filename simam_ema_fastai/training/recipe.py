@@ -23,7 +23,7 @@ _trainable = ('all', 'layer4', 'head')
 class Recipe:
     "How a variant is trained: the hyperparameters of a run. Raises `UserError` for values that cannot be."
     epochs:int = 20 # Epochs
-    strategy:str|None = None # uniform, discriminative or discriminative+freeze; None for the variant's own
+    strategy:str|None = None # Strategy: uniform, discriminative or discriminative+freeze; the variant's own if left out
     freeze_epochs:int = 3 # Epochs at the start in which the gates stay frozen (strategy discriminative+freeze)
     trainable:str = 'all' # What is trained: all, layer4 (last stage, gates and head) or head (gates and head)
     lr:float = 1e-3 # Peak learning rate; under a discriminative strategy that of gates and head
