@@ -84,7 +84,7 @@ class MixUpCutMix(MixHandler):
 
 # %% ../../nbs/training/06_callbacks.ipynb #86078c34
 def _crop_of(dl) -> RandomResizedCrop|None:
-    steps = getattr((dl.dl if is_shard(dl) else dl).after_item, 'fs', ())
+    steps = getattr(getattr(dl.dl if is_shard(dl) else dl, 'after_item', None), 'fs', ())
     return next((f for f in steps if isinstance(f, RandomResizedCrop)), None)
 
 def _smaller(dl:TfmdDL, size:int) -> TfmdDL:

@@ -123,7 +123,7 @@ class Checkpoint(Callback):
         average = getattr(self.learn, 'average_weights', None)
         return dict(model=get_model(self.model).state_dict(), history=self.history,
                     opt={k: [_plain_numbers(d) for d in opt[k]] for k in ('state','hypers')},
-                    scaler=scaler.state_dict() if scaler else None, averages=average.averages if average else None)
+                    scaler=scaler and scaler.state_dict(), averages=average and average.averages)
 
     def _write_history(self): write_text(self.folder/'history.csv', pd.DataFrame(self.history).to_csv(index=False))
 

@@ -96,7 +96,7 @@ def variant_learner(
         print("instead of the recipe's:", ', '.join(f'{k} {_name(o)}' for k,o in sorted(given.items())))
     return record_on_device(learn)
 
-# %% ../../nbs/training/08_learner.ipynb #681eb117
+# %% ../../nbs/training/08_learner.ipynb #3472fabf
 def _callbacks(recipe:Recipe, arch:str, model:nn.Module, dls:DataLoaders) -> list[Callback]:
     "What `recipe` adds to a fastai `Learner`."
     cbs = [SeedEpochs(recipe.seed), LastMixedPrecision()]
