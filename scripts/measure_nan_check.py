@@ -1,4 +1,4 @@
-"""What looking for a loss that is no number (`StopAtNaN`) costs a training: CPU time of epochs with and without it, in turns.
+"""What the check for a NaN loss (`StopAtNaN`) costs a training: CPU time of epochs with and without it, in turns.
 
     python scripts/measure_nan_check.py --pairs 15"""
 import argparse
@@ -9,15 +9,10 @@ import torch
 from fastai.callback.core import Callback
 
 from simam_ema_fastai.data.dls import get_dls
-from simam_ema_fastai.training.checkpoint import StopAtNaN
 from simam_ema_fastai.training.learner import variant_learner
 from simam_ema_fastai.training.recipe import Recipe
+from simam_ema_fastai.training.recorder import StopAtNaN
 
-p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-p.add_argument('--pairs', type=int, default=15)
-p.add_argument('--arch', default='resnet18')
-a = p.parse_args()
-torch.set_num_threads(1)
 
 class Seconds(Callback):
     "CPU seconds of the batches of an epoch."
@@ -25,23 +20,40 @@ class Seconds(Callback):
     def before_train(self): self.start = time.process_time()
     def after_train(self): self.of_epoch = time.process_time() - self.start
 
+
+def epochs(learn, pairs):
+    "CPU seconds of `pairs` epochs with the check and as many without it, in turns; the first pair warms up."
+    times = {True: [], False: []}
+    with learn.no_bar(), learn.no_logging():
+        for i in range(pairs + 1):
+            for checked in (True, False) if i%2 else (False, True):
+                learn.fit(1, 1e-4, cbs=[StopAtNaN()] if checked else [])
+                if i: times[checked].append(learn.seconds.of_epoch)
+    return np.array(times[True]), np.array(times[False])
+
+
+def one_call(learn, n=100_000):
+    "CPU seconds of the check's call after a batch."
+    check = StopAtNaN()
+    check.learn = type('Fake', (), dict(training=True, recorder=learn.recorder))
+    check.before_train()
+    start = time.process_time()
+    for _ in range(n): check.after_batch()
+    return (time.process_time() - start)/n
+
+
+p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+p.add_argument('--pairs', type=int, default=15)
+p.add_argument('--arch', default='resnet18')
+a = p.parse_args()
+torch.set_num_threads(1)
 dls = get_dls('digits', bs=16, n_train=160, n_valid=16)
-learn = variant_learner(dls, 'baseline', a.arch, weights=None, recipe=Recipe(epochs=1), cbs=[seconds := Seconds()])
-times = {True: [], False: []}
-learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, StopAtNaN)])
-with learn.no_bar(), learn.no_logging():
-    for i in range(a.pairs + 1):
-        for checked in (True, False) if i%2 else (False, True):
-            learn.fit(1, 1e-4, cbs=[StopAtNaN()] if checked else [])
-            if i: times[checked].append(seconds.of_epoch)  # the first pair warms up
-ratios = np.array(times[True])/np.array(times[False])
+learn = variant_learner(dls, 'baseline', a.arch, weights=None, recipe=Recipe(epochs=1), cbs=Seconds())
+checked, unchecked = epochs(learn, a.pairs)
+ratios = checked/unchecked
 means = np.random.default_rng(0).choice(ratios, (10_000, len(ratios))).mean(1)
-check = StopAtNaN()
-check.learn = type('Fake', (), dict(training=True, recorder=learn.recorder))
-check.before_train()
-start = time.process_time()
-for _ in range(100_000): check.after_batch()
-alone = (time.process_time() - start)/1e5
-step = np.median(times[False])/len(dls.train)
-print(f'{a.arch}, batches of 16 digits: {1000*step:.1f} ms a step; with the check {100*(ratios.mean() - 1):+.2f}% [{100*(np.quantile(means, .025) - 1):+.2f}, {100*(np.quantile(means, .975) - 1):+.2f}]; '
-      f'its call alone {1e6*alone:.2f} µs, {100*alone/step:.4f}% of a step')
+mean, low, high = (100*(r - 1) for r in (ratios.mean(), *np.quantile(means, [.025, .975])))
+call, step = one_call(learn), np.median(unchecked)/len(dls.train)
+print(f'{a.arch}, batches of 16 digits: {1000*step:.1f} ms a step; '
+      f'with the check {mean:+.2f}% [{low:+.2f}, {high:+.2f}]; '
+      f'its call alone {1e6*call:.2f} µs, {100*call/step:.4f}% of a step')

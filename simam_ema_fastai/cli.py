@@ -137,18 +137,18 @@ def _ablate(variants, seeds, strategies, out, log, common, port=None, measured=T
     from simam_ema_fastai.report.page import Evidence, report
     from simam_ema_fastai.experiments.results import load_runs
     from simam_ema_fastai.report.tables import comparison
-    from simam_ema_fastai.training.ranks import is_first
+    from simam_ema_fastai.training.ranks import is_rank0
     seeds = [common['recipe'].seed] if seeds is None else seeds
     if not variants or not seeds: raise UserError('nothing to do: give at least one variant and one seed.')
     configs = grid(variants=variants, seeds=seeds, strategies=strategies, **common)
-    if port is not None and is_first():
+    if port is not None and is_rank0():
         from simam_ema_fastai.report.watch import serve_beside
         print(f'watch: {serve_beside(out, port)}', flush=True)
     failed = None
     try: ablate(configs, out, measured, log, **how)
     except RunsFailed as e: failed = e  # the others were finished, and have their report
     done = [f for c in configs if (f := Path(out)/c.name/'metrics.json').exists()]
-    if done and measured and is_first():
+    if done and measured and is_rank0():
         try: page = report(out)
         except UserError as e:
             if failed: raise UserError(f'{failed}\nno report: {e}') from None
@@ -176,14 +176,14 @@ def evaluate(
     from simam_ema_fastai.deploy.load import load
     from simam_ema_fastai.training.evaluate import ensemble as mean_of
     from simam_ema_fastai.training.evaluate import evaluate_files
-    from simam_ema_fastai.training.ranks import is_first, one_goes_first
+    from simam_ema_fastai.training.ranks import is_rank0, local_rank0_first
     given = {k: v for k,v in dict(name=data, path=path, labels=labels, n_valid=n_valid, skip_bad=skip_bad or None).items() if v is not None}
     files = {m: Path(m) for m in ensemble or [model]}
     wanted = {m: {**({} if data else _own_data(file)), **given} for m,file in files.items()}
     first = next(iter(wanted))
     for m in wanted:
         if wanted[m] != wanted[first]: raise UserError(f"{m} was trained on other data than {first}: say with --data on which to evaluate them.")
-    with one_goes_first(): samples = _samples(files[first], wanted[first], given)
+    with local_rank0_first(): samples = _samples(files[first], wanted[first], given)
     valid = samples.keep(samples.idxs(True))
     print(f'{len(valid.files)} of {len(samples.files)} images: {samples.split}')
     results = {}
@@ -193,7 +193,7 @@ def evaluate(
     result = mean_of(results) if ensemble else results[model]
     print(_line(result.metrics) + (': their ensemble' if ensemble else ''))
     print(result.per_class.to_string(index=False, float_format='{:.1f}'.format))
-    if out and is_first(): write_text(out, result.predictions.to_csv(index=False)); print(f'predictions: {out}')
+    if out and is_rank0(): write_text(out, result.predictions.to_csv(index=False)); print(f'predictions: {out}')
 
 def _own_data(file:Path) -> dict:
     "What the run that exported `file` was validated on."
@@ -424,9 +424,9 @@ def _refusal(e:BaseException) -> str|None:
         return f'no space left to write{f" {e.filename}" if getattr(e, "filename", None) else ""}: free some, then the same command goes on from what was saved.'
     if isinstance(e, (PermissionError, NotADirectoryError, FileExistsError)) or getattr(e, 'errno', None) == errno.EROFS:
         return f'no access to {e.filename}: {e.strerror}. Choose another place with --out, or for the cache with SIMAM_EMA_HOME, if it is to be written.'
-    from simam_ema_fastai.training.checkpoint import loader_killed, memory_full
-    if kind := memory_full(e): return f'out of {kind} memory: use a smaller --bs or --size, or fewer --workers.'
-    return loader_killed(e)
+    from simam_ema_fastai.training.failures import explain_killed_worker, out_of_memory
+    if kind := out_of_memory(e): return f'out of {kind} memory: use a smaller --bs or --size, or fewer --workers.'
+    return explain_killed_worker(e)
 
 def _say(e:BaseException) -> int:
     "Say on standard error what went wrong, and give the exit status; a defect of ours is raised again."
@@ -442,8 +442,8 @@ def _joined(command:str):
     "Share `command` out where `accelerate launch` or `torchrun` started several processes; nothing is imported where they did not."
     if int(os.environ.get('WORLD_SIZE', 1)) < 2: return contextlib.nullcontext()
     if command not in ('train', 'ablate', 'evaluate'): raise UserError(f'{command} runs in one process: start it without accelerate launch or torchrun.')
-    from simam_ema_fastai.training.ranks import joined
-    return joined(_say)
+    from simam_ema_fastai.training.ranks import process_group
+    return process_group(_say)
 
 def main(
     argv:list[str]=None # Arguments; those of the process if None

@@ -1,4 +1,6 @@
-"The command line in processes that start in milliseconds (forked from one that has imported everything and computed nothing), and what may befall them."
+"""Run the command line in processes that start in milliseconds, and inject faults into them.
+
+The processes are forked from a server that has imported everything and computed nothing."""
 import multiprocessing
 import os
 import signal
@@ -10,13 +12,18 @@ from pathlib import Path
 import pandas as pd
 
 _forks = multiprocessing.get_context('forkserver')
-_forks.set_forkserver_preload(['simam_ema_fastai.cli', 'simam_ema_fastai.experiments.ablation', 'simam_ema_fastai.report.page', 'simam_ema_fastai.deploy.explain', 'sklearn.datasets'])
+_forks.set_forkserver_preload(['simam_ema_fastai.cli', 'simam_ema_fastai.experiments.ablation',
+                               'simam_ema_fastai.report.page', 'simam_ema_fastai.deploy.explain', 'sklearn.datasets'])
 
 
-def _main(argv, out, err, befalls):
-    sys.stdout, sys.stderr = (os.fdopen(os.dup2(os.open(file, os.O_WRONLY|os.O_CREAT), fd), 'w', buffering=1) for fd, file in ((1, out), (2, err)))
+def _redirect(fd, file):
+    return os.fdopen(os.dup2(os.open(file, os.O_WRONLY|os.O_CREAT), fd), 'w', buffering=1)
+
+
+def _main(argv, out, err, faults):
+    sys.stdout, sys.stderr = _redirect(1, out), _redirect(2, err)
     multiprocessing.set_start_method('fork', force=True)  # for the workers of data loaders, as in a process of its own
-    for what, *args in befalls: what(*args)
+    for inject, *args in faults: inject(*args)
     from simam_ema_fastai.cli import main
     status = main(argv)
     sys.stdout.flush(); sys.stderr.flush()
@@ -25,11 +32,11 @@ def _main(argv, out, err, befalls):
 
 class Run(_forks.Process):
     "A command under way; `kill()` is kill -9."
-    def __init__(self, folder, argv, befalls):
+    def __init__(self, folder, argv, faults):
         n = len(list(folder.iterdir()))
         self.files = folder/f'{n}.out', folder/f'{n}.err'
         for f in self.files: f.touch()
-        super().__init__(target=_main, args=([str(a) for a in argv], *self.files, befalls))
+        super().__init__(target=_main, args=([str(a) for a in argv], *self.files, faults))
 
     def end(self, timeout=300):
         "Wait for it: exit status, output, errors."
@@ -41,30 +48,35 @@ class Run(_forks.Process):
 
 
 class Forked:
-    "Starts commands; each of `befalls` is a function of this module with its arguments, called in the process before the command."
+    "Starts commands; each of `faults` is a function of this module with its arguments, called before the command."
     def __init__(self, folder): self.folder = folder
-    def start(self, *argv, befalls=()):
-        p = Run(self.folder, argv, befalls)
+    def start(self, *argv, faults=()):
+        p = Run(self.folder, argv, faults)
         p.start()
         return p
-    def __call__(self, *argv, befalls=()): return self.start(*argv, befalls=befalls).end()
+    def __call__(self, *argv, faults=()): return self.start(*argv, faults=faults).end()
 
 
 def spared(*what):
-    "Not measured, and not reported, where a test is about neither."
+    "Neither measured nor reported ('measure', 'report'), where a test is about neither."
     import simam_ema_fastai.experiments.ablation as ablation
     import simam_ema_fastai.report.page as report
     import simam_ema_fastai.report.tables as tables
     if 'measure' in what: ablation.measure = lambda *a: {}
-    if 'report' in what: report.report = report.Evidence = tables.load_runs = tables.comparison = lambda out: pd.DataFrame(columns=['headline'])
+    if 'report' in what:
+        def nothing(out): return pd.DataFrame(columns=['headline'])
+        report.report = report.Evidence = tables.load_runs = tables.comparison = nothing
 
 
 def killed_writing(name, nth, when):
-    "kill -9 at the `nth` write of a file called `name` (a pattern): with 'half' of a tensor file written, 'before' or 'after' it gets its name."
+    """kill -9 at the `nth` write of a file called `name` (a pattern).
+
+    'half': with half of a tensor file written; 'before' or 'after': it gets its name."""
     import torch
     seen, save, rename = [], torch.save, os.replace
     def due(target, moment):
-        if moment == when and fnmatch(Path(target).name.removeprefix('.'), name + '*'*(moment == 'half')): seen.append(target)
+        pattern = name + '*'*(moment == 'half')
+        if moment == when and fnmatch(Path(target).name.removeprefix('.'), pattern): seen.append(target)
         return len(seen) == nth
     def die(): os.kill(os.getpid(), signal.SIGKILL)
     def half_saved(obj, f, *args, **kwargs):
@@ -81,13 +93,14 @@ def killed_writing(name, nth, when):
 
 
 def files_limited(n_bytes):
+    "No file may grow beyond `n_bytes`."
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     import resource
     resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes))
 
 
 def worker_killed(history):
-    "kill -9 for the process that loads pictures, as soon as there is a `history`."
+    "kill -9 for the process that loads images, as soon as there is a `history`."
     from torch.utils.data import get_worker_info
 
     from simam_ema_fastai.data.loader import DecodedDL
@@ -99,28 +112,38 @@ def worker_killed(history):
 
 
 def at_batch(epoch, batch, what, variant=None):
-    "The loss is times `what`, or it is raised, or it is the signal sent, at one batch (both counted from 0) of one variant or all."
-    from fastai.callback.core import Callback
+    """At one batch (both counted from 0) of one variant, or of all.
 
-    import simam_ema_fastai.experiments.ablation as ablation
+    The loss is multiplied by `what`, or it is raised, or it is the signal sent."""
+    from fastai.callback.core import Callback
+    from fastai.learner import Learner
+    from fastai.torch_core import get_model
+    from fastcore.foundation import L
+
+    from simam_ema_fastai.models.variants import variant_name
     class Break(Callback):
         def after_loss(self):
             if not self.training or (self.epoch, self.iter) != (epoch, batch): return
+            if variant not in (None, variant_name(get_model(self.model).variant)): return
             if isinstance(what, signal.Signals): os.kill(os.getpid(), what)
             elif isinstance(what, float): self.learn.loss_grad = self.learn.loss = self.loss*what
             else: raise what
-    learner = ablation.variant_learner
-    ablation.variant_learner = lambda dls, v, *args, **kwargs: learner(dls, v, *args, **kwargs, cbs=Break() if variant in (None, v) else None)
+    fit = Learner.fit
+    def breaking(self, *args, cbs=None, **kwargs): return fit(self, *args, cbs=L(cbs) + Break(), **kwargs)
+    Learner.fit = breaking
 
 
 def one_of_two(rank, port):
     "What a launcher tells each of two processes."
     import torch
-    os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), ACCELERATE_USE_CPU='yes', GLOO_SOCKET_IFNAME='lo', OMP_NUM_THREADS='1')
+    os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', LOCAL_WORLD_SIZE='2',
+                       MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port),
+                       ACCELERATE_USE_CPU='yes', GLOO_SOCKET_IFNAME='lo', OMP_NUM_THREADS='1')
     torch.set_num_threads(1)
 
 
 def evaluation_fails(e):
+    "The evaluation after the training raises `e`."
     import simam_ema_fastai.experiments.ablation as ablation
     def fail(*args, **kwargs): raise e
     ablation.evaluate = fail

@@ -1,6 +1,6 @@
-"""Several processes, one training: the result of one process, the same after a kill, and one line when one of them fails.
+"""Several processes, one training: the result of one process, the same after a kill, one line when one of them fails.
 
-Processes are forked where that serves, which saves their imports; one test goes the user's way through `accelerate launch`."""
+Processes are forked where possible, which saves their imports; one test takes the user's way, `accelerate launch`."""
 import json
 import os
 import signal
@@ -25,11 +25,12 @@ run_name = 'hybrid-discriminative+freeze-s1'
 
 @pytest.fixture(scope='module')
 def in_two(tmp_path_factory):
-    "Exit statuses, outputs and errors of two processes that run `simam_ema ARGS`; `befalls` the second."
+    "Exit statuses, outputs and errors of two processes that run `simam_ema ARGS`, with `faults` in the second."
     forked = Forked(tmp_path_factory.mktemp('output'))
-    def in_two(*args, befalls=()):
+    def in_two(*args, faults=()):
         with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
-        started = [forked.start(*args, befalls=[(one_of_two, rank, port), *(befalls if rank else ())]) for rank in range(2)]
+        def start(rank): return forked.start(*args, faults=[(one_of_two, rank, port), *(faults if rank else ())])
+        started = [start(rank) for rank in range(2)]
         return tuple(zip(*(p.end(120) for p in started)))
     return in_two
 
@@ -40,10 +41,13 @@ def args(digits_args): return [*digits_args, '--n-train', '128', '--n-valid', '5
 
 @pytest.fixture(scope='module')
 def launched(args, root, tmp_path_factory):
-    "The run folder of a training that `accelerate launch` shares out among two processes."
+    "The run folder of a training that `accelerate launch` splits across two processes."
     out = tmp_path_factory.mktemp('launched')
-    argv = [Path(sys.executable).with_name('accelerate'), 'launch', '--multi_gpu', '--num_processes', 2, '--num_machines', 1, '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', 0]
-    p = subprocess.run([*map(str, argv), str(root/'scripts'/'train.py'), *args, '--out', str(out)], capture_output=True, text=True, env=os.environ | dict(OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES=''))
+    launch = [Path(sys.executable).with_name('accelerate'), 'launch', '--multi_gpu', '--num_processes', 2,
+              '--num_machines', 1, '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', 0]
+    env = os.environ | dict(OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
+    command = map(str, [*launch, root/'scripts'/'train.py', *args, '--out', out])
+    p = subprocess.run(command, capture_output=True, text=True, env=env)
     assert p.returncode == 0, p.stderr
     assert p.stdout.count('epoch 2/2') == 1, p.stdout
     return out/run_name
@@ -58,7 +62,7 @@ def test_equals_one_process(launched, args, simam_ema, tmp_path):
     try: assert simam_ema('train', *args, '--out', tmp_path)[0] == 0
     finally: torch.set_num_threads(threads)
     one, two = tmp_path/run_name, launched
-    read = lambda name: (pd.read_csv(one/name), pd.read_csv(two/name))
+    def read(name): return pd.read_csv(one/name), pd.read_csv(two/name)
     a, b = read('history.csv')
     assert (a[['train_loss', 'valid_loss']] - b[['train_loss', 'valid_loss']]).abs().max(None) < 1e-3
     a, b = read('predictions.csv')
@@ -70,7 +74,7 @@ def test_equals_one_process(launched, args, simam_ema, tmp_path):
     assert status == 0 and '\n51 images: ' in out, out + err
 
 
-def test_evaluation_counts_every_picture_once(launched, simam_ema, in_two, tmp_path):
+def test_evaluation_counts_every_image_once(launched, simam_ema, in_two, tmp_path):
     status, out, err = simam_ema('evaluate', launched, '--out', tmp_path/'one.csv')
     statuses, outs, errs = in_two('evaluate', launched, '--out', tmp_path/'two.csv')
     assert statuses == (0, 0) and errs == ('', ''), errs
@@ -79,8 +83,9 @@ def test_evaluation_counts_every_picture_once(launched, simam_ema, in_two, tmp_p
 
 
 def test_killed_and_continued(launched, args, in_two, tmp_path):
-    statuses, _, errs = in_two('train', *args, '--out', tmp_path/'runs', befalls=[(at_batch, 1, 0, signal.SIGKILL)])
-    assert statuses == (2, -signal.SIGKILL) and 'another process of this training was lost' in errs[0] and len(errs[0].splitlines()) == 1, errs
+    statuses, _, errs = in_two('train', *args, '--out', tmp_path/'runs', faults=[(at_batch, 1, 0, signal.SIGKILL)])
+    assert statuses == (2, -signal.SIGKILL), errs
+    assert 'another process of this training was lost' in errs[0] and len(errs[0].splitlines()) == 1, errs
     assert (tmp_path/'runs'/run_name/'checkpoint.pth').exists()
     statuses, outs, errs = in_two('train', *args, '--out', tmp_path/'runs')
     assert statuses == (0, 0) and 'going on after epoch 1 of 2' in outs[0], outs[0] + errs[0]
@@ -88,10 +93,14 @@ def test_killed_and_continued(launched, args, in_two, tmp_path):
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-@pytest.mark.parametrize('more, befalls, line', [(['--bs', 63], [], 'batch size 63, which all processes share, is not divisible by their number, 2'),
-                                                 ([], [(evaluation_fails, UserError('7.png is no readable picture.'))], '7.png is no readable picture.')])
-def test_one_line_and_status_2(args, in_two, tmp_path, more, befalls, line):
-    statuses, _, errs = in_two('train', *args, '--epochs', 1, '--freeze-epochs', 0, *more, '--out', tmp_path/'runs', befalls=befalls)
+bad_image = UserError('7.png is no readable image.')
+
+@pytest.mark.parametrize('more, faults, line', [
+    (['--bs', 63], [], 'batch size 63, which all processes share, is not divisible by their number, 2'),
+    ([], [(evaluation_fails, bad_image)], str(bad_image))])
+def test_one_line_and_status_2(args, in_two, tmp_path, more, faults, line):
+    command = ['train', *args, '--epochs', 1, '--freeze-epochs', 0, *more, '--out', tmp_path/'runs']
+    statuses, _, errs = in_two(*command, faults=faults)
     said = ''.join(errs)
     assert statuses == (2, 2) and line in said and len(said.splitlines()) == 1, (statuses, errs)
     assert line in failures(tmp_path/'runs')[run_name]

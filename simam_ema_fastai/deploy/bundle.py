@@ -37,7 +37,7 @@ from simam_ema_fastai.runtime.manifest import (
     manifest_digest,
     read_manifest,
 )
-from ..training.learner import CheckData
+from ..training.data_check import CheckData
 
 # %% auto #0
 __all__ = ['transforms_of', 'describe', 'sealed', 'write_bundle', 'read_bundle']

@@ -59,10 +59,12 @@ from ..models.cost import measure
 from ..models.variants import get_variant
 from ..models.sources import load_weights, normalization_stats
 from .results import load_progress, spoken, time_left
-from ..training.checkpoint import StopAtNaN, load_newest, naming_settings, previous, save_checked
+from ..training.checkpoint import load_checkpoint, previous, save_checkpoint
+from ..training.failures import explain_out_of_memory
+from ..training.recorder import StopAtNaN
 from ..training.evaluate import evaluate
 from ..training.learner import fit_recipe, variant_learner
-from ..training.ranks import check_shared, from_first, is_first, one_goes_first, several
+from ..training.ranks import check_shared_file, broadcast_object, is_rank0, local_rank0_first, is_distributed
 from ..training.recipe import Recipe
 
 # %% auto #0
@@ -134,7 +136,7 @@ def environment() -> dict:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return dict(packages={p: v for p in packages if (v := installed(p))}, python=platform.python_version(), commit=_commit(), system=platform.system(),
                 cpu=_cpu(), cores=os.cpu_count(), gpu=gpu, kernels=kernel_path(default_device()),
-                processes=torch.distributed.get_world_size() if several() else 1, command=_command())
+                processes=torch.distributed.get_world_size() if is_distributed() else 1, command=_command())
 
 # %% ../../nbs/experiments/03_ablation.ipynb #9b8ccee2
 class Checkpoint(Callback):
@@ -145,14 +147,14 @@ class Checkpoint(Callback):
 
     def resume(self, learn:Learner) -> int:
         "Load the checkpoint into `learn`, if there is one; the number of epochs it has been trained for."
-        saved = load_newest(self.file, learn.dls.device)
+        saved = load_checkpoint(self.file, learn.dls.device)
         if saved is None: return 0
         learn.model.load_state_dict(saved['model'])
         learn.create_opt()
         learn.opt.load_state_dict(saved['opt'])
         self.history, self._scaler = saved['history'], saved['scaler']
         if hasattr(learn, 'average_weights'): learn.average_weights.averages = saved['averages']
-        if is_first(): self._write_history()  # it may have been killed, or the disk full, just before
+        if is_rank0(): self._write_history()  # it may have been killed, or the disk full, just before
         return len(self.history)
 
     def before_fit(self):
@@ -165,11 +167,11 @@ class Checkpoint(Callback):
         if self.epoch < len(self.history): return  # skipped: trained before
         row = dict(zip(self.recorder.metric_names, self.recorder.log[:-1]))
         self.history.append({**row, 'train_seconds': self._train_seconds, 'seconds': time.perf_counter() - self._start, 'lr': float(self.opt.hypers[-1]['lr'])})
-        if not is_first(): return
+        if not is_rank0(): return
         opt = self.opt.state_dict()
         saved = dict(model=get_model(self.model).state_dict(), opt={k: [_plain_numbers(d) for d in opt[k]] for k in ('state','hypers')}, history=self.history,
                      scaler=self.learn.scaler.state_dict() if getattr(self.learn, 'scaler', None) else None, averages=self.learn.average_weights.averages if hasattr(self.learn, 'average_weights') else None)
-        save_checked(saved, self.file)
+        save_checkpoint(saved, self.file)
         self._write_history()
 
     def _write_history(self): write_text(self.folder/'history.csv', pd.DataFrame(self.history).to_csv(index=False))
@@ -244,7 +246,7 @@ def loggers(
     start_epoch:int=0 # Epochs already trained, when resuming
 ) -> list[Callback]:
     "fastai's logging callbacks for a run. Raises `UserError` if Weights & Biases cannot be reached."
-    if log is None or not is_first(): return []
+    if log is None or not is_rank0(): return []
     check_logger(log)
     if log == 'wandb': return [_wandb(folder/'log', config, start_epoch)]
     from fastai.callback.tensorboard import TensorBoardCallback
@@ -276,7 +278,7 @@ def _look(config:Config, there:dict, seen:dict) -> dict:
     "The contents of the data and weights of `config`, as far as `there`, read from disk, knows its own; `seen` keeps them."
     def once(key, f):
         if key not in seen:
-            with one_goes_first(): seen[key] = f()
+            with local_rank0_first(): seen[key] = f()
         return seen[key]
     data = lambda: contents(get_dls(**config.data, bs=config.recipe.bs))['digest']
     weights = lambda: weights_digest(load_weights(config.weights, config.arch))
@@ -300,21 +302,21 @@ def run(
     if log: check_logger(log)
     folder = Path(folder)
     with _first_alone(folder, patience):
-        try: return from_first(_run(config, folder, dls, measured, log))
+        try: return broadcast_object(_run(config, folder, dls, measured, log))
         except OtherRun: raise
         except Exception as e:
-            lost_others = several() and Failure.of(e).ours  # a process that was lost makes the others fail
+            lost_others = is_distributed() and Failure.of(e).ours  # a process that was lost makes the others fail
             if not ends_grid(e) and not lost_others:
                 with contextlib.suppress(OSError): note_failure(folder, e)
             raise
 
 def _first_alone(folder, patience=0):
     "Keep processes out of `folder` that work on something else."
-    return lock_folder(folder, patience) if is_first() else contextlib.nullcontext()
+    return lock_folder(folder, patience) if is_rank0() else contextlib.nullcontext()
 
 def _shared_out(learn):
     "Train with the processes that this one has joined, if any."
-    if not several(): return contextlib.nullcontext()
+    if not is_distributed(): return contextlib.nullcontext()
     from simam_ema_fastai.training.distributed import distributed
     return distributed(learn)
 
@@ -327,7 +329,7 @@ def _finished(folder:Path, measured:bool) -> dict:
     Checkpoint(folder).remove()
     forget_failure(folder)
     if fault := fault_of(folder): raise UserError(fault)
-    if measured and is_first() and not (folder/'efficiency.json').exists(): _measure_again(folder)
+    if measured and is_rank0() and not (folder/'efficiency.json').exists(): _measure_again(folder)
     return read_json(folder/'metrics.json')
 
 def _measure_again(folder:Path):
@@ -355,7 +357,7 @@ def _run(config, folder, dls, measured, log):
         seen = {} if dls is None else {repr(config.data): contents(dls)['digest']}
         _check_same(config, folder, lambda there: _look(config, there, seen))
         return _finished(folder, measured)
-    if is_first():
+    if is_rank0():
         remove_leftovers(folder, held=True)
         forget_failure(folder)
     weights = load_weights(config.weights, config.arch)
@@ -363,26 +365,26 @@ def _run(config, folder, dls, measured, log):
         config = _as_it_began(config, read_config(folder))
         wanted = {k: config.data[k] for k in _fed if k in config.data}
         if dls is not None and any(vars(dls).get(k, v) != v for k,v in wanted.items()): dls = None
-    with one_goes_first(): dls = dls or config.dls()
+    with local_rank0_first(): dls = dls or config.dls()
     now = contents(dls, weights)
     _check_same(config, folder, lambda _: now)
     fed = {k: v for k in _fed if (v := vars(dls).get(k)) is not None}
     config = replace(config, data={**config.data, 'loader': 'files', **fed})
     learn = variant_learner(dls, config.variant, config.arch, weights, config.recipe, **(config.overrides or {}))
     checkpoint = Checkpoint(folder)
-    if is_first(): write_json(folder/'config.json', config.as_json() | now)
-    check_shared(folder/'config.json')
+    if is_rank0(): write_json(folder/'config.json', config.as_json() | now)
+    check_shared_file(folder/'config.json')
     done = checkpoint.resume(learn)
-    if is_first(): (add_environment if done else first_environment)(folder, environment())
+    if is_rank0(): (add_environment if done else first_environment)(folder, environment())
     if done: print(f'  going on after epoch {done} of {config.recipe.epochs}')
     with contextlib.ExitStack() as stack:
-        stack.enter_context(naming_settings(config.recipe.bs, size := _size(dls)))
+        stack.enter_context(explain_out_of_memory(config.recipe.bs, size := _size(dls)))
         if not in_notebook(): stack.enter_context(learn.no_bar()); stack.enter_context(learn.no_logging())
         shown = [] if in_notebook() else [ShowProgress(folder.parent, done)]
         with _shared_out(learn):
             fit_recipe(learn, done, cbs=[checkpoint, StopAtNaN(checkpoint.file), *shown, *loggers(log, folder, config, done)])
             result = evaluate(learn)
-        if not is_first(): return
+        if not is_rank0(): return
         if measured: write_json(folder/'efficiency.json', measure(learn.model, size, min(64, config.recipe.bs)))
     write_text(folder/'predictions.csv', result.predictions.to_csv(index=False))
     write_text(folder/'per_class.csv', result.per_class.to_csv(index=False))
@@ -425,7 +427,7 @@ def in_turn(
         print(f'[{i}/{len(configs)}] {c.name}', flush=True)
         try: result = run(c, folder/c.name, dls.get(repr(c.dls_args)), measured, log)
         except Exception as e:
-            if ends_grid(e) or several(): raise  # several processes cannot agree on going on when one of them fails
+            if ends_grid(e) or is_distributed(): raise  # several processes cannot agree on going on when one of them fails
             result = Failure.of(e)
         if isinstance(result, Failure):  # now that the error, and with it the learner, is gone
             gc.collect()
@@ -458,15 +460,15 @@ def ablate(
     if log: check_logger(log)
     with _first_alone(folder):
         for c in configs: _check_same(c, folder/c.name)
-        earlier = from_first(failures(folder))
-        todo = from_first([c for c in configs if not (folder/c.name/'metrics.json').exists()])
+        earlier = broadcast_object(failures(folder))
+        todo = broadcast_object([c for c in configs if not (folder/c.name/'metrics.json').exists()])
         todo = sorted(todo, key=lambda c: c.name in earlier)  # what failed before comes last
         made = _prepare(todo)
         known = {repr(c.data): contents(dls)['digest'] for c in todo if (dls := made.get(repr(c.dls_args)))}
         _check_folder(configs, folder, known)
         plan = folder/'grid.json'
         before = plan.read_bytes() if plan.exists() else None
-        if is_first(): _write_plan(configs, folder)
+        if is_rank0(): _write_plan(configs, folder)
         found, failed = {}, {}
         try:
             for c, result in _results(configs, todo, folder, measured, log, executor or partial(in_turn, dls=made)):
@@ -493,7 +495,7 @@ def _results(configs, todo, folder, measured, log, executor) -> Iterator[tuple[C
             print(f'{c.name}: done before{_unknown_data(c, folder/c.name)}', flush=True)
             result = _finished(folder/c.name, measured)
         except Exception as e:
-            if ends_grid(e) or several() and not isinstance(e, UserError): raise
+            if ends_grid(e) or is_distributed() and not isinstance(e, UserError): raise
             result = Failure.of(e)
         yield c, result
     for c, result in executor(todo, folder, measured, log):
@@ -546,22 +548,22 @@ def _check_folder(
 def _prepare(todo:Sequence[Config]) -> dict[str,DataLoaders]: # By the repr of a config's `dls_args`
     "Weights and data of the runs, better now than after the first of them; raises `UserError` if no run can start."
     for c in {_weights_key(c): c for c in todo}.values():
-        with one_goes_first(): load_weights(c.weights, c.arch)
+        with local_rank0_first(): load_weights(c.weights, c.arch)
     made, errors = {}, {}
     for c in todo:
         key = repr(c.dls_args)
         if key in made or key in errors: continue
         try:
-            with one_goes_first(): made[key] = c.dls()
+            with local_rank0_first(): made[key] = c.dls()
         except UserError as e:
-            if several(): raise
+            if is_distributed(): raise
             errors[key] = e
     if errors and not made: raise next(iter(errors.values()))
     return made
 
 def _nothing_began(configs:Sequence[Config], folder:Path, plan:bytes|None) -> bool:
     "Whether no run had begun; then the folder is left as it was, with `plan` as its grid.json."
-    if not is_first() or any((folder/c.name/'config.json').exists() for c in configs): return False
+    if not is_rank0() or any((folder/c.name/'config.json').exists() for c in configs): return False
     for c in configs:
         forget_failure(folder/c.name)
         with contextlib.suppress(OSError): (folder/c.name).rmdir()

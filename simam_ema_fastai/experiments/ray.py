@@ -15,7 +15,7 @@ from pathlib import Path
 from ..core.errors import UserError, import_extra
 from .ablation import Config, run
 from .runs import Failure, ends_grid, note_failure
-from ..training.ranks import several
+from ..training.ranks import is_distributed
 
 # %% auto #0
 __all__ = ['on_ray']
@@ -40,7 +40,7 @@ def on_ray(
     retries:int=5 # How often a run may lose its node or process
 ) -> Iterator[tuple[Config,dict|Failure]]: # Every config with its metrics, or with why it has none, as they come
     "An executor: every run a task of the Ray cluster that this process is connected to, or `RAY_ADDRESS` names, or that runs on this machine; a new one on this machine otherwise."
-    if several(): raise UserError('--executor ray starts processes of its own: leave accelerate launch or torchrun out.')
+    if is_distributed(): raise UserError('--executor ray starts processes of its own: leave accelerate launch or torchrun out.')
     os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
     ray = import_extra('ray', 'cluster')
     folder, ours = Path(folder).absolute(), not ray.is_initialized()

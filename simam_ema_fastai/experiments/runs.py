@@ -21,7 +21,7 @@ from ..core.files import read_json, write_json, write_text
 from ..data.dls import Samples
 from ..data.preprocessing import source_of
 from ..models.weights import Weights
-from ..training.checkpoint import loader_killed, memory_full
+from ..training.failures import explain_killed_worker, out_of_memory
 from ..training.recipe import Recipe
 
 # %% auto #0
@@ -142,8 +142,8 @@ class Failure(NamedTuple):
         "What `e`, raised by a run, says in one line."
         in_line = lambda text: ' '.join(text.split())
         if isinstance(e, UserError): return cls(in_line(str(e).split('UserError: ')[-1]))  # workers send a traceback
-        if kind := memory_full(e): return cls(f'out of {kind} memory: use a smaller --bs or --size.')
-        if said := loader_killed(e): return cls(said)
+        if kind := out_of_memory(e): return cls(f'out of {kind} memory: use a smaller --bs or --size.')
+        if said := explain_killed_worker(e): return cls(said)
         said = in_line(str(e))
         return cls(f'{type(e).__name__}{f": {said[:300]}" if said else ""}', ours=not isinstance(e, OSError))
 
