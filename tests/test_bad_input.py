@@ -34,7 +34,7 @@ def test_corrupt_picture(refused, simam_ema, pictures, tmp_path):
     (pictures/'blue'/'3.png').write_bytes(b'')
     refused(*folder_args(pictures, tmp_path/'out'), says='no readable picture')
     status, out, err = simam_ema(*folder_args(pictures, tmp_path/'out'), '--skip-bad')
-    assert status == 0 and '2 of 40 pictures cannot be read and are left out' in out, err
+    assert status == 0 and '2 of 40 images cannot be read and are left out' in out, err
 
 
 def test_empty_class(refused, pictures, tmp_path):

@@ -46,7 +46,7 @@ def test_twelve_bits(simam_ema, tmp_path):
             assert status == 0 and f'{n} images: {says}' in out, out + err
         shutil.copytree(tmp_path/'data', tmp_path/'copy')
         config = json.loads((run/'config.json').read_text())
-        from simam_ema_fastai.data.dls import load_samples
+        from simam_ema_fastai.data.datasets import load_samples
         (run/'config.json').write_text(json.dumps(config | dict(digest=load_samples('folder', tmp_path/'data').digest())))
         status, out, err = simam_ema('evaluate', run, '--path', tmp_path/'copy')
         assert status == 0 and '8 of 40 images: 20%' in out, out + err  # the run's own data, elsewhere: not what it was trained on

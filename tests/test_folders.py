@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from simam_ema_fastai.core import UserError
-from simam_ema_fastai.data.dls import get_dls, load_samples
+from simam_ema_fastai.data.datasets import load_samples
+from simam_ema_fastai.data.dls import get_dls
 from simam_ema_fastai.training.evaluate import _short
 
 rng = np.random.default_rng(0)
@@ -110,7 +111,7 @@ def test_links(tmp_path):
 
 def load_valid(path):
     "Whether a/again.png would validate."
-    from simam_ema_fastai.data.dls import stratified_split
+    from simam_ema_fastai.data.samples import stratified_split
     names = [f'a/{i}.png' for i in range(10)] + ['a/again.png']
     return dict(zip(names, stratified_split(names, ['a']*11, .2)))['a/again.png']
 
@@ -148,7 +149,7 @@ def test_numbers_and_options(tmp_path):
         ('folder', dict(valid_pct=-1), 'valid_pct -1'), ('folder', dict(valid_pct=0), 'valid_pct 0'), ('folder', dict(valid_pct=1), 'valid_pct 1'), ('folder', dict(valid_pct=20), 'valid_pct 20'),
         ('digits', dict(size=0), 'size 0'), ('digits', dict(size=-3), 'size -3'), ('digits', dict(min_scale=0), 'min_scale 0'), ('digits', dict(min_scale=1.2), 'min_scale 1.2'), ('digits', dict(bs=0), 'bs 0'),
         ('digits', dict(bs=-1), 'bs -1'), ('digits', dict(num_workers=-1), 'num_workers -1'), ('digits', dict(rand_augment=-1), 'rand_augment -1'),
-        ('digits', dict(labels='cell'), "labels 'cell': digits has one labelling"), ('folder', dict(labels='cell'), 'folder has one labelling'), ('digits', dict(seed=3), 'seed 3: digits has a split of its own'),
+        ('digits', dict(labels='cell'), "labels 'cell': digits has one labeling"), ('folder', dict(labels='cell'), 'folder has one labeling'), ('digits', dict(seed=3), 'seed 3: digits has a split of its own'),
         ('elpv', dict(valid_pct=.3), 'elpv has a split of its own'), ('digits', dict(on_device=True, loader='files'), 'on_device')]:
         with pytest.raises(UserError) as e: get_dls(name, **dict(path=tmp_path) if name == 'folder' else {}, **kwargs)
         assert says in str(e.value) and len(str(e.value).splitlines()) == 1, e.value

@@ -17,7 +17,7 @@ import pytest
 
 import simam_ema_fastai.models.backbones as backbones
 from simam_ema_fastai.core import UserError, write_json
-from simam_ema_fastai.data.dls import load_samples
+from simam_ema_fastai.data.datasets import load_samples
 from simam_ema_fastai.deploy.load import load, predict
 from simam_ema_fastai.runtime.classifier import digest_of, open_model
 

@@ -23,7 +23,8 @@ from archive import write_archives
 from torch.nn.functional import interpolate
 
 from simam_ema_fastai.core import UserError, file_hash, write_json, write_text
-from simam_ema_fastai.data.dls import Picture, tiny_imagenet
+from simam_ema_fastai.data.tiny_imagenet import tiny_imagenet
+from simam_ema_fastai.data.transforms import RGBImage
 from simam_ema_fastai.models.create import create_model
 from simam_ema_fastai.models.weights import Weights, load_weights
 
@@ -76,7 +77,7 @@ def moved(a:Weights, b:Weights, files:list[Path], bs:int=8) -> tuple[int,float]:
     same, change = 0, 0.
     with torch.inference_mode():
         for i in range(0, len(files), bs):
-            x = torch.stack([torch.from_numpy(np.array(Picture.create(f))).permute(2,0,1)/255 for f in files[i:i+bs]])
+            x = torch.stack([torch.from_numpy(np.array(RGBImage.create(f))).permute(2,0,1)/255 for f in files[i:i+bs]])
             x = interpolate((x - mean)/std, size=224, mode='bilinear', antialias=True)
             p, q = (m(x).softmax(1) for m in models)
             same, change = same + int((p.argmax(1) == q.argmax(1)).sum()), max(change, float((p - q).abs().max()))

@@ -42,7 +42,8 @@ from simam_ema_fastai.core import (
     write_json,
     write_text,
 )
-from ..data.dls import datasets, get_dls
+from ..data.datasets import datasets
+from ..data.dls import get_dls
 from ..deploy.bundle import read_bundle, write_bundle
 from ..deploy.load import export
 from simam_ema_fastai.experiments.runs import (

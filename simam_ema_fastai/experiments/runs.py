@@ -17,7 +17,7 @@ import torch
 from fastai.data.core import DataLoaders
 
 from ..core import UserError, disk_full, read_json, write_json, write_text
-from ..data.dls import Samples
+from ..data.samples import Samples
 from ..data.preprocessing import source_of
 from ..models.weights import Weights
 from ..training.checkpoint import loader_killed, memory_full

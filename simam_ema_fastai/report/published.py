@@ -25,7 +25,7 @@ class Source:
     title:str
     n_out:int # Number of classes
     size:int # Side of the input in pixels
-    data:str # The data set to train on here, a name in `data.dls.datasets`; 'folder' where theirs is not public
+    data:str # The data set to train on here, a name in `data.datasets.datasets`; 'folder' where theirs is not public
     weights:str # What they started from: 'imagenet' or 'none'
 
 @dataclass(frozen=True)

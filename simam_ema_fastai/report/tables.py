@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import UserError, read_json
-from ..data.dls import datasets
+from ..data.datasets import datasets
 from simam_ema_fastai.experiments.results import (
     _config,
     _finished,
@@ -469,7 +469,7 @@ def findings(
     if data=='elpv': add('note', 'modules split', 'ELPV does not say which cells come from one solar module: cells of one module can be in both training and validation, which flatters every variant.')
     if 'gflops' in runs and (size := size_of(runs)): add('note', 'FLOPs', f'{flops_convention}, at {size}×{size} pixels.')
     if in_study(runs).any(): add('note', 'the study', study_note)
-    if data in datasets and datasets[data].licence: add('note', 'licence', f'{data}: {datasets[data].licence}.')
+    if data in datasets and datasets[data].license: add('note', 'licence', f'{data}: {datasets[data].license}.')
     if (folder/'notes.txt').exists():
         for line in _notes(folder/'notes.txt'): add('caution', 'noted by hand', line)
     unfinished = [r for r in load_progress(folder).query('~finished.astype("bool")').run if r not in failed]

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
 from ..core import UserError
-from ..data.loader import DecodedDL, part_of
+from ..data.loader import DecodedDL, shard_of
 from .ranks import several
 
 # %% auto #0
@@ -38,7 +38,7 @@ class Shard(DistributedDL):
         rank, world = dist.get_rank(), dist.get_world_size()
         if dl.drop_last and dl.bs % world: raise UserError(f'batch size {dl.bs}, which all processes share, is not divisible by their number, {world}.')
         if dl.n < world: raise UserError(f'{dl.n} pictures for {world} processes: each needs one or more.')
-        part = dict(part=(rank, world)) if isinstance(dl, DecodedDL) else {}
+        part = dict(shard=(rank, world)) if isinstance(dl, DecodedDL) else {}
         super().__init__(dl.new(bs=-(-dl.bs//world), **part), rank, world)
         self.bs, self.n = self.dl.bs*world, dl.n - (dl.n % dl.bs if dl.drop_last else 0)
 
@@ -54,7 +54,7 @@ class Shard(DistributedDL):
         dist.broadcast(idxs, rank)
         return idxs.tolist()
 
-    def create_batches(self, samps): return self.dl.create_batches(samps if isinstance(self.dl, DecodedDL) else part_of(samps, self.rank, self.world_size))
+    def create_batches(self, samps): return self.dl.create_batches(samps if isinstance(self.dl, DecodedDL) else shard_of(samps, self.rank, self.world_size))
     __iter__ = DecodedDL.__iter__
     def _finish(self, b): return self.dl._finish(b) if isinstance(self.dl, DecodedDL) else self.dl.after_batch(b)
     def to_detach(self, b, cpu=True, gather=True): return to_detach(b, cpu, gather=False)

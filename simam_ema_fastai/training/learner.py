@@ -37,7 +37,7 @@ from fastcore.foundation import L
 from torch import Tensor, nn
 
 from ..core import UserError
-from ..data.preprocessing import check_classification, normalization_of, own
+from ..data.preprocessing import check_classification, normalization_of, dls_attr
 from ..models.backbones import check_size
 from simam_ema_fastai.models.create import (
     Placement,
@@ -369,7 +369,7 @@ class CheckData(Callback):
         self.arch, self.n_out, self.stats, self.vocab = arch, n_out, stats, vocab
 
     def before_fit(self):
-        if own(self.dls, '_looked_at') != self._wanted: self.check(self.dls)
+        if dls_attr(self.dls, '_looked_at') != self._wanted: self.check(self.dls)
 
     @property
     def _wanted(self): return self.arch, self.n_out, self.stats, self.vocab
