@@ -35,7 +35,7 @@ for run in map(Path, a.runs):
     learn = load(run, a.trust)
     data = {k: v for k,v in read_json(run/'config.json')['data'].items() if k in ('name','path','labels','valid_pct','seed','n_classes','n_valid')}
     s = load_samples(**data | (dict(path=a.path) if a.path else {}))
-    valid = s.keep(s.idxs(True))
+    valid = s.subset(s.idxs(True))
     train = [s.files[i] for i in s.idxs(False)]
     with tempfile.TemporaryDirectory() as d:
         to_onnx(learn, f'{d}/plain.onnx', pictures=valid.files[:256])

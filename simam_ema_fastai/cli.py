@@ -183,7 +183,7 @@ def evaluate(
     for m in wanted:
         if wanted[m] != wanted[first]: raise UserError(f"{m} was trained on other data than {first}: say with --data on which to evaluate them.")
     with one_goes_first(): samples = _samples(files[first], wanted[first], given)
-    valid = samples.keep(samples.idxs(True))
+    valid = samples.subset(samples.idxs(True))
     print(f'{len(valid.files)} of {len(samples.files)} images: {samples.split}')
     results = {}
     for m,file in files.items():

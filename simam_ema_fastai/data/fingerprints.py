@@ -29,7 +29,8 @@ class FileStamp(NamedTuple):
 _uncompressed = (b'BM', b'II*\0', b'MM\0*', b'II+\0', b'MM\0+', *(b'P%d' % i for i in range(1, 8)), b'Pf', b'PF')
 _jpeg2000 = b'\0\0\0\x0cjP', b'\xff\x4f\xff\x51'
 _maybe_deep = (*_uncompressed[1:], *_jpeg2000)  # PNG says it in its header
-_open_flags = os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0)  # a pipe would wait for its writer
+_at_once = getattr(os, 'O_NONBLOCK', 0)  # a pipe would wait for its writer
+_open_flags = os.O_RDONLY | _at_once | getattr(os, 'O_BINARY', 0)
 
 def _read_at(fd:int, start:int, n:int) -> bytes:
     os.lseek(fd, start, os.SEEK_SET)

@@ -35,7 +35,7 @@ def dls_attr(
     name:str, # 'dataset', 'size', 'stats', 'loader' or 'digest'
     default=None
 ):
-    "What `get_dls` noted in `dls` under `name`; `default` for other `DataLoaders`, whatever their data set would answer."
+    "What `get_dls` noted in `dls` under `name`; `default` for other `DataLoaders`, whatever their data set answers."
     return vars(dls).get(name, default)
 
 class _FirstIdxs:
@@ -92,7 +92,7 @@ _remedy = "Validate with Resize or RandomResizedCrop as item_tfms, or export to 
 def _is_bilinear(f) -> bool: return f.mode == Image.Resampling.BILINEAR
 
 def _described(f, t:dict) -> dict|None:
-    "What `f`, after the steps that `t` describes, adds to the description; None if that is no resize or crop of the center."
+    "What `f` adds to `t`, the description of the steps before; None if it is no resize or crop of the center."
     if isinstance(f, RandomResizedCrop) and _is_bilinear(f) and not t:
         xtra = ceil(max(f.size)*f.val_xtra/8)*8  # as fastai rounds it
         return dict(resize=[s + xtra for s in f.size], crop=list(f.size))
@@ -100,8 +100,8 @@ def _described(f, t:dict) -> dict|None:
         how = {ResizeMethod.Squish: {}, ResizeMethod.Crop: dict(method='crop'),
                ResizeMethod.Pad: dict(method='pad', pad_mode=f.pad_mode)}
         return dict(resize=list(f.size), crop=list(f.size)) | how[f.method]
-    if isinstance(f, (RandomCrop, CropPad)) and t and t['crop'] == t['resize']:
-        if all(a <= b for a,b in zip(f.size, t['crop'])): return dict(crop=list(f.size))
+    is_crop = isinstance(f, (RandomCrop, CropPad)) and t and t['crop'] == t['resize']
+    return dict(crop=list(f.size)) if is_crop and all(a <= b for a,b in zip(f.size, t['crop'])) else None
 
 def _is_idle(f, t:dict) -> bool:
     "Whether validation images, described by `t`, pass through `f` unchanged, or it only makes tensors of them."
@@ -130,7 +130,7 @@ def _describe(dl) -> dict:
 
 def validation_transforms(
     dls:DataLoaders # Of any origin
-) -> dict: # `resize`, `crop`, `mean`, `std`, and `method` and `pad_mode` where the whole image is not squished: a bundle's `transforms`
+) -> dict: # A bundle's `transforms`: `resize`, `crop`, `mean`, `std`, and what else it takes
     """What validation does to an image.
 
     Raises `UserError` if a bundle cannot describe it, or if a validation batch is not what the transforms say."""
@@ -155,7 +155,7 @@ def _read_otherwise(dl, i:int, row:np.ndarray, t:dict) -> bool|None:
     raise UserError(f"a validation image differs from what its transforms say. {_remedy}")
 
 def _compare(dl, t:dict):
-    "Raise `UserError` if the first validation images are not what `t` says; print a line if some are read in another way."
+    "Raise `UserError` if the first validation images are not what `t` says; print a line if some are read otherwise."
     x = first_batch(dl)[0]  # (N, 3, H, W)
     if list(x.shape[1:]) != [3, *t['crop'][::-1]]:
         w,h = t['crop']
@@ -172,8 +172,8 @@ def _compare(dl, t:dict):
                         "or export to a .pkl: export(learn, 'model.pkl').")
     source = source_of(dl.dataset, otherwise.index(True))
     named = source if isinstance(source, (str, Path)) else 'one'
-    print("these DataLoaders read some images in another way than an exported model does (transparency, EXIF orientation "
-          f"or 16 bits; {named} for one): ImageBlock(RGBImage) (data.transforms) reads them alike.")
+    print("these DataLoaders read some images in another way than an exported model does (transparency, EXIF "
+          f"orientation or 16 bits; {named} for one): ImageBlock(RGBImage) (data.transforms) reads them alike.")
 
 # %% ../../nbs/data/17_preprocessing.ipynb #b7403884
 def _check_images(x):
@@ -186,7 +186,8 @@ def _check_images(x):
                         "ImageBlock() or ImageBlock(PILImage) instead of ImageBlock(PILImageBW).")
     if not x.is_floating_point():
         dtype = str(x.dtype).split('.')[-1]
-        raise UserError(f"the network would get images of {dtype}: add IntToFloatTensor() to the DataLoaders' after_batch.")
+        raise UserError(f"the network would get images of {dtype}: "
+                        "add IntToFloatTensor() to the DataLoaders' after_batch.")
 
 def _check_targets(y):
     "Raise `UserError` unless `y` holds one class for each image."
@@ -194,8 +195,8 @@ def _check_targets(y):
         raise UserError('the targets are not one class each (several numbers, masks, points or boxes?): '
                         'regression and segmentation are not supported yet, use CategoryBlock.')
     if y.ndim == 2:
-        raise UserError('the targets are several classes or numbers per image: multi-label classification and regression '
-                        'are not supported yet, use CategoryBlock with one class each.')
+        raise UserError('the targets are several classes or numbers per image: multi-label classification and '
+                        'regression are not supported yet, use CategoryBlock with one class each.')
     if y.is_floating_point():
         raise UserError('the targets are numbers: regression is not supported yet; for classes use CategoryBlock '
                         '(y_block=CategoryBlock in ImageDataLoaders).')
@@ -219,7 +220,8 @@ def check_classification(
     try: batch = first_batch(dl)
     except (RuntimeError, TypeError) as e:
         if not any(t in str(e) for t in ('equal size', 'ismatch')): raise
-        raise UserError('the images are of different sizes, and a batch takes one: give the DataLoaders item_tfms=Resize(224).') from e
+        raise UserError('the images are of different sizes, and a batch takes one: '
+                        'give the DataLoaders item_tfms=Resize(224).') from e
     n = len(batch) if isinstance(batch, (tuple, list)) else 1
     if n != 2: raise UserError(f"a batch holds {n} things: images and one class for each of them are wanted.")
     x, y = batch
