@@ -32,7 +32,7 @@ __all__ = ['dls_attr', 'first_batch', 'source_of', 'normalization_of', 'validati
 # %% ../../nbs/data/17_preprocessing.ipynb #6c906c75
 def dls_attr(
     dls:DataLoaders,
-    name:str, # 'dataset', 'size', 'stats', 'loader' or 'digest'
+    name:str, # 'dataset', 'size', 'stats', 'loader', 'on_device', 'digest' or 'white'
     default=None
 ):
     "What `get_dls` noted in `dls` under `name`; `default` for other `DataLoaders`, whatever their data set answers."
