@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from simam_ema_fastai.core.files import read_json, write_json, write_text
-from simam_ema_fastai.data.dls import load_samples
+from simam_ema_fastai.data.datasets import load_samples
 from simam_ema_fastai.deploy.load import classifier, load
 from simam_ema_fastai.deploy.onnx import compare, to_int8, to_onnx
 from simam_ema_fastai.experiments.ablation import environment

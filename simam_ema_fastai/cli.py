@@ -208,7 +208,7 @@ def _own_data(file:Path) -> dict:
 
 def _samples(file:Path, wanted:dict, given:dict):
     "The samples to evaluate on: all of a folder without a split of its own, unless the run that exported `file` was trained on some of it."
-    from simam_ema_fastai.data.dls import load_samples
+    from simam_ema_fastai.data.datasets import load_samples
     if not (path := given.get('path')): return load_samples(**wanted)
     try: own = _own_data(file)
     except UserError: own = {}
@@ -218,7 +218,7 @@ def _samples(file:Path, wanted:dict, given:dict):
 
 def _same_content(file:Path, path:str) -> bool:
     "Whether what lies at `path` is what the run that exported `file` was trained and validated on."
-    from simam_ema_fastai.data.dls import load_samples
+    from simam_ema_fastai.data.datasets import load_samples
     from simam_ema_fastai.experiments.runs import read_config
     config = read_config(file if file.is_dir() else file.parent)
     args = {k: v for k,v in config['data'].items() if k in ('name','labels','valid_pct','seed','n_train','n_valid','n_classes','skip_bad')}
@@ -257,7 +257,7 @@ def export(
 
 def _judges(model:Path, pictures:str|None, calibrating:list[Path], classes, n:int) -> tuple[list,list|None]:
     "About `n` images to judge an eight-bit model on, and their classes: the run's own for validation, else what is left of the folder `pictures`, with classes where they are its folders."
-    from simam_ema_fastai.data.dls import load_samples
+    from simam_ema_fastai.data.datasets import load_samples
     from simam_ema_fastai.runtime.images import find_images
     try:
         data = _own_data(model)
@@ -271,7 +271,7 @@ def _judges(model:Path, pictures:str|None, calibrating:list[Path], classes, n:in
 
 def _training_pictures(model:Path, n:int, needed:bool) -> list[Path]|None:
     "About `n` pictures that the run which exported `model` was trained on."
-    from simam_ema_fastai.data.dls import load_samples
+    from simam_ema_fastai.data.datasets import load_samples
     try: s = load_samples(**_own_data(model), n_train=n)
     except UserError as e:
         if needed: raise UserError(f'eight bits need real pictures to find their scales on: give a folder of some with --pictures ({e})') from None

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from simam_ema_fastai.core.errors import UserError
-from simam_ema_fastai.data.dls import get_dls, load_samples
+from simam_ema_fastai.data.datasets import load_samples
+from simam_ema_fastai.data.dls import get_dls
 from simam_ema_fastai.training.evaluate import _short
 
 rng = np.random.default_rng(0)
@@ -110,7 +111,7 @@ def test_links(tmp_path):
 
 def load_valid(path):
     "Whether a/again.png would validate."
-    from simam_ema_fastai.data.dls import stratified_split
+    from simam_ema_fastai.data.samples import stratified_split
     names = [f'a/{i}.png' for i in range(10)] + ['a/again.png']
     return dict(zip(names, stratified_split(names, ['a']*11, .2)))['a/again.png']
 

@@ -116,7 +116,7 @@ def test_slim(built, uv, root, tmp_path):
     env = Environment(uv, tmp_path/'venv')
     env.install('--no-deps', wheel)
     env.install('onnxruntime', 'numpy', 'pillow')
-    from simam_ema_fastai.data.dls import load_samples
+    from simam_ema_fastai.data.datasets import load_samples
     image = env.work/'three.png'
     shutil.copy(load_samples('digits').files[3], image)
     model = root/'tests'/'data'/'bundle_v1'/'model.onnx'

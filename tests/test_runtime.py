@@ -18,7 +18,7 @@ import pytest
 import simam_ema_fastai.models.backbones as backbones
 from simam_ema_fastai.core.errors import UserError
 from simam_ema_fastai.core.files import write_json
-from simam_ema_fastai.data.dls import load_samples
+from simam_ema_fastai.data.datasets import load_samples
 from simam_ema_fastai.deploy.load import load, predict
 from simam_ema_fastai.runtime.classifier import open_model
 from simam_ema_fastai.runtime.manifest import manifest_digest

@@ -24,8 +24,9 @@ import simam_ema_fastai.data.preprocessing as preparation
 from ..attention.modules import gates
 from ..core.errors import UserError
 from ..core.files import atomic_path, file_hash, write_json
-from ..data.dls import LabelOf, ReadPicture, datasets
-from ..data.preprocessing import own
+from ..data.datasets import datasets
+from ..data.transforms import FileLabeler, ReadImage
+from ..data.preprocessing import dls_attr
 from ..models.create import create_model
 from ..models.insert import Placement
 from ..models.variants import Variant, variant_name
@@ -47,7 +48,7 @@ def transforms_of(
     learn:Learner # With data or without
 ) -> dict: # `resize` and `crop` (width, height), mean and std, …, as in a bundle's `transforms`
     "What the learner's validation does to an image, compared with a validation batch (`preparation`). Raises `UserError` if it is not: resize the image, crop the center, normalize."
-    return preparation.transforms_of(learn.dls)
+    return preparation.validation_transforms(learn.dls)
 
 def _plain(model:nn.Module) -> nn.Module: return get_model(getattr(model, '_orig_mod', model))  # without `DataParallel` or `torch.compile`
 
@@ -61,7 +62,7 @@ def describe(
 ) -> dict: # See `runtime`
     "What a bundle tells of `learn`. A model that is not from `create_model` has neither variant nor architecture."
     m, was, t = _plain(learn.model), vars(learn).get('about') or {}, transforms_of(learn)
-    v, w, data = getattr(m, 'variant', None), getattr(m, 'weights', None), own(learn.dls, 'dataset')
+    v, w, data = getattr(m, 'variant', None), getattr(m, 'weights', None), dls_attr(learn.dls, 'dataset')
     about = dict(format=bundle_format, version=bundle_version if t.keys() & {'method', 'white'} else 1,  # what earlier versions cannot do, they refuse
                  variant=v and variant_name(v), placements=v and [asdict(p) | dict(stages=list(p.stages)) for p in v.placements], arch=v and v.arch, act=v and v.act, stride_on=w and w.stride_on,
                  classes=[str(c) for c in learn.dls.vocab], transforms=t, metrics=metrics or was.get('metrics'),
@@ -94,7 +95,7 @@ def _no_data(about:dict) -> DataLoaders:
     (rw, rh), (cw, ch) = t['resize'], t['crop']
     item = [Resize((rh, rw), t.get('method', ResizeMethod.Squish), t.get('pad_mode', PadMode.Zeros))] + [RandomCrop((ch, cw))]*((rw, rh) != (cw, ch))
     black = b'P6 1 1 255\n\0\0\0'  # a picture of one pixel, from which fastai learns the types; then it goes
-    dsets = Datasets([black], [[ReadPicture(t.get('white'))], [LabelOf({black: about['classes'][0]}), Categorize(vocab=about['classes'], sort=False)]], splits=[[0],[0]])
+    dsets = Datasets([black], [[ReadImage(t.get('white'))], [FileLabeler({black: about['classes'][0]}), Categorize(vocab=about['classes'], sort=False)]], splits=[[0],[0]])
     tfms = dict(after_item=[*item, ToTensor()], after_batch=[IntToFloatTensor(), Normalize.from_stats(t['mean'], t['std'], cuda=False)])
     return dsets.dataloaders(bs=1, val_bs=64, device=torch.device('cpu'), num_workers=0, **tfms).new_empty()
 

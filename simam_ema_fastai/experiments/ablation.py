@@ -35,7 +35,8 @@ from ..core.errors import UserError, import_extra, one_of
 from ..core.files import read_json, remove_leftovers, write_json, write_text
 from ..core.locks import lock_folder
 from ..core.progress import in_notebook
-from ..data.dls import datasets, get_dls
+from ..data.datasets import datasets
+from ..data.dls import get_dls
 from ..deploy.bundle import read_bundle, write_bundle
 from ..deploy.load import export
 from simam_ema_fastai.experiments.runs import (

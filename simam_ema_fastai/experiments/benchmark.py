@@ -29,8 +29,9 @@ from ..attention.modules import gates
 from ..core.errors import UserError, disk_full, import_extra, one_of
 from ..core.files import atomic_path, write_json, write_text
 from ..core.locks import lock_folder
-from ..data.dls import datasets, get_dls
-from ..data.loader import loader_rates, torchvision_loader
+from ..data.datasets import datasets
+from ..data.dls import get_dls
+from ..data.throughput import compare_loaders, torchvision_loader
 from ..deploy.load import optimise
 from .runs import Failure
 from ..models.cost import LiveBytes
@@ -270,7 +271,7 @@ def compare_loaders(
         torchvision = torchvision_loader(ds.items, [ds.tls[1][i] for i in range(len(ds))], size, bs, d.min_scale, files.stats, n, files.device.type=='cuda')
         loaders |= {('fastai', n): files.train, ('torchvision', n): torchvision, ('decoded', n): decoded.train}
     turn = min(2., seconds/(5*len(loaders)))
-    df = loader_rates(loaders, turn, max(5, round(seconds/(turn*len(loaders)))))
+    df = compare_loaders(loaders, turn, max(5, round(seconds/(turn*len(loaders)))))
     df['variant'], df['form'] = [f'{n} workers' for _,n in loaders], [form for form,_ in loaders]
     df = df.assign(task='loader', device=files.device.type, size=size, bs=bs, low=df.lowest, high=df.highest)
     return df[['task','device','size','bs','form','variant','ratio','low','high','images_per_s']]

@@ -18,7 +18,7 @@ from fastai.data.core import DataLoaders
 
 from ..core.errors import UserError, disk_full
 from ..core.files import read_json, write_json, write_text
-from ..data.dls import Samples
+from ..data.samples import Samples
 from ..data.preprocessing import source_of
 from ..models.weights import Weights
 from ..training.failures import explain_killed_worker, out_of_memory

@@ -20,7 +20,8 @@ import simam_ema_fastai.report.figures as fig
 import simam_ema_fastai.report.tables as tab
 from ..core.errors import UserError
 from ..core.files import atomic_path, read_json, remove_leftovers, write_json, write_text
-from ..data.dls import load_samples, spelled
+from ..data.datasets import load_samples
+from ..data.samples import printable_name
 from ..deploy.page import style
 from ..experiments.runs import environments, failures, read_config
 from simam_ema_fastai.report.stats import (
@@ -82,7 +83,7 @@ def _find(data:dict, names:list[str]) -> list[Path]:
     args = {k: v for k,v in data.items() if k in inspect.signature(load_samples).parameters}
     s = load_samples(**args)
     files = [s.files[i] for i in s.idxs(True)]
-    found = [[f for f in files if spelled(f.as_posix()).endswith(f'/{n}')] for n in names]
+    found = [[f for f in files if printable_name(f.as_posix()).endswith(f'/{n}')] for n in names]
     if any(len(f) != 1 for f in found): raise UserError(f"{names[[len(f)==1 for f in found].index(False)]} is not among the validation images of {data['name']} as they are now.")
     return [f for f, in found]
 

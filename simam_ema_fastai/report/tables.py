@@ -18,7 +18,7 @@ import pandas as pd
 
 from ..core.errors import UserError
 from ..core.files import read_json
-from ..data.dls import datasets
+from ..data.datasets import datasets
 from simam_ema_fastai.experiments.results import (
     _config,
     _finished,

@@ -11,7 +11,7 @@ from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import Normalize, get_c
 
 from ..core.errors import UserError
-from ..data.preprocessing import check_classification, normalization_of, own
+from ..data.preprocessing import check_classification, normalization_of, dls_attr
 from ..models.backbones import check_size
 from .ranks import is_rank0
 
@@ -39,7 +39,7 @@ class CheckData(Callback):
     def _wanted(self): return self.arch, self.n_out, self.stats, self.vocab
 
     def before_fit(self):
-        if own(self.dls, '_checked_for') != self._wanted: self.check(self.dls)
+        if dls_attr(self.dls, '_checked_for') != self._wanted: self.check(self.dls)
 
     def check(self, dls:DataLoaders):
         "Raise `UserError` for data that the model cannot take; add the `Normalize` that is missing."

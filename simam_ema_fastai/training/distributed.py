@@ -22,7 +22,7 @@ from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..core.errors import UserError
-from ..data.loader import DecodedDL, part_of
+from ..data.loader import DecodedDL, shard_of
 from .ranks import is_distributed
 
 # %% auto #0
@@ -57,7 +57,7 @@ class Shard(DistributedDL):
 
     def create_batches(self, samps):
         decoded = isinstance(self.dl, DecodedDL)  # takes its part itself
-        return self.dl.create_batches(samps if decoded else part_of(samps, self.rank, self.world_size))
+        return self.dl.create_batches(samps if decoded else shard_of(samps, self.rank, self.world_size))
 
     __iter__ = DecodedDL.__iter__
     def _finish(self, b): return self.dl._finish(b) if isinstance(self.dl, DecodedDL) else self.dl.after_batch(b)

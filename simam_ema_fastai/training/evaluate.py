@@ -21,7 +21,7 @@ from fastai.torch_core import tensor
 from torch import Tensor, nn
 
 from ..core.errors import UserError
-from ..data.dls import spelled
+from ..data.samples import printable_name
 from ..data.preprocessing import source_of
 from .data_check import vocab_of
 from .ranks import is_distributed, is_shard
@@ -86,7 +86,7 @@ def _short(files) -> list[str]:
     "File names below the folder that all of them share; a repeated one gets a number."
     try: root = os.path.commonpath([os.path.dirname(f) for f in files])
     except ValueError: root = None  # some below a drive or the root, others not
-    names = [spelled(os.path.relpath(f, root) if root else f) for f in files]
+    names = [printable_name(os.path.relpath(f, root) if root else f) for f in files]
     seen, n = set(names), Counter()
     def unique(name):
         n[name] += 1
