@@ -172,7 +172,7 @@ def evaluate(
     "Evaluate an exported learner, or an ensemble of them, on the validation images of a data set: one pass each, no test-time augmentation."
     if bool(model) == bool(ensemble): raise UserError('evaluate what? Give one model, or several after --ensemble.')
     if ensemble and not 1 < len(set(ensemble)) == len(ensemble): raise UserError(f"an ensemble of {', '.join(ensemble)}: it takes two different models or more.")
-    from simam_ema_fastai.deploy.load import load
+    from simam_ema_fastai.deploy.load import load_model
     from simam_ema_fastai.training.evaluate import ensemble as mean_of
     from simam_ema_fastai.training.evaluate import evaluate_files
     from simam_ema_fastai.training.ranks import is_first, one_goes_first
@@ -187,7 +187,7 @@ def evaluate(
     print(f'{len(valid.files)} of {len(samples.files)} images: {samples.split}')
     results = {}
     for m,file in files.items():
-        results[m] = evaluate_files(load(file, trust), valid.files, valid.labels)
+        results[m] = evaluate_files(load_model(file, trust), valid.files, valid.labels)
         if ensemble: print(f'{_line(results[m].metrics)}: {m}', flush=True)
     result = mean_of(results) if ensemble else results[model]
     print(_line(result.metrics) + (': their ensemble' if ensemble else ''))
@@ -240,10 +240,11 @@ def export(
 ):
     "Write a trained model for other runtimes. What would answer otherwise than the model is not written; how often eight bits do is printed."
     if not (onnx or int8 or torch_export or bundle): raise UserError('export to what? Give --onnx, --int8, --torch-export or --bundle, with the file to write.')
-    from simam_ema_fastai.deploy.load import export, load
-    from simam_ema_fastai.deploy.onnx import to_int8, to_onnx, to_program
+    from simam_ema_fastai.deploy.load import export_bundle, load_model
+    from simam_ema_fastai.deploy.onnx import to_onnx, to_torch_export
+    from simam_ema_fastai.deploy.quantize import to_int8
     from simam_ema_fastai.runtime.predict import pictures_in
-    learn, some = load(model, trust), None
+    learn, some = load_model(model, trust), None
     if pictures:
         if not Path(pictures).is_dir(): raise UserError(f"there is no folder '{pictures}'.")
         found = list(pictures_in(pictures))
@@ -324,7 +325,9 @@ def serve(
     "Answer pictures over HTTP, and show a page to drop one on."
     from simam_ema_fastai.core import import_extra
     for module in ('fastapi', 'uvicorn', 'multipart', 'prometheus_client'): import_extra(module, 'serve')
-    from simam_ema_fastai.deploy.serve import Limits, read_token, serve
+    from simam_ema_fastai.deploy.access import read_token
+    from simam_ema_fastai.deploy.protocol import Limits
+    from simam_ema_fastai.deploy.serve import serve
     limits = Limits(body=max_mb*2**20, pixels=max_megapixels*1e6, images=max_images, seconds=timeout, queue=queue, bs=bs, wait=wait_ms/1e3)
     serve(model, host, port, read_token(token_file), limits, trust)
 

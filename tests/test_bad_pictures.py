@@ -86,7 +86,7 @@ from corpus import readable, refused
 from reader import memory
 from simam_ema_fastai.core import UserError
 from simam_ema_fastai.data.dls import get_dls, find_bad
-from simam_ema_fastai.deploy.load import predict
+from simam_ema_fastai.deploy.predict import predict_images
 from simam_ema_fastai.training.learner import variant_learner
 from simam_ema_fastai.training.recipe import Recipe
 
@@ -112,17 +112,17 @@ assert {Path(f).name for f in bad} == set(refused) and all(Path(f).name in why f
 learn = variant_learner(dls, 'baseline', arch='resnet18', weights=None, recipe=Recipe(epochs=1))
 with open('/proc/self/clear_refs', 'w') as f: f.write('5')
 good = [f for f in files if f.name in readable]
-assert len(predict(learn, good, bs=8)) == len(good)
+assert len(predict_images(learn, good, bs=8)) == len(good)
 for f in files:
     if f.name in refused:
-        try: predict(learn, f); raise SystemExit(f'{f} not refused')
+        try: predict_images(learn, f); raise SystemExit(f'{f} not refused')
         except UserError as e: assert f.name in str(e) and len(str(e).splitlines()) == 1, e
 print('MiB', memory('VmHWM') - base)
 '''
 
 
 def test_folder_and_predict(tmp_path):
-    "All of them in one folder, through both loaders and `predict`."
+    "All of them in one folder, through both loaders and `predict_images`."
     r = subprocess.run([sys.executable, '-W', 'ignore', '-c', script, tmp_path/'pictures'], capture_output=True, text=True, timeout=300,
                        env=os.environ | dict(SIMAM_EMA_HOME=str(tmp_path/'home'), PYTHONPATH=os.pathsep.join([str(Path(__file__).parent), *sys.path])))
     assert r.returncode == 0, r.stdout + r.stderr

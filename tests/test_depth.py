@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from simam_ema_fastai.deploy.load import load, predict
+from simam_ema_fastai.deploy.load import load_model
+from simam_ema_fastai.deploy.predict import predict_images
 from simam_ema_fastai.runtime.classifier import open_model
 
 
@@ -28,7 +29,7 @@ def test_twelve_bits(simam_ema, tmp_path):
 
     predictions = pd.read_csv(run/'predictions.csv')
     files = [tmp_path/'data'/f for f in predictions.file]
-    ways = {'pickle': predict(load(run/'model.pkl', trust=True), files, k=2), 'bundle': predict(load(run), files, k=2)}
+    ways = {'pickle': predict_images(load_model(run/'model.pkl', trust=True), files, k=2), 'bundle': predict_images(load_model(run), files, k=2)}
     models = {'classifier': open_model(run)}
     if simam_ema('export', run, '--onnx', tmp_path/'m.onnx')[0] == 0: models['onnx'] = open_model(tmp_path/'m.onnx')
     for name, m in models.items():

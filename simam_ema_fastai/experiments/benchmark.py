@@ -29,7 +29,7 @@ from ..attention.modules import gates
 from ..core import UserError, alone, atomic_path, disk_full, import_extra, one_of, write_json, write_text
 from ..data.dls import datasets, get_dls
 from ..data.loader import loader_rates, torchvision_loader
-from ..deploy.load import optimise
+from ..deploy.optimize import optimize
 from .runs import Failure
 from ..models.cost import _LiveBytes
 from ..models.create import Placement, Variant, create_model, gate_modules, variant_of
@@ -155,7 +155,7 @@ def _forward(nets:dict, x:torch.Tensor, compiled:bool, failed:dict=None) -> dict
     if compiled:
         with contextlib.redirect_stdout(io.StringIO()):
             eager = {('optimised', v): m for (form, v),m in nets.items() if form=='eager'}
-            fast = _each(eager, lambda m: optimise(m, x), failed)
+            fast = _each(eager, lambda m: optimize(m, x), failed)
         slow = {('published, compiled', v): torch.compile(copy.deepcopy(m)) for (form, v),m in nets.items() if form=='published' or v=='baseline'}
         nets = nets | fast | slow
     def run(m):

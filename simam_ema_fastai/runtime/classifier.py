@@ -300,8 +300,8 @@ def open_model(
     if not learner: read_about(path)  # says what is there instead
     if has('torch') is None or has('fastai') is None:
         raise UserError(f"{path} takes PyTorch and fastai, which are not installed: install all of simam_ema_fastai, or export the model to ONNX where they are (simam_ema export {path} --onnx model.onnx).")
-    from simam_ema_fastai.deploy.load import classifier, load
-    model = classifier(load(path, trust))
+    from simam_ema_fastai.deploy.load import as_classifier, load_model
+    model = as_classifier(load_model(path, trust))
     model.digest = read_about(path)['digest'] if bundled else file_hash(path if form == 'pickle' else path/'model.pkl')
     return model
 
