@@ -22,7 +22,7 @@ from .protocol import Limits, Overloaded
 from ..runtime.classifier import Classifier, NotFinite, normalised
 
 # %% auto #0
-__all__ = ['batch_gate_maps', 'Job', 'Batcher']
+__all__ = ['batch_gate_maps', 'Batcher']
 
 # %% ../../nbs/deploy/16_batcher.ipynb #aed2b93e
 def batch_gate_maps(
@@ -38,7 +38,7 @@ def batch_gate_maps(
     return {k: m.numpy() for k,m in gate_maps(model.network, x).items()}
 
 @dataclass
-class Job:
+class _Job:
     "One image that waits for its answer."
     x: np.ndarray # `(H, W, 3)` of uint8, from `Classifier.prepare`
     maps: bool # Whether gate maps are wanted
@@ -51,8 +51,8 @@ class Batcher:
         self.model, self.limits, self.metrics = model, limits, metrics
         self.pending, self.pace = 0, .01 # images admitted and not answered; seconds per image, of late
         self.computing, self.since = [], 0. # the batch in the model, and when it came there
-        self.waiting:asyncio.Queue[Job] = asyncio.Queue()
-        self.work:queue.SimpleQueue[tuple[Future,list[Job]]|None] = queue.SimpleQueue()
+        self.waiting:asyncio.Queue[_Job] = asyncio.Queue()
+        self.work:queue.SimpleQueue[tuple[Future,list[_Job]]|None] = queue.SimpleQueue()
 
     def load(self) -> int:
         "Images that are not answered yet, those in the model whose clients have left included."
@@ -83,7 +83,7 @@ class Batcher:
 
     async def ask(self, x:np.ndarray, maps:bool=False) -> tuple[np.ndarray, dict]:
         "Probabilities of a prepared image, and its gate maps. Raises `NotFinite` if either is NaN or infinite."
-        job = Job(x, maps, asyncio.get_running_loop().create_future())
+        job = _Job(x, maps, asyncio.get_running_loop().create_future())
         self.waiting.put_nowait(job)
         return await job.answer
 
@@ -108,7 +108,7 @@ class Batcher:
             if isinstance(a, Exception): j.answer.set_exception(a)
             else: j.answer.set_result(a)
 
-    async def _next_jobs(self) -> list[Job]:
+    async def _next_jobs(self) -> list[_Job]:
         jobs = [await self.waiting.get()]
         with anyio.move_on_after(self.limits.wait):
             while len(jobs) < min(self.limits.bs, self.pending): jobs.append(await self.waiting.get())

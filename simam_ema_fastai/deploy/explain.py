@@ -21,7 +21,7 @@ from ..core import UserError, import_extra
 from ..models.create import gate_modules
 
 # %% auto #0
-__all__ = ['gate_maps', 'grad_cam', 'heat_png', 'overlay', 'explain_images']
+__all__ = ['gate_maps', 'grad_cam', 'heat_png', 'explain_images']
 
 # %% ../../nbs/deploy/11_explain.ipynb #2c05731e
 _min_side = 4  # places; below this a map shows nothing
@@ -100,7 +100,7 @@ def heat_png(
     "Draw `heat` from its lowest to its highest value as a small PNG."
     return _data_url(_colors(heat, size), 'PNG')
 
-def overlay(
+def _overlay(
     image:Tensor, # `(3, H, W)`, 0–1
     heat:Tensor=None, # `(h, w)`, drawn over it from its lowest to its highest value
     size:int=144 # Side in pixels
@@ -129,6 +129,6 @@ def explain_images(
         raise UserError('the network answers NaN or infinity, which explains nothing: its weights are damaged, or its '
                         'training diverged.')
     heats = {'Grad-CAM': grad_cam(model, x, answers), **gate_maps(model, x)}
-    return [dict(answer=str(learn.dls.vocab[int(a)]), prob=float(p), picture=overlay(im, size=size),
-                 **{k: overlay(im, h[i], size) for k,h in heats.items()})
+    return [dict(answer=str(learn.dls.vocab[int(a)]), prob=float(p), picture=_overlay(im, size=size),
+                 **{k: _overlay(im, h[i], size) for k,h in heats.items()})
             for i,(im,a,p) in enumerate(zip(images, answers, probs))]

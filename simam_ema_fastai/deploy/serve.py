@@ -28,10 +28,10 @@ from .protocol import Limits
 from ..runtime.classifier import open_model
 
 # %% auto #0
-__all__ = ['Connection', 'running', 'serve']
+__all__ = ['running', 'serve']
 
 # %% ../../nbs/deploy/19_serve.ipynb #aa95e6d2
-class Connection(AutoHTTPProtocol):
+class _Connection(AutoHTTPProtocol):
     "A connection that is closed when the head of a request takes too long to arrive."
     patience, timer = 10, None
 
@@ -61,7 +61,7 @@ class Connection(AutoHTTPProtocol):
 def _server(app, seconds:float) -> uvicorn.Server:
     "`seconds`: for what was taken in to be answered when the service is stopped."
     return uvicorn.Server(uvicorn.Config(
-        app, http=Connection, ws='none', lifespan='on', log_config=None, access_log=False, server_header=False,
+        app, http=_Connection, ws='none', lifespan='on', log_config=None, access_log=False, server_header=False,
         proxy_headers=False, timeout_graceful_shutdown=math.ceil(seconds) + 5))
 
 @contextlib.contextmanager
