@@ -250,10 +250,10 @@ def export(
         found = list(pictures_in(pictures))
         if not (some := found[::max(1, len(found)//n)][:n]): raise UserError(f"no image in '{pictures}'.")
     elif onnx or int8: some = _training_pictures(Path(model), n, needed=bool(int8))
-    if bundle: print(f'bundle: {export(learn, bundle)}')  # first: it replaces what stands in its folder, where an ONNX file may go
+    if bundle: print(f'bundle: {export_bundle(learn, bundle)}')  # first: it replaces what stands in its folder, where an ONNX file may go
     if onnx: print(f'ONNX: {to_onnx(learn, onnx, preprocess, some)}')
     if int8: print(f'ONNX, eight bits: {to_int8(learn, int8, some, preprocess, *_judges(Path(model), pictures, some, learn.dls.vocab, n))}')
-    if torch_export: print(f'torch.export: {to_program(learn, torch_export, preprocess)}')
+    if torch_export: print(f'torch.export: {to_torch_export(learn, torch_export, preprocess)}')
 
 def _judges(model:Path, pictures:str|None, calibrating:list[Path], classes, n:int) -> tuple[list,list|None]:
     "About `n` images to judge an eight-bit model on, and their classes: the run's own for validation, else what is left of the folder `pictures`, with classes where they are its folders."

@@ -59,7 +59,7 @@ def _gate_map(gate:str, m:np.ndarray) -> GateMap:
     return GateMap(gate=gate, low=float(m.min()), high=float(m.max()), png=heat_png(torch.from_numpy(m)))
 
 class Service:
-    "A model with its batcher, limits and counters; its public methods are the routes."
+    "A model with its batcher, limits and counters, and what its routes answer."
     def __init__(self, model:Classifier, name:str, limits:Limits):
         self.classifier, self.name, self.limits, self.counters = model, name, limits, Metrics()
         self.batcher = Batcher(model, limits, self.counters)
@@ -69,7 +69,7 @@ class Service:
         self.gates = list(batch_gate_maps(model, self._blank[None]))
 
     @contextlib.asynccontextmanager
-    async def running(self, ready:Callable|None, app:FastAPI):
+    async def lifespan(self, ready:Callable|None, app:FastAPI):
         "The application's lifespan: warm the model up, say so, and answer batches."
         (answer,) = self.batcher.compute([self._blank], [bool(self.gates)])
         if isinstance(answer, NotFinite): log.error('the network gives NaN or infinity for a black image')
@@ -187,17 +187,16 @@ def _add_error_handlers(app:FastAPI):
 
 def _add_routes(app:FastAPI, service:Service, token:str|None):
     "What tells of the model or costs time takes the token; what says that the service lives does not."
-    locked = [Depends(_authorization(token))] if token else []
-    codes = {400, 401, 500} if token else {400, 500}
-    def add(path, endpoint, *more, dependencies=(), **kwargs):
-        responses = error_responses(*sorted(codes | {*more})) | kwargs.pop('responses', {})
-        app.add_api_route(path, endpoint, dependencies=dependencies, responses=responses, **kwargs)
-    add('/predict', service.predict, 408, 413, 415, 422, 503, dependencies=locked, methods=['POST'],
+    def add(path, endpoint, *codes, locked=False, **kwargs):
+        guards = [Depends(_authorization(token))] if locked and token else []
+        codes = {400, 500, *codes} | ({401} if guards else set())
+        responses = error_responses(*sorted(codes)) | kwargs.pop('responses', {})
+        app.add_api_route(path, endpoint, dependencies=guards, responses=responses, **kwargs)
+    add('/predict', service.predict, 408, 413, 415, 422, 503, locked=True, methods=['POST'],
         openapi_extra=upload_body(service.limits.images))
-    add('/model', service.model, dependencies=locked)
+    add('/model', service.model, locked=True)
     text = {200: {'content': {'text/plain': dict(schema=dict(type='string'))}}}
-    add('/metrics', service.metrics, dependencies=locked, response_class=Response, responses=text)
-    codes -= {401}
+    add('/metrics', service.metrics, locked=True, response_class=Response, responses=text)
     add('/health', service.health, 503)
     add('/ready', service.ready, 503)
 
@@ -222,7 +221,7 @@ def create_app(
     service = Service(model, name, limits or Limits())
     app = FastAPI(
         title='simam_ema', version=__version__, description=f'Classes and probabilities for images, from {name}.',
-        docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=functools.partial(service.running, ready))
+        docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=functools.partial(service.lifespan, ready))
     app.add_middleware(Guard, limits=service.limits, metrics=service.counters, hosts=hosts)
     app.state.metrics = service.counters
     _add_error_handlers(app)
