@@ -125,7 +125,8 @@ def overload(service, image, seconds) -> dict:
     time.sleep(2)
     after = wrk(service.url, image, 4, 2)
     return dict(answered=over['requests'] - over['not_2xx'], refused=over['not_2xx'], lost=over['broken'],
-                then_answered=after['requests'], then_failed=after['not_2xx'] + after['broken'], **service.stop())
+                then_answered=after['requests'], then_failed=after['not_2xx'] + after['broken'],
+                status=service.stop()['status'])
 
 
 def made(folder:Path, arch:str, size:int, onnx:bool) -> Path:
