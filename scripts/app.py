@@ -1,4 +1,4 @@
-"A Gradio app on an exported model: `python scripts/app.py MODEL`, with `--trust` for a pickle. Takes the extra `app`."
+"A Gradio app for an exported model: `python scripts/app.py MODEL`, with `--trust` for a pickle. Needs the extra `app`."
 import sys
 
 import gradio as gr
@@ -15,6 +15,8 @@ def classify(file):
     except UserError as e: raise gr.Error(str(e), print_exception=False) from None
 
 
-picture = gr.Image(type='filepath', image_mode=None, sources=['upload', 'webcam', 'clipboard'], label='A picture')
-app = gr.Interface(classify, picture, gr.Label(num_top_classes=5, label='Class'), title='What is in the picture?', flagging_mode='never', analytics_enabled=False)
+image = gr.Image(type='filepath', image_mode=None, sources=['upload', 'webcam', 'clipboard'], label='An image')
+classes = gr.Label(num_top_classes=5, label='Class')
+app = gr.Interface(classify, image, classes, title='What is in the image?', flagging_mode='never',
+                   analytics_enabled=False)
 if __name__ == '__main__': app.launch()

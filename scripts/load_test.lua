@@ -1,5 +1,5 @@
--- wrk: posts the file named by $PICTURE and prints what came back as one line of JSON.
-local file = assert(io.open(os.getenv("PICTURE"), "rb"))
+-- wrk: posts the file named by $IMAGE and prints what came back as one line of JSON.
+local file = assert(io.open(os.getenv("IMAGE"), "rb"))
 wrk.method, wrk.body = "POST", file:read("*a")
 wrk.headers["Content-Type"] = "application/octet-stream"
 file:close()

@@ -112,7 +112,7 @@ from reader import memory
 from simam_ema_fastai.core.errors import UserError
 from simam_ema_fastai.data.checks import find_unreadable
 from simam_ema_fastai.data.dls import get_dls
-from simam_ema_fastai.deploy.load import predict
+from simam_ema_fastai.runtime.predict import predict
 from simam_ema_fastai.training.learner import variant_learner
 from simam_ema_fastai.training.recipe import Recipe
 
@@ -154,7 +154,7 @@ print('MiB', memory('VmHWM') - base)
 
 
 def test_folder_and_predict(tmp_path):
-    "All of them in one folder, through both loaders and `predict`."
+    "All of them in one folder, through both loaders and `predict_images`."
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     env = os.environ | dict(SIMAM_EMA_HOME=str(tmp_path/'home'), PYTHONPATH=path)
     r = subprocess.run([sys.executable, '-W', 'ignore', '-c', script, tmp_path/'images'],

@@ -1,4 +1,4 @@
-"The report in a browser: widths, colour schemes, sorting, accessibility."
+"The report in a browser: widths, color schemes, sorting, accessibility."
 import os
 import re
 
@@ -8,7 +8,8 @@ import pytest
 @pytest.fixture(scope='session')
 def page(simam_ema, digits_args, tmp_path_factory):
     out = tmp_path_factory.mktemp('page')/'runs'
-    status, _, err = simam_ema('ablate', '--variants', 'baseline,hybrid', '--strategies', 'uniform,discriminative+freeze', '--out', out, *digits_args, '--epochs', 2)
+    compared = ['--variants', 'baseline,hybrid', '--strategies', 'uniform,discriminative+freeze']
+    status, _, err = simam_ema('ablate', *compared, '--out', out, *digits_args, '--epochs', 2)
     assert status == 0, err
     return out/'report'/'report.html'
 
@@ -18,16 +19,19 @@ def test_page_in_a_browser(page, look):
 
 
 def test_the_check_finds_what_is_wrong(page, look, tmp_path):
-    "A picture without words, a wide element, an error and a request are each noticed."
+    "An image without words, a wide element, an error and a request are each noticed."
     bad = tmp_path/'bad.html'
-    bad.write_text(re.sub('</main>', '<img src="http://127.0.0.1:9/x.png"><div style="width:2000px">wide</div><script>nowhere()</script></main>', page.read_text(encoding='utf-8')), encoding='utf-8')
+    broken = '<img src="http://127.0.0.1:9/x.png"><div style="width:2000px">wide</div><script>nowhere()</script>'
+    bad.write_text(re.sub('</main>', f'{broken}</main>', page.read_text(encoding='utf-8')), encoding='utf-8')
     found = '\n'.join(look('page.mjs', bad))
-    for what in ('axe image-alt', 'pixels wide', 'nowhere is not defined', 'fetches http://127.0.0.1'): assert what in found, found
+    for what in ('axe image-alt', 'pixels wide', 'nowhere is not defined', 'fetches http://127.0.0.1'):
+        assert what in found, found
 
 
 def test_the_live_page_follows_a_training(simam_ema, look, digits_args, tmp_path):
     "From nothing to the finished comparison without being loaded again; it says when the training is over."
-    training = simam_ema.start('ablate', '--variants', 'baseline,hybrid', '--out', tmp_path/'runs', *digits_args, '--epochs', 12, '--watch', '--port', 0)
+    watched = ['--variants', 'baseline,hybrid', '--epochs', 12, '--watch', '--port', 0]
+    training = simam_ema.start('ablate', '--out', tmp_path/'runs', *digits_args, *watched)
     try:
         url = training.stdout.readline().removeprefix('watch: ').strip()
         seen = look('live.mjs', url, *os.environ.get('SHOTS', '').split())

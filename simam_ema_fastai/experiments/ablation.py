@@ -38,7 +38,7 @@ from ..core.progress import in_notebook
 from ..data.datasets import datasets
 from ..data.dls import get_dls
 from ..deploy.bundle import read_bundle, write_bundle
-from ..deploy.load import export
+from ..deploy.load import export_bundle
 from simam_ema_fastai.experiments.runs import (
     Failure,
     add_environment,
@@ -390,7 +390,7 @@ def _run(config, folder, dls, measured, log):
     write_text(folder/'predictions.csv', result.predictions.to_csv(index=False))
     write_text(folder/'per_class.csv', result.per_class.to_csv(index=False))
     write_bundle(learn, folder, result.metrics)
-    export(learn, folder/'model.pkl')
+    export_bundle(learn, folder/'model.pkl')
     metrics = dict(result.metrics, epochs=config.recipe.epochs, train_seconds=sum(h['train_seconds'] for h in checkpoint.history), seconds=sum(h['seconds'] for h in checkpoint.history))
     write_json(folder/'metrics.json', metrics)
     checkpoint.remove()

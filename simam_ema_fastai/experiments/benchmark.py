@@ -32,7 +32,7 @@ from ..core.locks import lock_folder
 from ..data.datasets import datasets
 from ..data.dls import get_dls
 from ..data.throughput import compare_loaders, torchvision_loader
-from ..deploy.load import optimise
+from ..deploy.optimize import optimize
 from .runs import Failure
 from ..models.cost import LiveBytes
 from ..models.create import create_model
@@ -160,7 +160,7 @@ def _forward(nets:dict, x:torch.Tensor, compiled:bool, failed:dict=None) -> dict
     if compiled:
         with contextlib.redirect_stdout(io.StringIO()):
             eager = {('optimised', v): m for (form, v),m in nets.items() if form=='eager'}
-            fast = _each(eager, lambda m: optimise(m, x), failed)
+            fast = _each(eager, lambda m: optimize(m, x), failed)
         slow = {('published, compiled', v): torch.compile(copy.deepcopy(m)) for (form, v),m in nets.items() if form=='published' or v=='baseline'}
         nets = nets | fast | slow
     def run(m):

@@ -70,10 +70,10 @@ def look_closer(
     out = _maps_file(folder, a.runs[0], b.runs[0])
     if out.exists() and all(out.stat().st_mtime > f.stat().st_mtime for r in (a.runs[0], b.runs[0]) if (f := folder/r/'model.safetensors').exists()): return out
     from simam_ema_fastai.deploy.bundle import read_bundle
-    from simam_ema_fastai.deploy.explain import explain
+    from simam_ema_fastai.deploy.explain import explain_images
     idxs = most_changed(a, b, n)
     files = _find(read_json(folder/a.runs[0]/'config.json')['data'], [a.files[i] for i in idxs])
-    seen = {side: explain(read_bundle(folder/o.runs[0]), files) for side, o in (('a', a), ('b', b))}
+    seen = {side: explain_images(read_bundle(folder/o.runs[0]), files) for side, o in (('a', a), ('b', b))}
     classes = tab.read_table(folder/a.runs[0]/'per_class.csv')['class']
     write_json(out, [dict(file=str(a.files[i]), true=str(classes[a.true[i]]), prob_a=float(a.prob_true[0,i]), prob_b=float(b.prob_true[0,i]), a=sa, b=sb) for i,sa,sb in zip(idxs, seen['a'], seen['b'])])
     return out

@@ -22,7 +22,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from ..core.errors import UserError
-from ..deploy.page import host_of, local_hosts
+from ..deploy.access import host_of, local_hosts
 
 with warnings.catch_warnings():  # of what these import, in a process that shares its terminal with a training
     warnings.simplefilter('ignore')

@@ -36,7 +36,8 @@ from ..models.backbones import check_size
 from ..models.create import create_model
 from ..models.insert import Placement, gate_modules
 from ..models.variants import Variant, get_variant
-from ..models.weights import Weights, load_weights
+from ..models.sources import load_weights
+from ..models.weights import Weights
 from simam_ema_fastai.training.callbacks import (
     AverageWeights,
     Compile,
