@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-import simam_ema_fastai.attention.cpp as cpp
-import simam_ema_fastai.attention.triton_kernels as triton_kernels
+from ..attention.cpp import load_cpp
+from ..attention.functional import ema_add_relu, ema_constants, simam, simam_bn_relu
 from ..attention.modules import EMA, SimAM
 
 # %% auto #0
@@ -23,48 +23,51 @@ __all__ = ['FusedSimAM', 'FusedEMA', 'fuse']
 class FusedSimAM(nn.Module):
     "SimAM with the batch norm (in evaluation mode) and the ReLU that may follow it."
     def __init__(self,
-        simam:SimAM,
+        gate:SimAM,
         norm:nn.BatchNorm2d=None, # To fold in
-        relu:bool=False, # Whether a ReLU follows
-        use_cpp:bool=False # Use the C++ kernel (`attention.cpp`)
+        relu:bool=False, # Whether a ReLU follows the norm
+        backend:str='auto' # As in `attention.functional.simam`
     ):
         super().__init__()
-        self.e_lambda, self.relu, self.use_cpp = simam.e_lambda, relu, use_cpp
+        self.e_lambda, self.relu, self.backend = gate.e_lambda, relu, backend
         scale = norm.weight*(norm.running_var + norm.eps).rsqrt() if norm else None
         self.register_buffer('scale', scale)
         self.register_buffer('shift', norm.bias - norm.running_mean*scale if norm else None)
 
     def forward(self, x:Tensor) -> Tensor:
-        if self.use_cpp: return cpp.simam_cpp(x, self.scale, self.shift, self.e_lambda, self.relu)
-        if self.scale is None: return triton_kernels.simam_cpp(x, self.e_lambda)
-        return triton_kernels.simam_bn_relu(x, self.scale, self.shift, self.e_lambda, self.relu)
+        if self.scale is None: return simam(x, self.e_lambda, self.backend)
+        return simam_bn_relu(x, self.scale, self.shift, self.e_lambda, self.relu, self.backend)
 
 class FusedEMA(nn.Module):
     "EMA with the residual sum and the ReLU that may follow it; what depends on its parameters alone is computed once."
     def __init__(self,
-        ema:EMA,
-        use_cpp:bool=False # Use the C++ kernel (`attention.cpp`)
+        gate:EMA,
+        backend:str='auto' # As in `attention.functional.ema`
     ):
         super().__init__()
-        self.use_cpp, self.eps = use_cpp, ema.gn.eps
-        params = [p for layer in (ema.conv1x1, ema.conv3x3, ema.gn) for p in (layer.weight, layer.bias)]
-        if use_cpp: self.register_buffer('packed', cpp.pack_ema(*params))
-        else: self.params = nn.ParameterList(params); self._compute_constants()
+        self.backend, self.eps = backend, gate.gn.eps
+        self.params = nn.ParameterList(p for m in (gate.conv1x1, gate.conv3x3, gate.gn) for p in (m.weight, m.bias))
+        self._compute_constants()
 
     @torch.no_grad()
     def _compute_constants(self):
-        self.constants = triton_kernels.pack_ema(self.params[2], self.params[3], self.params[5])
+        constants = ema_constants(*self.params, backend=self.backend)
+        self.n_constants = len(constants)
+        for i, t in enumerate(constants): self.register_buffer(f'constant{i}', t, persistent=False)
+
+    @property
+    def constants(self) -> tuple[Tensor,...]:
+        return tuple(getattr(self, f'constant{i}') for i in range(self.n_constants))
 
     def _apply(self, fn, recurse:bool=True):
         "Follow `to(device)`; under `to(dtype)` the parameters are rounded, the constants stay in float32."
         super()._apply(fn, recurse)
-        if not self.use_cpp: self._compute_constants()
+        self._compute_constants()
         return self
 
     def forward(self, x:Tensor, shortcut:Tensor=None) -> Tensor:
-        if self.use_cpp: return cpp.ema_cpp(x, self.packed, self.eps, shortcut, shortcut is not None)
-        if shortcut is None: return triton_kernels.ema_cpp(x, *self.params, self.eps, self.constants)
-        return triton_kernels.ema_add_relu(x, shortcut, *self.params, self.eps, self.constants)
+        relu = shortcut is not None
+        return ema_add_relu(x, shortcut, *self.params, self.eps, self.constants, relu, self.backend)
 
 # %% ../../nbs/deploy/03_fusion.ipynb #4c7ed6ac
 class _Tracer(fx.Tracer):
@@ -83,8 +86,8 @@ def _only_user(node:fx.Node) -> fx.Node|None:
 
 class _Rewriter:
     "A traced network and the modules behind its nodes."
-    def __init__(self, model:nn.Module, use_cpp:bool):
-        self.graph, self.use_cpp = _Tracer().trace(model), use_cpp
+    def __init__(self, model:nn.Module, backend:str):
+        self.graph, self.backend = _Tracer().trace(model), backend
         self.gm = fx.GraphModule(model, self.graph)
 
     def module(self, node:fx.Node|None, *kinds:type) -> nn.Module|None:
@@ -122,13 +125,13 @@ class _Rewriter:
         last = _only_user(after)
         relu = self.module(last, nn.ReLU) is not None
         chain = [node, after, last] if relu else [node, after]
-        self.replace(chain, FusedSimAM(simam, norm, relu, self.use_cpp), node.args)
+        self.replace(chain, FusedSimAM(simam, norm, relu, self.backend), node.args)
 
     def _fuse_ema(self, node:fx.Node, after:fx.Node, ema:EMA):
         last = _only_user(after)
         if after.target not in (operator.add, torch.add) or not self.module(last, nn.ReLU): return
         shortcut = next(a for a in after.args if a is not node)
-        self.replace([node, after, last], FusedEMA(ema, self.use_cpp), (*node.args, shortcut))
+        self.replace([node, after, last], FusedEMA(ema, self.backend), (*node.args, shortcut))
 
 # %% ../../nbs/deploy/03_fusion.ipynb #badc0b63
 def fuse(
@@ -138,13 +141,14 @@ def fuse(
     """Fold norms into convolutions, and gates into what follows them.
 
     Raises what `torch.fx` raises for a network it cannot trace, and `UserError` if the C++ kernels cannot be built."""
-    if use_cpp: cpp.load_cpp()  # before anything is traced or compiled
-    r = _Rewriter(copy.deepcopy(model).eval().requires_grad_(False), use_cpp)
+    if use_cpp: load_cpp()  # before anything is traced or compiled
+    backend = 'cpp' if use_cpp else 'auto'
+    r = _Rewriter(copy.deepcopy(model).eval().requires_grad_(False), backend)
     for node in list(r.graph.nodes):
         if not node._erased: r.step(node)
     for name, m in list(r.gm.named_modules()):  # gates that stand by themselves, or have a hook
-        if isinstance(m, SimAM): r.gm.set_submodule(name, FusedSimAM(m, use_cpp=use_cpp))
-        elif isinstance(m, EMA): r.gm.set_submodule(name, FusedEMA(m, use_cpp=use_cpp))
+        if isinstance(m, SimAM): r.gm.set_submodule(name, FusedSimAM(m, backend=backend))
+        elif isinstance(m, EMA): r.gm.set_submodule(name, FusedEMA(m, backend))
     r.graph.lint()
     r.gm.delete_all_unused_submodules()
     r.gm.recompile()
