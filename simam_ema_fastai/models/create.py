@@ -21,8 +21,8 @@ from .backbones import Slot, acts, archs, set_activation, sites
 from .weights import Weights, load_weights
 
 # %% auto #0
-__all__ = ['strategies', 'variants', 'Placement', 'Variant', 'variant_of', 'name_of', 'place', 'gate_modules', 'head_of',
-           'trained_modules', 'create_model', 'count_params']
+__all__ = ['strategies', 'variants', 'Placement', 'Variant', 'variant_of', 'name_of', 'get_variant', 'place', 'gate_modules',
+           'head_of', 'trained_modules', 'create_model', 'count_params']
 
 # %% ../../nbs/models/03_create.ipynb #8b0e887d
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Variant:
     strategy:str = 'uniform' # One of `strategies`
     arch:str|None = None # The one backbone it is made for, a name in `archs`; None for any
     act:str = 'relu' # In the place of the backbone's ReLUs, a name in `acts`
+    name:str = '' # What it is called in `variants`, or the spec that spells it; empty until `get_variant` resolves it
+    overrides:dict|None = None # What was asked differently than its name says: stages, factor, reduction, sites, act
 
     def __post_init__(self):
         taken = set()
@@ -116,6 +118,23 @@ def name_of(v:Variant) -> str:
     "What `v` is called in `variants`, or else the spec that spells it; options of gates have no place in a spec."
     known = (n for n,o in variants.items() if (o.placements, o.act) == (v.placements, v.act) and o.arch in (None, v.arch))
     return next(known, '+'.join(f"{p.gate}@{p.site}{'' if len(p.stages)==4 else ''.join(map(str, p.stages))}" for p in v.placements))
+
+# %% ../../nbs/models/03_create.ipynb #bee06cee
+def get_variant(
+    variant:str|Variant|Sequence[Placement]='hybrid', # A name in `variants`, a spec such as 'ema@residual34', placements, or a `Variant`
+    arch:str=None, # A name in `archs`; None for the variant's own, or 'resnet50'
+    stages:Sequence[int]=None, # Put every gate into these stages instead
+    factor:int=None, # EMA's number of groups instead of 32
+    reduction:int=None, # Of the gates with a bottleneck (SE, CBAM, BAM), instead of 16
+    sites:dict[str,str]=None, # Other sites by gate, e.g. dict(simam='residual')
+    act:str=None # In the place of the backbone's ReLUs, a name in `acts`; None for the variant's own
+) -> Variant: # With name, backbone and overrides
+    "Resolve a variant once. Raises `UserError` for what does not exist or cannot be."
+    v = variant_of(variant, arch, stages, factor, reduction, sites, act)
+    asked = dict(stages=stages, factor=factor, reduction=reduction, sites=sites, act=act)
+    overrides = (v.overrides or {}) | {k: o for k,o in asked.items() if o is not None}
+    name = variant if isinstance(variant, str) else v.name or name_of(v)
+    return replace(v, name=name, overrides=overrides or None)
 
 # %% ../../nbs/models/03_create.ipynb #1272d374
 def place(
