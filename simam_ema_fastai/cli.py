@@ -121,7 +121,7 @@ def ablate(
     **kwargs
 ):
     "Compare variants: fine-tune, evaluate and measure each under the same data and recipe, and write the report. Interrupted, the same command goes on."
-    from simam_ema_fastai.experiments.ablation import Grid, grids
+    from simam_ema_fastai.experiments.config import Grid, grids
     if grid and variants: raise UserError(f"--grid {grid} says which variants: leave --variants out, or the grid.")
     names = 'baseline,simam,ema,hybrid' if variants is None else variants
     g = grids[one_of(grid, grids, 'grid')] if grid else Grid(_list(names, str, 'variants'))
@@ -132,7 +132,8 @@ def ablate(
     _ablate(g.variants, _list(seeds, int, 'seeds'), _list(strategies, str, 'strategies') or g.strategies, out, log, settings(**kwargs), port if watch else None, **how)
 
 def _ablate(variants, seeds, strategies, out, log, common, port=None, measured=True, **how):
-    from simam_ema_fastai.experiments.ablation import RunsFailed, ablate, grid
+    from simam_ema_fastai.experiments.ablation import RunsFailed, ablate
+    from simam_ema_fastai.experiments.config import grid
     from simam_ema_fastai.report.page import Evidence, report
     from simam_ema_fastai.experiments.results import load_runs
     from simam_ema_fastai.report.tables import comparison
@@ -290,9 +291,9 @@ def benchmark(
     out:str='runs/benchmark', # Folder for the results
 ):
     "Time and memory of the gates, in turns with the published modules, compiled forms and timm's. Interrupted, the same command goes on."
-    from simam_ema_fastai.experiments.ablation import environment
-    from simam_ema_fastai.experiments.benchmark import benchmark, failures_of, shown, summary
-    from simam_ema_fastai.experiments.benchmark import tasks as known
+    from simam_ema_fastai.experiments.environment import environment
+    from simam_ema_fastai.experiments.benchmark import benchmark, failed_measurements, measured_columns, summarize
+    from simam_ema_fastai.experiments.candidates import tasks as known
     from simam_ema_fastai.models.backbones import check_size
     from simam_ema_fastai.models.create import variant_of
     sides, batches, variants = _list(sizes, int, 'sizes'), _list(bs, int, 'bs'), _list(variants, str, 'variants')
@@ -302,10 +303,10 @@ def benchmark(
     machine = environment()
     of = dict(name=data, path=path)
     df = benchmark(out, settings, variants, arch, seconds, compiled=not eager, data=of, environment=machine)
-    write_text(Path(out)/'report.md', summary(df, machine, arch))
-    table = shown(df).to_string(index=False, float_format='{:.3f}'.format, na_rep='')
+    write_text(Path(out)/'report.md', summarize(df, machine, arch))
+    table = measured_columns(df).to_string(index=False, float_format='{:.3f}'.format, na_rep='')
     print(f'{table}\nratio: to the baseline in the same form, low and high: 95% of its median; speedup: over the published modules in eager mode\n{out}/benchmark.csv, report.md')
-    if failed := failures_of(df): raise UserError('\n'.join(failed))
+    if failed := failed_measurements(df): raise UserError('\n'.join(failed))
 
 def serve(
     model:str, # An exported model

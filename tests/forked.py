@@ -52,10 +52,10 @@ class Forked:
 
 def spared(*what):
     "Not measured, and not reported, where a test is about neither."
-    import simam_ema_fastai.experiments.ablation as ablation
+    import simam_ema_fastai.experiments.runner as runner
     import simam_ema_fastai.report.page as report
     import simam_ema_fastai.report.tables as tables
-    if 'measure' in what: ablation.measure = lambda *a: {}
+    if 'measure' in what: runner.measure = lambda *a: {}
     if 'report' in what: report.report = report.Evidence = tables.load_runs = tables.comparison = lambda out: pd.DataFrame(columns=['headline'])
 
 
@@ -102,15 +102,17 @@ def at_batch(epoch, batch, what, variant=None):
     "The loss is times `what`, or it is raised, or it is the signal sent, at one batch (both counted from 0) of one variant or all."
     from fastai.callback.core import Callback
 
-    import simam_ema_fastai.experiments.ablation as ablation
+    import simam_ema_fastai.experiments.runner as runner
     class Break(Callback):
         def after_loss(self):
             if not self.training or (self.epoch, self.iter) != (epoch, batch): return
             if isinstance(what, signal.Signals): os.kill(os.getpid(), what)
             elif isinstance(what, float): self.learn.loss_grad = self.learn.loss = self.loss*what
             else: raise what
-    learner = ablation.variant_learner
-    ablation.variant_learner = lambda dls, v, *args, **kwargs: learner(dls, v, *args, **kwargs, cbs=Break() if variant in (None, v) else None)
+    learner = runner.variant_learner
+    def breaking(dls, v, *args, **kwargs):
+        return learner(dls, v, *args, **kwargs, cbs=Break() if variant in (None, v.name) else None)
+    runner.variant_learner = breaking
 
 
 def one_of_two(rank, port):
@@ -121,6 +123,6 @@ def one_of_two(rank, port):
 
 
 def evaluation_fails(e):
-    import simam_ema_fastai.experiments.ablation as ablation
+    import simam_ema_fastai.experiments.runner as runner
     def fail(*args, **kwargs): raise e
-    ablation.evaluate = fail
+    runner.evaluate = fail

@@ -12,9 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 from simam_ema_fastai.core import UserError
-from simam_ema_fastai.experiments.ablation import Config, RunsFailed, ablate, grid
+from simam_ema_fastai.experiments.ablation import RunsFailed, ablate
+from simam_ema_fastai.experiments.config import Config, grid
 from simam_ema_fastai.experiments.ray import on_ray
 from simam_ema_fastai.experiments.runs import failures
+from simam_ema_fastai.models.create import get_variant
 from simam_ema_fastai.training.recipe import Recipe
 
 ray = pytest.importorskip('ray')
@@ -44,7 +46,7 @@ def test_what_a_task_refuses_is_one_line(cluster, tmp_path):
 def test_one_run_fails(cluster, tmp_path):
     "The other is finished; a run that could not be says why."
     recipe, data = Recipe(epochs=1, bs=32, strategy='uniform'), dict(name='digits', n_train=64, n_valid=20)
-    configs = [Config(v, replace(recipe, lr=lr), data, 'resnet18', None) for v, lr in (('baseline', 1e30), ('simam', 1e-3))]
+    configs = [Config(get_variant(v, 'resnet18'), data, None, replace(recipe, lr=lr)) for v, lr in (('baseline', 1e30), ('simam', 1e-3))]
     with pytest.raises(RunsFailed, match='^baseline-uniform-s1: .* of epoch 1') as e: ablate(configs, tmp_path, measured=False, executor=on_ray)
     assert e.value.status == 2 and list(failures(tmp_path)) == ['baseline-uniform-s1']
     assert (tmp_path/'simam-uniform-s1'/'metrics.json').exists()

@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 
-import simam_ema_fastai.experiments.ablation as ablation
+import simam_ema_fastai.experiments.runner as runner
 from simam_ema_fastai.core import read_json
 from simam_ema_fastai.models.create import count_params
 from simam_ema_fastai.report.published import command, systems
@@ -12,7 +12,7 @@ from simam_ema_fastai.report.published import command, systems
 @pytest.mark.parametrize('name', systems)
 def test_trains_for_an_epoch(name, simam_ema, tmp_path, monkeypatch):
     "The gallery's quick command; what it spends on timing is tested elsewhere."
-    monkeypatch.setattr(ablation, 'measure', lambda model, size, bs: dict(parameters=count_params(model)))
+    monkeypatch.setattr(runner, 'measure', lambda model, size, bs: dict(parameters=count_params(model)))
     monkeypatch.chdir(tmp_path)
     status, out, err = simam_ema(*command(name, quick=True))
     assert status == 0 and all('training image' in line for line in err.splitlines()), err  # a quick look has few of them, and says so

@@ -10,7 +10,7 @@ import pandas as pd
 import steps
 
 from simam_ema_fastai.core import UserError, read_json, write_text
-from simam_ema_fastai.experiments.runs import environments
+from simam_ema_fastai.experiments.environment import environments
 from simam_ema_fastai.report.page import Evidence, report
 from simam_ema_fastai.report.stats import accuracy, signed
 from simam_ema_fastai.report.tables import counted, reproduction, study, study_note, to_markdown

@@ -16,7 +16,7 @@ import torch
 
 from ..core import UserError, write_json, write_text
 from .config import Config
-from .identity import describe_differences, differences, identity
+from .identity import changed_settings, describe_changes, identity
 from .logs import check_logger
 from simam_ema_fastai.experiments.parts import (
     RunMismatch,
@@ -34,14 +34,14 @@ from ..training.ranks import from_first, is_first, several
 # %% auto #0
 __all__ = ['in_turn', 'RunsFailed', 'ablate']
 
-# %% ../../nbs/experiments/09_ablation.ipynb #2f099580
+# %% ../../nbs/experiments/09_ablation.ipynb #dea867e7
 def _distinct(configs:Sequence[Config]) -> list[Config]:
     "Drop what is there twice. Raises `UserError` for two runs of one name, or one run under two names."
     by_name, by_network = {}, {}
     for c in configs:
         first = by_name.setdefault(c.name, c)
-        if found := differences(identity(first.as_json()), identity(c.as_json())):
-            raise UserError(f'two different runs are called {c.name}: {describe_differences(found)}. '
+        if found := changed_settings(identity(first.as_json()), identity(c.as_json())):
+            raise UserError(f'two different runs are called {c.name}: {describe_changes(found)}. '
                             'A folder holds one of them.')
     for c in by_name.values():
         first = by_network.setdefault(_network(c), c)
@@ -81,12 +81,12 @@ def _check_folder(
         there = read_config(other)
         found = [_incomparable(c, there, digests_now(c, there, known)['digest']) for c in configs]
         if all(found):
-            raise RunMismatch(f'{folder} holds the run {other.name} with {describe_differences(min(found, key=len))}, '
+            raise RunMismatch(f'{folder} holds the run {other.name} with {describe_changes(min(found, key=len))}, '
                               'with which these cannot be compared: repeat its settings or choose another folder.')
 
 def _incomparable(c:Config, there:dict, digest:str|None) -> dict[str,tuple]:
     "The differences between a run and one on disk that are not what a comparison is about."
-    found = differences(identity(there), identity({**c.as_json(), 'digest': digest}))
+    found = changed_settings(identity(there), identity({**c.as_json(), 'digest': digest}))
     compared = 'recipe.strategy', 'recipe.seed'
     return {k: v for k,v in found.items() if k.split('.')[0] in ('digest','data','recipe') and k not in compared}
 
@@ -131,7 +131,7 @@ class RunsFailed(UserError):
         self.failed = failed
         self.status = 1 if any(f.is_defect for f in failed.values()) else 2 # Of the command line
 
-# %% ../../nbs/experiments/09_ablation.ipynb #106c1b30
+# %% ../../nbs/experiments/09_ablation.ipynb #6c615e70
 def ablate(
     configs:Sequence[Config], # From `grid`
     folder:str|Path, # Run folder: holds a folder per run

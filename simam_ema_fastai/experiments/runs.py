@@ -17,7 +17,7 @@ from ..training.checkpoint import loader_killed, memory_full
 # %% auto #0
 __all__ = ['read_config', 'Failure', 'note_failure', 'forget_failure', 'failures', 'ends_grid', 'find_damage']
 
-# %% ../../nbs/experiments/03_runs.ipynb #5d5acb2f
+# %% ../../nbs/experiments/03_runs.ipynb #aaaaaf51
 def read_config(
     run:str|Path # The folder of a run, or its `config.json` wherever that is
 ) -> dict:
@@ -84,7 +84,8 @@ def find_damage(
 ) -> str|None: # In one line; None if there is none
     "Say what is missing from a finished run, or damaged."
     what = _missing_from(folder := Path(folder)) or _wrong_in(folder)
-    return what and f'{folder} holds a finished run with {what}: restore it, or delete the folder to train the run again.'
+    if not what: return None
+    return f'{folder} holds a finished run with {what}: restore it, or delete the folder to train the run again.'
 
 def _missing_from(folder:Path) -> str:
     parts = 'config.json', 'history.csv', 'predictions.csv', 'per_class.csv'

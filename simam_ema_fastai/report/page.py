@@ -21,7 +21,8 @@ import simam_ema_fastai.report.tables as tab
 from ..core import UserError, atomic_path, read_json, sweep, write_json, write_text
 from ..data.dls import load_samples, spelled
 from ..deploy.page import style
-from ..experiments.runs import environments, failures, read_config
+from ..experiments.environment import environments
+from ..experiments.runs import failures, read_config
 from simam_ema_fastai.report.stats import (
     calibration,
     class_changes,

@@ -19,17 +19,15 @@ import pandas as pd
 from ..core import UserError, read_json
 from ..data.dls import datasets
 from simam_ema_fastai.experiments.results import (
-    _config,
-    _finished,
-    _in_order,
-    _read_dict,
-    _strategy,
+    left_out,
     load_history,
     load_progress,
     load_runs,
     read_table,
 )
-from ..experiments.runs import differing, environments, failures, identity, read_config
+from ..experiments.environment import environments
+from ..experiments.identity import changed_settings, identity
+from ..experiments.runs import failures, read_config
 from ..models.cost import count_flops, flops_convention
 from ..models.create import count_params, create_model, strategies, variant_of, variants
 from simam_ema_fastai.report.stats import (
@@ -382,7 +380,7 @@ def _count(found:dict[str,list[dict]], ignore=()) -> dict[str,dict]:
         if len(values) > 1: out[k] = values
     return out
 
-def _listed(differing:dict) -> str: return '; '.join(f'{k}: ' + _and_more([f'{v} ({n})' for v,n in vs.items()], 4) for k,vs in differing.items())
+def _listed(changed_settings:dict) -> str: return '; '.join(f'{k}: ' + _and_more([f'{v} ({n})' for v,n in vs.items()], 4) for k,vs in changed_settings.items())
 
 def _notes(file:Path) -> list[str]:
     "The lines of a text file in whatever encoding an editor left it."
@@ -409,7 +407,7 @@ def findings(
 
     same = {r: identity(c) for r,c in configs.items()}
     first = next(iter(same.values()))
-    apart = {k for one in same.values() for k in differing(first, one)} - {'variant','recipe.seed','recipe.strategy','arch'}
+    apart = {k for one in same.values() for k in changed_settings(first, one)} - {'variant','recipe.seed','recipe.strategy','arch'}
     known = {r: i for r,i in same.items() if i['digest'] is not None}
     if len({i['digest'] for i in known.values()}) > 1: apart.add('digest')
     of = lambda part: _count({r: [{k.removeprefix(part): i.get(k) for k in sorted(apart) if k.startswith(part)}] for r,i in same.items()})
@@ -423,7 +421,7 @@ def findings(
         add('stop', 'models differ', f'The runs differ in more than their variant: what they started from, or how it was built. {_listed(d)}.')
     if (runs.groupby(['variant','strategy']).arch.nunique() > 1).any(): add('stop', 'backbones mixed', 'One variant was trained on several backbones.')
     elif runs.arch.nunique() > 1: add('caution', 'backbones', f'The runs have different backbones: {", ".join(runs.arch.unique())}. A difference between two of them is not that of the modules alone.')
-    for line in _finished(folder)[1].values(): add('caution', 'left out', line)
+    for line in left_out(folder).values(): add('caution', 'left out', line)
     if failed := failures(folder): add('caution', 'failed', f'{"; ".join(f"{r}: {line}" for r,line in failed.items())}. What could not be trained is left out of every figure, which flatters the variants that failed.')
     repeated = {c: len(o.files) - len(set(o.files)) for c,o in outcomes.items()}
     if any(repeated.values()): add('caution', 'names repeat', f'{max(repeated.values())} validation images have the name of another: they are matched by their order.')

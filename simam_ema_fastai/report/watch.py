@@ -27,7 +27,7 @@ from ..deploy.page import host_of, local_hosts
 with warnings.catch_warnings():  # of what these import, in a process that shares its terminal with a training
     warnings.simplefilter('ignore')
     from simam_ema_fastai.report.page import render
-    from simam_ema_fastai.experiments.results import spoken, time_left
+    from simam_ema_fastai.experiments.results import format_duration, time_left
 
 # %% auto #0
 __all__ = ['stamp', 'live_page', 'Watch', 'listen', 'address', 'serve_beside']
@@ -93,7 +93,7 @@ def _dressed(page:str, folder:str|Path, seen:str, status:str) -> str:
 
 def _status(folder:str|Path) -> str:
     left = time_left(folder)
-    return 'Live. ' + ('The page changes with every epoch.' if left is None else 'All epochs are done.' if left == 0 else f'About {spoken(left)} left.')
+    return 'Live. ' + ('The page changes with every epoch.' if left is None else 'All epochs are done.' if left == 0 else f'About {format_duration(left)} left.')
 
 def _line(e:Exception) -> str:
     "What went wrong, on one line."
