@@ -27,14 +27,14 @@ from simam_ema_fastai.experiments.parts import (
     prepare_weights,
 )
 from .results import load_progress
-from .runner import alone_on_first, load_finished, run
+from .runner import alone_on_first, load_finished, prepare_and_run
 from .runs import Failure, ends_grid, failures, find_damage, forget_failure, read_config
 from ..training.ranks import from_first, is_first, several
 
 # %% auto #0
 __all__ = ['in_turn', 'RunsFailed', 'ablate']
 
-# %% ../../nbs/experiments/09_ablation.ipynb #dea867e7
+# %% ../../nbs/experiments/09_ablation.ipynb #cba60036
 def _distinct(configs:Sequence[Config]) -> list[Config]:
     "Drop what is there twice. Raises `UserError` for two runs of one name, or one run under two names."
     by_name, by_network = {}, {}
@@ -55,14 +55,16 @@ def _network(c:Config) -> str:
     gates = sorted((p.gate, p.site, s, repr(sorted(p.options.items()))) for p in v.placements for s in p.stages)
     return repr((gates, v.act, identity({**c.as_json(), 'variant': None, 'overrides': None})))
 
-def _prepare_all(todo:Sequence[Config], shared:dict) -> dict[str,str|None]: # Digests of the data by `data_key`
-    "Load weights and data of the runs, better now than after the first of them. Raises `UserError` if no run can start."
+def _prepare_all(todo:Sequence[Config], folder:Path, shared:dict) -> dict[tuple,str|None]:
+    """Load weights and data of the runs, better now than after the first of them. Return digests of the data.
+
+    Raises `UserError` if no run can start."""
     for c in todo: prepare_weights(c, shared)
     known, errors = {}, {}
     for c in todo:
         key = data_key(c), c.recipe.bs, c.recipe.rand_augment
         if key in errors: continue
-        try: known[data_key(c)] = prepare(c, shared=shared).digests['digest']
+        try: known[data_key(c)] = prepare(c, folder/c.name, shared=shared).digests['digest']
         except UserError as e:
             if several(): raise
             errors[key] = e
@@ -102,7 +104,7 @@ def in_turn(
     if shared is None: shared = {}
     for i,c in enumerate(configs, 1):
         print(f'[{i}/{len(configs)}] {c.name}', flush=True)
-        try: result = run(c, folder/c.name, _parts(c, shared), measured, log)
+        try: result = prepare_and_run(c, folder/c.name, shared, measured=measured, log=log)
         except Exception as e:
             if ends_grid(e) or several(): raise  # several processes cannot agree on going on when one of them fails
             result = Failure.of(e)
@@ -111,15 +113,8 @@ def in_turn(
             if torch.cuda.is_available(): torch.cuda.empty_cache()
         yield c, result
 
-def _parts(c:Config, shared:dict):
-    "What `c` needs; None where it cannot be had, which `run` then says and notes."
-    try: return prepare(c, shared=shared)
-    except UserError:
-        if several(): raise
-        return None
-
 class RunsFailed(UserError):
-    "Some runs of a grid could not be finished; the others were"
+    "Some runs of a grid could not be finished; the others were."
     def __init__(self,
         failed:dict[str,Failure], # By the names of the runs
         folder:Path # The grid's
@@ -131,7 +126,7 @@ class RunsFailed(UserError):
         self.failed = failed
         self.status = 1 if any(f.is_defect for f in failed.values()) else 2 # Of the command line
 
-# %% ../../nbs/experiments/09_ablation.ipynb #6c615e70
+# %% ../../nbs/experiments/09_ablation.ipynb #3a89e9df
 def ablate(
     configs:Sequence[Config], # From `grid`
     folder:str|Path, # Run folder: holds a folder per run
@@ -139,9 +134,9 @@ def ablate(
     log:str=None, # Also log to 'tensorboard' or 'wandb'
     executor:Callable=None # Does the runs: `in_turn` if None, `experiments.ray.on_ray`, or another function like them
 ) -> list[dict]: # The metrics of every run
-    """Do the runs that are not done yet. A run that fails ends by itself: why is noted in its folder, and the next call
-    tries it again.
+    """Do the runs that are not done yet.
 
+    A run that fails ends by itself: why is noted in its folder, and the next call tries it again.
     Raises `RunsFailed` at the end if any did. Raises `UserError` before anything is written if another process works in
     the folder, if that holds other runs than these or runs with which these cannot be compared, or if weights or data
     cannot be had."""
@@ -151,7 +146,7 @@ def ablate(
     with alone_on_first(folder):
         for c in configs: check_same(c, folder/c.name)
         todo = _to_do(configs, folder)
-        _check_folder(configs, folder, _prepare_all(todo, shared))
+        _check_folder(configs, folder, _prepare_all(todo, folder, shared))
         plan = folder/'grid.json'
         before = plan.read_bytes() if plan.exists() else None
         if is_first(): _write_plan(configs, folder)
@@ -186,7 +181,8 @@ def _results(configs, todo, folder, measured, log, executor) -> Iterator[tuple[C
         if c.name not in names: yield c, _done_before(c, folder/c.name, measured)
     for c, result in executor(todo, folder, measured, log):
         if not isinstance(result, Failure):
-            print('{name}: Top-1 {top1:.2f}%, Top-{k} {top5:.2f}% of {n} images'.format(name=c.name, **result), flush=True)
+            scores = 'Top-1 {top1:.2f}%, Top-{k} {top5:.2f}% of {n} images'.format(**result)
+            print(f'{c.name}: {scores}', flush=True)
         yield c, result
 
 def _done_before(c:Config, folder:Path, measured:bool) -> dict|Failure:

@@ -50,9 +50,9 @@ def _panel(ax, g:pd.DataFrame, labels:list[str]):
     ax.margins(x=.2)
 
 # %% ../../nbs/experiments/14_benchmark.ipynb #29765dfd
-_caption = ("Time (loaders: throughput; memory: peak of a training step) over the baseline's in the same form, loaders over "
-            "fastai's without workers; candidates take turns, median of the ratio in each turn with its 95% interval "
-            "(loaders: range).")
+_caption = ("Time (loaders: throughput; memory: peak of a training step) over the baseline's in the same form, "
+            "loaders over fastai's without workers; candidates take turns, median of the ratio in each turn with its "
+            "95% interval (loaders: range).")
 _share = ('- {form} {variant}, {setting}: {percent:.0f}% of what this machine\'s matrix product and copy allow; '
           '{speedup:.2f} times as fast as the published modules in eager mode.')
 _columns = ('ratio', 'low', 'high', 'roofline_share', 'speedup', 'error')
@@ -125,7 +125,7 @@ def _check_about(df:pd.DataFrame, about:dict, out:Path):
 
 def benchmark(
     out:str|Path, # Folder for benchmark.csv, benchmark.png and environment.json
-    settings:Sequence[tuple[str,int,int]], # (task, size, bs) each; tasks are 'forward', 'training', 'memory' and 'loader'
+    settings:Sequence[tuple[str,int,int]], # (task, size, bs) each; see `candidates.tasks`
     variants:Sequence[str]=('hybrid',), # Which to compare with the baseline
     arch:str='resnet50', # A name in `archs`
     seconds:float=60., # How long to take turns in each setting

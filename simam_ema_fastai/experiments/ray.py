@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..core import UserError, import_extra
 from .config import Config
-from .runner import run
+from .runner import prepare_and_run
 from .runs import Failure, ends_grid, note_failure
 from ..training.ranks import several
 
@@ -30,7 +30,7 @@ def _task(config:Config, folder:Path, plan:str, measured:bool, log:str|None, arg
     if not seen.exists() or seen.read_text(encoding='utf-8') != plan:
         raise UserError(f'the node {platform.node()} does not see {folder}: '
                         'the run folder has to be on a path that all nodes share.')
-    return run(config, folder/config.name, None, measured, log, patience=120)
+    return prepare_and_run(config, folder/config.name, measured=measured, log=log, patience=120)
 
 def on_ray(
     configs:Sequence[Config], # Runs to do
@@ -41,11 +41,12 @@ def on_ray(
     gpus:float=None, # GPUs for a run, a fraction for several runs on one; None: 1 if the cluster has any
     retries:int=5 # How often a run may lose its node or process
 ) -> Iterator[tuple[Config,dict|Failure]]: # Every config with its metrics, or with why it has none, as they come
-    """Do every run as a task of a Ray cluster: the one this process is connected to, or `RAY_ADDRESS` names, or that runs
-    on this machine; a new one on this machine otherwise.
+    """Do every run as a task of a Ray cluster.
 
+    The cluster this process is connected to, or `RAY_ADDRESS` names, or runs on this machine; else a new one.
     Raises `UserError` if no node of it has so many cores and GPUs."""
-    if several(): raise UserError('--executor ray starts processes of its own: leave accelerate launch or torchrun out.')
+    if several():
+        raise UserError('--executor ray starts processes of its own: leave accelerate launch or torchrun out.')
     folder = Path(folder).absolute()
     with _connected() as ray:
         if gpus is None: gpus = min(1, ray.cluster_resources().get('GPU', 0))

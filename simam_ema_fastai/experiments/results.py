@@ -57,7 +57,7 @@ def _strategy(variant:str, strategy:str|None) -> str:
     try: return get_variant(variant).strategy
     except UserError: return 'uniform'
 
-# %% ../../nbs/experiments/04_results.ipynb #8caac03b
+# %% ../../nbs/experiments/04_results.ipynb #2ba03158
 _subset = dict(labels='labels {}', n_classes='{} classes', n_train='{} training images', n_valid='{} validation images')
 
 def _row(folder:Path) -> dict:
@@ -136,7 +136,7 @@ def load_runs(
     none = f"no finished run in '{folder}': run `simam_ema ablate` with --out {folder} first."
     raise UserError(next(iter(why.values()), none))
 
-# %% ../../nbs/experiments/04_results.ipynb #778a18d0
+# %% ../../nbs/experiments/04_results.ipynb #fb9793b4
 _progress = ['run','variant','strategy','seed','arch','data','done','epochs','finished']
 
 def load_progress(
@@ -151,8 +151,9 @@ def load_progress(
     for f in sorted(folder.glob('*/config.json')):
         try: c = _read_config(f.parent)
         except UserError: continue  # `left_out` names it
-        name, finished = f.parent.name, f.with_name('metrics.json').exists()
-        rows[name] = dict(_planned(name, c), done=_epochs_done(f.parent), epochs=c['recipe']['epochs'], finished=finished)
+        finished = f.with_name('metrics.json').exists()
+        how_far = dict(done=_epochs_done(f.parent), epochs=c['recipe']['epochs'], finished=finished)
+        rows[f.parent.name] = dict(_planned(f.parent.name, c), **how_far)
     df = pd.DataFrame(rows.values(), columns=_progress)
     return _in_order(df) if rows else df
 
@@ -183,13 +184,14 @@ def format_duration(seconds:float) -> str:
     if seconds < 99: return f'{seconds:.0f} s'
     return f'{seconds/60:.0f} min' if seconds < 99*60 else f'{seconds/3600:.1f} h'
 
-# %% ../../nbs/experiments/04_results.ipynb #77a143fa
+# %% ../../nbs/experiments/04_results.ipynb #b36b7857
 def load_history(
     folder:str|Path # A run folder
 ) -> pd.DataFrame: # A row per run and epoch, with the run's variant, strategy and seed
     "Load the learning curves of a folder, those of unfinished runs included."
     p = load_progress(folder)
-    parts = [read_table(Path(folder)/r.run/'history.csv').assign(run=r.run, variant=r.variant, strategy=r.strategy, seed=r.seed)
+    of_run = ['run','variant','strategy','seed']
+    parts = [read_table(Path(folder)/r.run/'history.csv').assign(**{k: getattr(r, k) for k in of_run})
              for r in p[p.done > 0].itertuples()]
-    columns = ['epoch','train_loss','valid_loss','accuracy','run','variant','strategy','seed']
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+    if parts: return pd.concat(parts, ignore_index=True)
+    return pd.DataFrame(columns=['epoch','train_loss','valid_loss','accuracy', *of_run])
