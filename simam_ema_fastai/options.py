@@ -6,7 +6,7 @@
 __all__ = ['commands', 'make_parser', 'Command', 'register_command', 'Start', 'Data', 'Network', 'training_groups',
            'split_commas', 'settings']
 
-# %% ../nbs/90_options.ipynb #e74b7cdf
+# %% ../nbs/90_options.ipynb #3247dd17
 import argparse
 import dataclasses
 import difflib
@@ -23,7 +23,7 @@ from fastcore.docments import docments
 
 from .core import UserError, one_of
 
-# %% ../nbs/90_options.ipynb #ba62f018
+# %% ../nbs/90_options.ipynb #efb868b3
 class _Option(NamedTuple):
     "One option of the command line."
     name:str # As in Python
@@ -110,7 +110,7 @@ def _hyphens(arg:str) -> str:
     name, eq, value = arg.partition('=')
     return name.replace('_', '-') + eq + value
 
-# %% ../nbs/90_options.ipynb #331d29b9
+# %% ../nbs/90_options.ipynb #1b047b2f
 class Command(NamedTuple):
     "A name of the command line."
     function:Callable # Called with what was given
@@ -133,7 +133,7 @@ def register_command(
         return f
     return register
 
-# %% ../nbs/90_options.ipynb #1a20c8a3
+# %% ../nbs/90_options.ipynb #bf15661b
 @dataclass
 class Start:
     "Where a training command starts from."

@@ -34,7 +34,7 @@ from ..training.ranks import from_first, is_first, several
 # %% auto #0
 __all__ = ['in_turn', 'RunsFailed', 'ablate']
 
-# %% ../../nbs/experiments/09_ablation.ipynb #1b8d3433
+# %% ../../nbs/experiments/09_ablation.ipynb #4b3a728d
 def _distinct(configs:Sequence[Config]) -> list[Config]:
     "Drop what is there twice. Raises `UserError` for two runs of one name, or one run under two names."
     by_name, by_network = {}, {}
@@ -126,7 +126,7 @@ class RunsFailed(UserError):
         self.failed = failed
         self.status = 1 if any(f.is_defect for f in failed.values()) else 2 # Of the command line
 
-# %% ../../nbs/experiments/09_ablation.ipynb #f928c1b7
+# %% ../../nbs/experiments/09_ablation.ipynb #a876ffd3
 def ablate(
     configs:Sequence[Config], # From `grid`
     folder:str|Path, # Run folder: holds a folder per run

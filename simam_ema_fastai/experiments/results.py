@@ -57,7 +57,7 @@ def _strategy(variant:str, strategy:str|None) -> str:
     try: return get_variant(variant).strategy
     except UserError: return 'uniform'
 
-# %% ../../nbs/experiments/04_results.ipynb #65755111
+# %% ../../nbs/experiments/04_results.ipynb #c6025e0a
 _subset = dict(labels='labels {}', n_classes='{} classes', n_train='{} training images', n_valid='{} validation images')
 
 def _row(folder:Path) -> dict:
@@ -136,7 +136,7 @@ def load_runs(
     none = f"no finished run in '{folder}': run `simam_ema ablate` with --out {folder} first."
     raise UserError(next(iter(why.values()), none))
 
-# %% ../../nbs/experiments/04_results.ipynb #9eef6430
+# %% ../../nbs/experiments/04_results.ipynb #becb84c7
 _progress = ['run','variant','strategy','seed','arch','data','done','epochs','finished']
 
 def load_progress(
@@ -184,7 +184,7 @@ def format_duration(seconds:float) -> str:
     if seconds < 99: return f'{seconds:.0f} s'
     return f'{seconds/60:.0f} min' if seconds < 99*60 else f'{seconds/3600:.1f} h'
 
-# %% ../../nbs/experiments/04_results.ipynb #a23b1ce1
+# %% ../../nbs/experiments/04_results.ipynb #ea54b3fa
 def load_history(
     folder:str|Path # A run folder
 ) -> pd.DataFrame: # A row per run and epoch, with the run's variant, strategy and seed

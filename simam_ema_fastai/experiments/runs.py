@@ -17,7 +17,7 @@ from ..training.checkpoint import loader_killed, memory_full
 # %% auto #0
 __all__ = ['read_config', 'Failure', 'note_failure', 'forget_failure', 'failures', 'ends_grid', 'find_damage']
 
-# %% ../../nbs/experiments/03_runs.ipynb #382f7d6e
+# %% ../../nbs/experiments/03_runs.ipynb #011c96be
 def read_config(
     run:str|Path # The folder of a run, or its `config.json` wherever that is
 ) -> dict:
