@@ -19,7 +19,7 @@ import requests
 from fastcore.script import call_parse
 
 from simam_ema_fastai.core.files import write_text
-from simam_ema_fastai.experiments.ablation import environment
+from simam_ema_fastai.experiments.environment import environment
 from simam_ema_fastai.runtime.classifier import open_model
 
 lua = Path(__file__).with_suffix('.lua')

@@ -19,7 +19,7 @@ from simam_ema_fastai.deploy.compare import compare_models
 from simam_ema_fastai.deploy.load import as_classifier, load_model
 from simam_ema_fastai.deploy.onnx import to_onnx
 from simam_ema_fastai.deploy.quantize import to_int8
-from simam_ema_fastai.experiments.ablation import environment
+from simam_ema_fastai.experiments.environment import environment
 from simam_ema_fastai.report.tables import to_markdown
 from simam_ema_fastai.runtime.classifier import open_model
 

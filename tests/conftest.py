@@ -18,11 +18,12 @@ from simam_ema_fastai.core.cache import cache_dir
 @pytest.fixture(scope='session')
 def digits_args():
     "A training that takes seconds: real digits, three epochs, the smallest ResNet."
-    return ['--data', 'digits', '--arch', 'resnet18', '--weights', 'none', '--n-train', '256', '--n-valid', '100', '--epochs', '3', '--freeze-epochs', '1']
+    return ['--data', 'digits', '--arch', 'resnet18', '--weights', 'none', '--n-train', '256', '--n-valid', '100',
+            '--epochs', '3', '--freeze-epochs', '1']
 
 
 class Command:
-    "The command line: called, it runs in this process, which saves the imports; started, in one of its own, as a user runs it."
+    "The command line: called, it runs in this process, which saves the imports; started, in one of its own."
     def __call__(self, *args):
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -32,7 +33,8 @@ class Command:
 
     def start(self, *args, **kwargs):
         argv = [Path(sys.executable).with_name('simam_ema'), *map(str, args)]
-        return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ|{'PYTHONUNBUFFERED':'1'}, **kwargs)
+        env = os.environ | {'PYTHONUNBUFFERED': '1'}
+        return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, **kwargs)
 
 
 @pytest.fixture(scope='session')
@@ -72,7 +74,8 @@ def browser():
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder/'.lock'):
         if not all((folder/'node_modules'/p.split('@')[0]).is_dir() for p in packages):
-            r = subprocess.run(['npm', 'install', '--prefix', folder, '--no-audit', '--no-fund', *packages], capture_output=True, text=True)
+            install = ['npm', 'install', '--prefix', folder, '--no-audit', '--no-fund', *packages]
+            r = subprocess.run(install, capture_output=True, text=True)
             if r.returncode: pytest.skip(f'npm cannot install {packages}: {r.stderr.strip()[-200:]}')
     return chromium, folder/'node_modules'
 
@@ -82,7 +85,8 @@ def look(browser, root):
     "What a check, a .mjs here, finds wrong with a page; given where, it leaves screenshots."
     chromium, modules = browser
     def look(check, page, *shots, **env):
-        r = subprocess.run(['node', root/'tests'/check, page, chromium, modules, *shots], capture_output=True, text=True, timeout=300, env=os.environ|{k: str(v) for k,v in env.items()})
+        argv, env = ['node', root/'tests'/check, page, chromium, modules, *shots], {k: str(v) for k,v in env.items()}
+        r = subprocess.run(argv, capture_output=True, text=True, timeout=300, env=os.environ | env)
         assert r.returncode == 0, r.stderr
         return json.loads(r.stdout.splitlines()[-1])
     return look

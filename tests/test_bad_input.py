@@ -8,12 +8,13 @@ from PIL import Image
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    "Two classes of twenty small pictures."
-    for c, colour in (('red', (200, 0, 0)), ('blue', (0, 0, 200))):
-        (tmp_path/'pictures'/c).mkdir(parents=True)
-        for i in range(20): Image.new('RGB', (40, 40), tuple(v + i for v in colour)).save(tmp_path/'pictures'/c/f'{i}.png')
-    return tmp_path/'pictures'
+def images(tmp_path):
+    "Two classes of twenty small images."
+    for c, color in (('red', (200, 0, 0)), ('blue', (0, 0, 200))):
+        folder = tmp_path/'images'/c
+        folder.mkdir(parents=True)
+        for i in range(20): Image.new('RGB', (40, 40), tuple(v + i for v in color)).save(folder/f'{i}.png')
+    return tmp_path/'images'
 
 
 @pytest.fixture
@@ -25,26 +26,29 @@ def refused(simam_ema, tmp_path):
     return check
 
 
-def folder_args(path, out): return ['train', '--data', 'folder', '--path', path, '--arch', 'resnet18', '--weights', 'none', '--size', '32', '--bs', '8', '--epochs', '1', '--variant', 'baseline', '--out', out]
+def folder_args(path, out):
+    return ['train', '--data', 'folder', '--path', path, '--arch', 'resnet18', '--weights', 'none', '--size', '32',
+            '--bs', '8', '--epochs', '1', '--variant', 'baseline', '--out', out]
 
 
-def test_corrupt_picture(refused, simam_ema, pictures, tmp_path):
-    bad = pictures/'red'/'7.png'
+def test_corrupt_picture(refused, simam_ema, images, tmp_path):
+    bad = images/'red'/'7.png'
     bad.write_bytes(bad.read_bytes()[:50])
-    (pictures/'blue'/'3.png').write_bytes(b'')
-    refused(*folder_args(pictures, tmp_path/'out'), says='no readable picture')
-    status, out, err = simam_ema(*folder_args(pictures, tmp_path/'out'), '--skip-bad')
+    (images/'blue'/'3.png').write_bytes(b'')
+    refused(*folder_args(images, tmp_path/'out'), says='no readable picture')
+    status, out, err = simam_ema(*folder_args(images, tmp_path/'out'), '--skip-bad')
     assert status == 0 and '2 of 40 pictures cannot be read and are left out' in out, err
 
 
-def test_empty_class(refused, pictures, tmp_path):
-    (pictures/'green').mkdir()
-    refused(*folder_args(pictures, tmp_path/'out'), says='no image in')
+def test_empty_class(refused, images, tmp_path):
+    (images/'green').mkdir()
+    refused(*folder_args(images, tmp_path/'out'), says='no image in')
 
 
 def test_missing_data(refused, tmp_path):
     refused(*folder_args(tmp_path/'nowhere', tmp_path/'out'), says='is no folder')
-    refused('train', '--data', 'tiny_imagenet', '--path', tmp_path, '--weights', 'none', '--out', tmp_path/'out', says='wnids.txt is missing')
+    args = ['train', '--data', 'tiny_imagenet', '--path', tmp_path, '--weights', 'none', '--out', tmp_path/'out']
+    refused(*args, says='wnids.txt is missing')
 
 
 def test_half_unpacked_tiny_imagenet(refused, tmp_path):
@@ -66,7 +70,8 @@ def test_half_unpacked_tiny_imagenet(refused, tmp_path):
 
 def test_weights_of_another_shape(refused, digits_args, tmp_path):
     torch.save(torchvision.models.resnet34(num_classes=10).state_dict(), tmp_path/'w.pth')
-    refused('train', *digits_args, '--weights', tmp_path/'w.pth', '--out', tmp_path/'out', says='the weights do not fit resnet18: unexpected: layer1.2.conv1.weight')
+    refused('train', *digits_args, '--weights', tmp_path/'w.pth', '--out', tmp_path/'out',
+            says='the weights do not fit resnet18: unexpected: layer1.2.conv1.weight')
 
 
 def test_output_folder_not_writable(refused, digits_args, tmp_path):
@@ -93,11 +98,15 @@ def test_predict_on_no_picture(simam_ema, refused, digits_args, tmp_path):
     refused('predict', model, tmp_path/'x.png', says='x.png is no readable picture')
     refused('predict', model, tmp_path/'y.png', says='there is no file or folder')
     shutil.copy(tmp_path/'x.png', tmp_path/'fake.pkl')
-    for trust in ([], ['--trust']): refused('predict', tmp_path/'fake.pkl', tmp_path/'x.png', *trust, says='is no exported learner: whatever its name says, it holds no pickle')
+    for trust in ([], ['--trust']):
+        refused('predict', tmp_path/'fake.pkl', tmp_path/'x.png', *trust,
+                says='is no exported learner: whatever its name says, it holds no pickle')
     refused('predict', model/'model.pkl', tmp_path/'x.png', says='is a pickle, which can run any code')
-    for command in (['predict', tmp_path, tmp_path/'x.png'], ['serve', tmp_path, '--port', 0], ['evaluate', tmp_path, '--data', 'digits'], ['export', tmp_path, '--onnx', tmp_path/'x.onnx']):
-        refused(*command, says=f'but runs: give one of them, {model}')
-    for command in (['predict', tmp_path/'x.png', model], ['serve', tmp_path/'x.png', '--port', 0], ['evaluate', tmp_path/'x.png', '--data', 'digits'], ['export', tmp_path/'x.png', '--onnx', tmp_path/'x.onnx']):
+    def commands(opened, item):
+        return (['predict', opened, item], ['serve', opened, '--port', 0], ['evaluate', opened, '--data', 'digits'],
+                ['export', opened, '--onnx', tmp_path/'x.onnx'])
+    for command in commands(tmp_path, tmp_path/'x.png'): refused(*command, says=f'but runs: give one of them, {model}')
+    for command in commands(tmp_path/'x.png', model):
         refused(*command, says='x.png is neither a folder, an .onnx nor a .pkl')
     refused('predict', 'nowhere', tmp_path/'z.png', says="no exported learner at 'nowhere'")
     (tmp_path/'empty').mkdir()

@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 
 import pandas as pd
 import psutil
@@ -12,9 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from simam_ema_fastai.core.errors import UserError
-from simam_ema_fastai.experiments.ablation import Config, RunsFailed, ablate, grid
+from simam_ema_fastai.experiments.ablation import RunsFailed, ablate
+from simam_ema_fastai.experiments.config import Config, grid
 from simam_ema_fastai.experiments.ray import on_ray
 from simam_ema_fastai.experiments.runs import failures
+from simam_ema_fastai.models.create import get_variant
 from simam_ema_fastai.training.recipe import Recipe
 
 ray = pytest.importorskip('ray')
@@ -24,7 +27,8 @@ ray = pytest.importorskip('ray')
 def cluster(root):
     "Two nodes on this machine, each with a core for runs."
     from ray.cluster_utils import Cluster
-    os.environ |= dict(RAY_USAGE_STATS_ENABLED='0', PYTHONPATH=os.pathsep.join([str(root), *filter(None, [os.environ.get('PYTHONPATH')])]))
+    path = os.pathsep.join(filter(None, [str(root), os.environ.get('PYTHONPATH')]))
+    os.environ |= dict(RAY_USAGE_STATS_ENABLED='0', PYTHONPATH=path)
     cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1, include_dashboard=False))
     cluster.second = cluster.add_node(num_cpus=1)
     ray.init(address=cluster.address, log_to_driver=False)
@@ -34,27 +38,32 @@ def cluster(root):
 
 
 def test_what_a_task_refuses_is_one_line(cluster, tmp_path):
-    missing = grid(dict(name='folder', path=str(tmp_path/'nowhere'), size=32), ('baseline',), arch='resnet18', weights=None)
-    with pytest.raises(UserError, match=r"^'.*nowhere' is no folder\.$"): ablate(missing, tmp_path/'runs', executor=on_ray)
+    nowhere = dict(name='folder', path=str(tmp_path/'nowhere'), size=32)
+    missing = grid(nowhere, ('baseline',), arch='resnet18', weights=None)
+    with pytest.raises(UserError, match=r"^'.*nowhere' is no folder\.$"):
+        ablate(missing, tmp_path/'runs', executor=on_ray)
     there = grid(dict(name='digits', n_train=64, n_valid=20), ('baseline',), arch='resnet18', weights=None)
-    with pytest.raises(UserError, match='no node of the Ray cluster has 64 CPUs'): ablate(there, tmp_path/'runs', executor=lambda *args: on_ray(*args, cpus=64))
+    with pytest.raises(UserError, match='no node of the Ray cluster has 64 CPUs'):
+        ablate(there, tmp_path/'runs', executor=partial(on_ray, cpus=64))
     assert not (tmp_path/'runs').exists()
 
 
 def test_one_run_fails(cluster, tmp_path):
     "The other is finished; a run that could not be says why."
     recipe, data = Recipe(epochs=1, bs=32, strategy='uniform'), dict(name='digits', n_train=64, n_valid=20)
-    configs = [Config(v, replace(recipe, lr=lr), data, 'resnet18', None) for v, lr in (('baseline', 1e30), ('simam', 1e-3))]
-    with pytest.raises(RunsFailed, match='^baseline-uniform-s1: .* of epoch 1') as e: ablate(configs, tmp_path, measured=False, executor=on_ray)
+    configs = [Config(get_variant(v, 'resnet18'), data, None, replace(recipe, lr=lr))
+               for v, lr in (('baseline', 1e30), ('simam', 1e-3))]
+    with pytest.raises(RunsFailed, match='^baseline-uniform-s1: .* of epoch 1') as e:
+        ablate(configs, tmp_path, measured=False, executor=on_ray)
     assert e.value.status == 2 and list(failures(tmp_path)) == ['baseline-uniform-s1']
     assert (tmp_path/'simam-uniform-s1'/'metrics.json').exists()
 
 
 def test_a_node_is_killed(cluster, tmp_path):
     folder, epochs = tmp_path/'runs', 8
-    configs = grid(dict(name='digits', n_train=128, n_valid=20), ('baseline', 'simam', 'se'), arch='resnet18', weights=None,
-                   recipe=Recipe(epochs=epochs, bs=32, strategy='uniform'))
-    histories = lambda: {c.name: pd.read_csv(folder/c.name/'history.csv') for c in configs if (folder/c.name/'history.csv').exists()}
+    data, recipe = dict(name='digits', n_train=128, n_valid=20), Recipe(epochs=epochs, bs=32, strategy='uniform')
+    configs = grid(data, ('baseline', 'simam', 'se'), arch='resnet18', weights=None, recipe=recipe)
+    def histories(): return {f.parent.name: pd.read_csv(f) for f in folder.glob('*/history.csv')}
     killed = {}
 
     def kill():
@@ -76,8 +85,10 @@ def test_a_node_is_killed(cluster, tmp_path):
     thread.join(30)
     after, name = histories(), killed['name']
     assert 0 < len(killed['before'][name]) < epochs
-    assert sorted(after) == sorted(c.name for c in configs) and all(h.epoch.tolist() == list(range(epochs)) for h in after.values())
-    for n, h in killed['before'].items(): pd.testing.assert_frame_equal(after[n][:len(h)], h)  # went on from there: seconds and all
+    assert sorted(after) == sorted(c.name for c in configs)
+    assert all(h.epoch.tolist() == list(range(epochs)) for h in after.values())
+    for n, h in killed['before'].items():
+        pd.testing.assert_frame_equal(after[n][:len(h)], h)  # went on from there: seconds and all
     assert not list(folder.rglob('.lock')) and not list(folder.rglob('checkpoint*'))
 
     threads = torch.get_num_threads()
@@ -90,4 +101,5 @@ def test_a_node_is_killed(cluster, tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert {f.name for f in (folder/name).iterdir()} == {f.name for f in (tmp_path/'undisturbed'/name).iterdir()}
     again = {f: f.stat().st_mtime_ns for f in folder.glob('*/*')}
-    assert ablate(configs, folder, measured=False, executor=on_ray) == results and {f: f.stat().st_mtime_ns for f in again} == again
+    assert ablate(configs, folder, measured=False, executor=on_ray) == results
+    assert {f: f.stat().st_mtime_ns for f in again} == again

@@ -33,13 +33,16 @@ def below(root, names): return [root/n for n in names]
 
 
 @pytest.mark.parametrize('train, valid', [
-    ('train', 'validation'), ('Training', 'Testing'), ('Train', 'Test'), ('training_set', 'test_set'), ('images/train', 'images/val'), ('seg_train/seg_train', 'seg_test/seg_test'), ('train2017', 'val2017'),
-    ('TRAIN', 'VAL'), ('train', 'dev'), ('train', 'eval'), ('train', 'Validation Set'), ('TrainData', 'ValidData'), ('archive/dataset/train', 'archive/dataset/valid'), ('train_images', 'test_images'), ('trn', 'tests')])
+    ('train', 'validation'), ('Training', 'Testing'), ('Train', 'Test'), ('training_set', 'test_set'),
+    ('images/train', 'images/val'), ('seg_train/seg_train', 'seg_test/seg_test'), ('train2017', 'val2017'),
+    ('TRAIN', 'VAL'), ('train', 'dev'), ('train', 'eval'), ('train', 'Validation Set'), ('TrainData', 'ValidData'),
+    ('archive/dataset/train', 'archive/dataset/valid'), ('train_images', 'test_images'), ('trn', 'tests')])
 def test_split_names(tmp_path, train, valid):
     images(*below(tmp_path/train, 'ab'), n=6)
     images(*below(tmp_path/valid, 'ab'), n=3)
     s, said = read(tmp_path)
-    assert s.classes == ['a', 'b'] and (len(s.idxs(False)), len(s.idxs(True))) == (12, 6) and valid in s.split and not said, said
+    assert s.classes == ['a', 'b'] and (len(s.idxs(False)), len(s.idxs(True))) == (12, 6)
+    assert valid in s.split and not said, said
     assert all((tmp_path/valid in f.parents) == v for f, v in zip(s.files, s.is_valid))
 
 
@@ -48,7 +51,8 @@ def test_third_part_is_left_out(tmp_path):
     (tmp_path/'README.roboflow.txt').touch()
     images(tmp_path/'__MACOSX'/'train')
     s, said = read(tmp_path)
-    assert (len(s.files), len(s.idxs(True))) == (18, 6) and len(said) == 1 and "'test' in" in said[0] and 'valid validates' in said[0]
+    assert (len(s.files), len(s.idxs(True)), len(said)) == (18, 6, 1)
+    assert "'test' in" in said[0] and 'valid validates' in said[0]
     unlabelled = tmp_path/'kaggle'
     images(*below(unlabelled/'train', 'ab')), images(unlabelled/'test')
     s, said = read(unlabelled)
@@ -74,13 +78,16 @@ def test_refused(tmp_path, simam_ema, folders, says):
     images(*(tmp_path/f for f in folders), n=4)
     with pytest.raises(UserError) as e: load_samples('folder', tmp_path)
     assert says in str(e.value) and len(str(e.value).splitlines()) == 1, e.value
-    status, _, err = simam_ema('train', '--data', 'folder', '--path', tmp_path, '--arch', 'resnet18', '--weights', 'none', '--variant', 'baseline', '--out', tmp_path/'out')
-    assert status == 2 and says in err and err.splitlines()[-1].startswith('simam_ema: ') and not (tmp_path/'out'/'baseline-uniform-s1'/'config.json').exists()
+    args = ['--data', 'folder', '--path', tmp_path, '--arch', 'resnet18', '--weights', 'none', '--variant', 'baseline']
+    status, _, err = simam_ema('train', *args, '--out', tmp_path/'out')
+    assert status == 2 and says in err and err.splitlines()[-1].startswith('simam_ema: ')
+    assert not (tmp_path/'out'/'baseline-uniform-s1'/'config.json').exists()
 
 
 def test_classes_called_like_parts(tmp_path):
     "`train` among vehicles and `valid` beside `invalid` are classes, and that is said; letters differ by case."
-    images(*below(tmp_path/'v', ('bus', 'car', 'train'))), images(*below(tmp_path/'q', ('invalid', 'valid'))), images(*below(tmp_path/'letters', 'aA'))
+    for name, classes in (('v', ('bus', 'car', 'train')), ('q', ('invalid', 'valid')), ('letters', 'aA')):
+        images(*below(tmp_path/name, classes))
     for name, classes in (('v', ['bus', 'car', 'train']), ('q', ['invalid', 'valid'])):
         s, said = read(tmp_path/name)
         assert s.classes == classes and 'is taken for a class' in said[0]
@@ -89,11 +96,14 @@ def test_classes_called_like_parts(tmp_path):
 
 def test_what_lies_around(tmp_path):
     "Hidden folders, thumbnails, other files and images without a class: left out; what may be meant is said."
-    images(*below(tmp_path, 'ab')), images(tmp_path/'.ipynb_checkpoints', tmp_path/'a'/'.ipynb_checkpoints', tmp_path/'b'/'@eaDir'/'0.png'), images(tmp_path/'a'/'more', n=2)
-    for name in ('a/._0.png', 'a/Thumbs.db', 'b/.DS_Store', 'b/notes.txt', 'b/scan.dcm'): (tmp_path/name).write_bytes(b'x')
+    images(*below(tmp_path, ('a', 'b', '.ipynb_checkpoints', 'a/.ipynb_checkpoints', 'b/@eaDir/0.png')))
+    images(tmp_path/'a'/'more', n=2)
+    for name in ('a/._0.png', 'a/Thumbs.db', 'b/.DS_Store', 'b/notes.txt', 'b/scan.dcm'):
+        (tmp_path/name).write_bytes(b'x')
     images(tmp_path, n=3)
     s, said = read(tmp_path)
-    assert len(s.files) == 22 and len(said) == 2 and '3 images lie in' in said[0] and "1 files" in said[1] and "'.dcm'" in said[1], said
+    assert (len(s.files), len(said)) == (22, 2)
+    assert '3 images lie in' in said[0] and '1 files' in said[1] and "'.dcm'" in said[1], said
 
 
 def test_links(tmp_path):
@@ -103,7 +113,8 @@ def test_links(tmp_path):
     s, said = read(tmp_path/'d')
     assert len(s.files) == 20 and not said
     (tmp_path/'d'/'a'/'again.png').symlink_to(tmp_path/'d'/'a'/'0.png')
-    with pytest.raises(UserError, match='are one file, by a link') if s.is_valid[0] != load_valid(tmp_path/'d') else warnings.catch_warnings(): read(tmp_path/'d')
+    refused = pytest.raises(UserError, match='are one file, by a link')
+    with refused if s.is_valid[0] != load_valid(tmp_path/'d') else warnings.catch_warnings(): read(tmp_path/'d')
     (tmp_path/'d'/'a'/'again.png').unlink()
     (tmp_path/'d'/'a'/'other').symlink_to(tmp_path/'d'/'b')
     with pytest.raises(UserError, match='under two classes'): read(tmp_path/'d')
@@ -126,17 +137,20 @@ def test_same_content(tmp_path):
 
 def test_few(tmp_path):
     images(*below(tmp_path, 'ab')), images(tmp_path/'c', n=1)
-    with pytest.warns(UserWarning, match=r"1 with no validation image \('c'\); 1 with fewer than 5 training images \('c'\)"): dls = get_dls('folder', tmp_path, size=32, bs=4)
+    few = r"1 with no validation image \('c'\); 1 with fewer than 5 training images \('c'\)"
+    with pytest.warns(UserWarning, match=few): dls = get_dls('folder', tmp_path, size=32, bs=4)
     assert [f.parent.name for f in dls.train_ds.items].count('c') == 1
     for part, classes in (('train', 'abc'), ('valid', 'ab')): images(*below(tmp_path/'s'/part, classes))
-    with pytest.warns(UserWarning, match=r"1 with no validation image \('c'\)"): get_dls('folder', tmp_path/'s', size=32, bs=4)
+    with pytest.warns(UserWarning, match=r"1 with no validation image \('c'\)"):
+        get_dls('folder', tmp_path/'s', size=32, bs=4)
 
 
 def test_names_that_are_no_text(tmp_path):
     images(*below(tmp_path, ('a', os.fsdecode(b'caf\xe9')))), images(tmp_path/'a', n=1, suffix=os.fsdecode(b'\xe9.png'))
     s, _ = read(tmp_path)
     assert s.classes == ['a', 'caf\\xe9'] and len(s.files) == 21 and s.digest()
-    for loader in ('decoded', 'files'): assert len(get_dls('folder', tmp_path, size=32, bs=4, loader=loader).one_batch()) == 2
+    for loader in ('decoded', 'files'):
+        assert len(get_dls('folder', tmp_path, size=32, bs=4, loader=loader).one_batch()) == 2
     assert '\n'.join(_short(s.files)).encode() and 'caf\\xe9/0.png' in _short(s.files)  # as predictions.csv has them
 
 
@@ -144,13 +158,30 @@ def test_numbers_and_options(tmp_path):
     images(*below(tmp_path, 'ab'))
     images(*below(tmp_path/'s'/'train', 'ab')), images(*below(tmp_path/'s'/'valid', 'ab'))
     for name, kwargs, says in [
-        ('digits', dict(n_train=-5), 'n_train -5'), ('digits', dict(n_train=0), 'n_train 0'), ('digits', dict(n_valid=-1), 'n_valid -1'), ('digits', dict(n_classes=-1), 'n_classes -1'),
-        ('digits', dict(n_classes=1), 'at least 2'), ('digits', dict(n_classes=11), 'digits has 10 classes'), ('digits', dict(n_train=1.5), 'n_train 1.5: a whole number'),
-        ('folder', dict(valid_pct=-1), 'valid_pct -1'), ('folder', dict(valid_pct=0), 'valid_pct 0'), ('folder', dict(valid_pct=1), 'valid_pct 1'), ('folder', dict(valid_pct=20), 'valid_pct 20'),
-        ('digits', dict(size=0), 'size 0'), ('digits', dict(size=-3), 'size -3'), ('digits', dict(min_scale=0), 'min_scale 0'), ('digits', dict(min_scale=1.2), 'min_scale 1.2'), ('digits', dict(bs=0), 'bs 0'),
-        ('digits', dict(bs=-1), 'bs -1'), ('digits', dict(num_workers=-1), 'num_workers -1'), ('digits', dict(rand_augment=-1), 'rand_augment -1'),
-        ('digits', dict(labels='cell'), "labels 'cell': digits has one labelling"), ('folder', dict(labels='cell'), 'folder has one labelling'), ('digits', dict(seed=3), 'seed 3: digits has a split of its own'),
-        ('elpv', dict(valid_pct=.3), 'elpv has a split of its own'), ('digits', dict(on_device=True, loader='files'), 'on_device')]:
+        ('digits', dict(n_train=-5), 'n_train -5'),
+        ('digits', dict(n_train=0), 'n_train 0'),
+        ('digits', dict(n_valid=-1), 'n_valid -1'),
+        ('digits', dict(n_classes=-1), 'n_classes -1'),
+        ('digits', dict(n_classes=1), 'at least 2'),
+        ('digits', dict(n_classes=11), 'digits has 10 classes'),
+        ('digits', dict(n_train=1.5), 'n_train 1.5: a whole number'),
+        ('folder', dict(valid_pct=-1), 'valid_pct -1'),
+        ('folder', dict(valid_pct=0), 'valid_pct 0'),
+        ('folder', dict(valid_pct=1), 'valid_pct 1'),
+        ('folder', dict(valid_pct=20), 'valid_pct 20'),
+        ('digits', dict(size=0), 'size 0'),
+        ('digits', dict(size=-3), 'size -3'),
+        ('digits', dict(min_scale=0), 'min_scale 0'),
+        ('digits', dict(min_scale=1.2), 'min_scale 1.2'),
+        ('digits', dict(bs=0), 'bs 0'),
+        ('digits', dict(bs=-1), 'bs -1'),
+        ('digits', dict(num_workers=-1), 'num_workers -1'),
+        ('digits', dict(rand_augment=-1), 'rand_augment -1'),
+        ('digits', dict(labels='cell'), "labels 'cell': digits has one labelling"),
+        ('folder', dict(labels='cell'), 'folder has one labelling'),
+        ('digits', dict(seed=3), 'seed 3: digits has a split of its own'),
+        ('elpv', dict(valid_pct=.3), 'elpv has a split of its own'),
+        ('digits', dict(on_device=True, loader='files'), 'on_device')]:
         with pytest.raises(UserError) as e: get_dls(name, **dict(path=tmp_path) if name == 'folder' else {}, **kwargs)
         assert says in str(e.value) and len(str(e.value).splitlines()) == 1, e.value
     with pytest.raises(UserError, match='has a split of its own'): get_dls('folder', tmp_path/'s', seed=1)

@@ -1,4 +1,6 @@
-"What a long training meets: kill -9, Ctrl-C, a full disk, a damaged checkpoint, a second process. Every case ends with the weights of an undisturbed run."
+"""What a long training meets: kill -9, Ctrl-C, a full disk, a damaged checkpoint, a second process.
+
+Every case ends with the weights of an undisturbed run."""
 import json
 import os
 import platform
@@ -30,7 +32,8 @@ def forked(tmp_path_factory):
 @pytest.fixture(scope='module')
 def args():
     "Three epochs of two batches, validated on 30 pictures."
-    return ['--data', 'digits', '--arch', 'resnet18', '--weights', 'none', '--n-train', 64, '--n-valid', 30, '--bs', 32, '--epochs', 3, '--freeze-epochs', 1]
+    return ['--data', 'digits', '--arch', 'resnet18', '--weights', 'none', '--n-train', 64, '--n-valid', 30, '--bs', 32,
+            '--epochs', 3, '--freeze-epochs', 1]
 
 
 @pytest.fixture(scope='module')
@@ -54,8 +57,7 @@ def undisturbed(forked, ablation, tmp_path_factory):
 
 def assert_same(out, other, *runs):
     for r in runs:
-        state = lambda o: load_file(o/r/'model.safetensors')
-        a, b = state(out), state(other)
+        a, b = (load_file(o/r/'model.safetensors') for o in (out, other))
         assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
         assert pd.read_csv(out/r/'predictions.csv').equals(pd.read_csv(other/r/'predictions.csv'))
         assert pd.read_csv(out/r/'history.csv').epoch.tolist() == pd.read_csv(other/r/'history.csv').epoch.tolist()
@@ -74,15 +76,18 @@ def one_line(err, says):
 
 
 def test_kill_9_twenty_times(forked, ablation, tmp_path, undisturbed):
-    "Killed twenty times, at random moments and in the middle of random writes, from the first picture to the report; in another folder again if it gets through before."
+    """Killed twenty times, at random moments and in the middle of random writes, from the first image to the report;
+    in another folder again if it gets through before."""
     reference, seconds = undisturbed
     rng, inside, kills, through = random.Random(0), 0, 0, 0
+    writes = [('*.pth', 1, 'half'), *(('*', n, when) for n in (3, 4, 5) for when in ('before', 'after'))]
     while kills < 20:
         out, status = tmp_path/f'{through}', None
         while status != 0:
             spared_this_time, in_write = kills >= 20, rng.random() < .7
-            death = (killed_writing, *rng.choice([('*.pth', 1, 'half'), *(('*', n, when) for n in (3, 4, 5) for when in ('before', 'after'))]))
-            p = forked.start(*ablation, out, befalls=[(spared, 'measure'), *([death] if in_write and not spared_this_time else [])])
+            death = (killed_writing, *rng.choice(writes))
+            deaths = [death] if in_write and not spared_this_time else []
+            p = forked.start(*ablation, out, befalls=[(spared, 'measure'), *deaths])
             p.join(300 if in_write or spared_this_time else rng.uniform(.02, .2)*seconds)
             if p.exitcode is None: p.kill(); p.join()
             status = p.exitcode
@@ -109,7 +114,8 @@ def test_damaged_checkpoint(forked, training, tmp_path, undisturbed):
         f.seek(newest.stat().st_size//2); byte = f.read(1)[0]
         f.seek(-1, 1); f.write(bytes([byte ^ 1]))
     status, out, err = forked(*training, tmp_path/'a', befalls=spare)
-    assert status == 0 and f'{newest} is damaged: its contents do not match its check sum. Going on from the one before.\n  going on after epoch 1 of 3' in out, out + err
+    assert status == 0 and 'Going on from the one before.\n  going on after epoch 1 of 3' in out, out + err
+    assert f'{newest} is damaged: its contents do not match' in out
     assert_same(tmp_path/'a', undisturbed[0], baseline)
 
     for f in ('checkpoint.pth', 'checkpoint.previous.pth'): os.truncate(tmp_path/'b'/baseline/f, 10_000_000)
@@ -135,14 +141,18 @@ def small_disk(tmp_path):
     def leave(mb):
         (disk/'ballast').touch()
         os.truncate(disk/'ballast', 0)
-        with open(disk/'ballast', 'wb') as f: os.posix_fallocate(f.fileno(), 0, os.statvfs(disk).f_bavail*4096 - used(disk/'run', mb))
-    used = lambda folder, mb: max(0, int(mb*1e6) - sum(f.stat().st_blocks*512 for f in folder.rglob('*') if f.is_file()))
+        filled = os.statvfs(disk).f_bavail*4096 - used(disk/'run', mb)
+        with open(disk/'ballast', 'wb') as f: os.posix_fallocate(f.fileno(), 0, filled)
+    def used(folder, mb):
+        return max(0, int(mb*1e6) - sum(f.stat().st_blocks*512 for f in folder.rglob('*') if f.is_file()))
     yield disk/'run', leave
     subprocess.run(['umount', disk])
 
 
 def test_disk_full(forked, training, small_disk, undisturbed):
-    "With room for less and less than it takes (a checkpoint is 134 MB, the weights are 45, the exported learner another 45); then there is room."
+    """With room for less and less than it takes; then there is room.
+
+    A checkpoint is 134 MB, the weights are 45, the exported learner another 45."""
     out, leave = small_disk
     def fails(mb, *there):
         leave(mb)
@@ -190,15 +200,18 @@ def test_worker_killed(forked, training, tmp_path):
     status, out, err = forked(*command, killed, befalls=[*spare, (worker_killed, killed/baseline/'history.csv')])
     assert status == 2 and one_line(err, 'was killed'), out + err
     shutil.copytree(killed, tmp_path/'fewer')
-    for out_folder, workers, said in [(killed, 1, 'going on after epoch 1'), (tmp_path/'fewer', 0, 'going on after epoch 1'), (killed, 0, 'done before')]:
-        status, out, err = forked(*command, out_folder, '--workers', workers, befalls=spare)  # fewer, as the line advises
+    goes_on = 'going on after epoch 1'
+    for folder, workers, said in [(killed, 1, goes_on), (tmp_path/'fewer', 0, goes_on), (killed, 0, 'done before')]:
+        status, out, err = forked(*command, folder, '--workers', workers, befalls=spare)  # fewer, as the line advises
         assert status == 0 and said in out, out + err
     assert_same(killed, whole, baseline)
 
 
 @pytest.mark.parametrize('what, says', [
-    (float('nan'), 'the loss is no longer a finite number from batch 2 of epoch 2 on: use a lower --lr than 0.001, in another folder. The last good state, after epoch 1, is kept in'),
-    (torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.'), 'out of GPU memory with 32 pictures of 32×32 pixels in a batch: use a smaller --bs (say 16) or --size')], ids=['nan', 'memory'])
+    (float('nan'), 'from batch 2 of epoch 2 on: use a lower --lr than 0.001, in another folder. '
+                   'The last good state, after epoch 1, is kept in'),
+    (torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.'),
+     ' of 32×32 pixels in a batch: use a smaller --bs (say 16) or --size')], ids=['nan', 'memory'])
 def test_last_good_state_is_kept(forked, training, tmp_path, undisturbed, what, says):
     status, out, err = forked(*training, tmp_path, befalls=[*spare, (at_batch, 1, 1, what)])
     assert status == 2 and one_line(err, says), out + err
@@ -210,7 +223,7 @@ def test_last_good_state_is_kept(forked, training, tmp_path, undisturbed, what, 
 def test_one_run_of_a_grid_fails(forked, ablation, tmp_path, undisturbed):
     "It alone is not finished, and says why; the same command tries it again."
     status, out, err = forked(*ablation, tmp_path, befalls=[*spare, (at_batch, 0, 1, float('nan'), 'baseline')])
-    assert status == 2 and one_line(err, f'{baseline}: the loss is no longer a finite number from batch 2 of epoch 1 on'), out + err
+    assert status == 2 and 'from batch 2 of epoch 1 on' in one_line(err, f'{baseline}: the loss '), out + err
     assert_same(tmp_path, undisturbed[0], hybrid)
     assert failures(tmp_path) == {baseline: err.strip().partition(f'{baseline}: ')[2]}
     assert forked(*ablation, tmp_path, befalls=spare)[0] == 0 and not failures(tmp_path)
@@ -236,7 +249,8 @@ def test_second_process_is_refused(forked, training, ablation, tmp_path, undistu
     os.kill(first.pid, signal.SIGSTOP)  # so that it cannot end meanwhile
     for command in (training, ablation):
         status, _, err = forked(*command, tmp_path, befalls=spare)
-        assert status == 2 and one_line(err, f'another process (pid {first.pid} on {platform.node()}) is working in {tmp_path}: wait for it, or choose another folder.')
+        who = f'another process (pid {first.pid} on {platform.node()})'
+        assert status == 2 and one_line(err, f'{who} is working in {tmp_path}: wait for it, or choose another folder.')
     first.kill(); first.join()
     status, out, err = forked(*training, tmp_path, befalls=spare)
     assert status == 0 and 'going on after epoch' in out, out + err
@@ -245,7 +259,8 @@ def test_second_process_is_refused(forked, training, ablation, tmp_path, undistu
 
 def test_ctrl_c(simam_ema, forked, training, tmp_path, undisturbed):
     "The installed command, as in a terminal."
-    p = simam_ema.start(*training, tmp_path, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a job in the background ignores it
+    def heed(): signal.signal(signal.SIGINT, signal.SIG_DFL)  # a job in the background ignores it
+    p = simam_ema.start(*training, tmp_path, preexec_fn=heed)
     while not (tmp_path/baseline/'history.csv').exists():
         assert p.poll() is None, p.communicate()
         time.sleep(.02)

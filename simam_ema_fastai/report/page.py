@@ -23,7 +23,8 @@ from ..core.files import atomic_path, read_json, remove_leftovers, write_json, w
 from ..data.datasets import load_samples
 from ..data.samples import printable_name
 from ..deploy.page import style
-from ..experiments.runs import environments, failures, read_config
+from ..experiments.environment import environments
+from ..experiments.runs import failures, read_config
 from simam_ema_fastai.report.stats import (
     calibration,
     class_changes,
@@ -356,8 +357,8 @@ def render(
     if e.focus:
         name = f'{e.name(e.focus[0])} against {e.name(e.focus[1])}, the largest difference of this report{"" if e.diffs.about.ne(of_both).all() else " among those with two seeds or more"}'
         c = e.class_table()
-        shown = pd.DataFrame({'class': c['class'], 'images': c.n, 'from %': c['from'].map('{:.1f}'.format), 'to %': c.to.map('{:.1f}'.format), 'change': c.change.map(tab.signed), 'better': c.better, 'worse': c.worse, 'p, Holm': c.p_holm.map(p_text)})
-        parts.append(_part('classes', 'Classes', 'Class by class', Markup('{}<details><summary>All classes as a table</summary>{}</details>').format(html('classes'), _table(shown, 'Better and worse count images.', left=1)), name + '. The test is exact and speaks about these networks.'))
+        measured_columns = pd.DataFrame({'class': c['class'], 'images': c.n, 'from %': c['from'].map('{:.1f}'.format), 'to %': c.to.map('{:.1f}'.format), 'change': c.change.map(tab.signed), 'better': c.better, 'worse': c.worse, 'p, Holm': c.p_holm.map(p_text)})
+        parts.append(_part('classes', 'Classes', 'Class by class', Markup('{}<details><summary>All classes as a table</summary>{}</details>').format(html('classes'), _table(measured_columns, 'Better and worse count images.', left=1)), name + '. The test is exact and speaks about these networks.'))
         parts.append(_part('confusion', 'Confusion', 'Confusion', html('confusion_b','confusion_a') if 'confusion_a' in figs else _table(e.confusions(), 'The most frequent confusions, percent of the images of the true class.'), name + '.'))
     if e.calibrations:
         parts.append(_part('calibration', 'Calibration', 'Can the probabilities be believed?', _two([figs['reliability'].html(), _table(e.calibration_table(), 'Expected calibration error (ECE) and negative log-likelihood (NLL), means over seeds.')]),

@@ -20,7 +20,6 @@ from ..core.errors import UserError
 from ..core.files import read_json
 from ..data.datasets import datasets
 from simam_ema_fastai.experiments.results import (
-    _config,
     _finished,
     _in_order,
     _read_dict,
@@ -30,7 +29,10 @@ from simam_ema_fastai.experiments.results import (
     load_runs,
     read_table,
 )
-from ..experiments.runs import differing, environments, failures, identity, read_config
+from .page import _config
+from ..experiments.environment import environments
+from ..experiments.identity import changed_settings, identity
+from ..experiments.runs import failures, read_config
 from ..models.cost import count_flops, flops_convention
 from ..models.cost import count_params
 from ..models.create import create_model
@@ -385,7 +387,7 @@ def _count(found:dict[str,list[dict]], ignore=()) -> dict[str,dict]:
         if len(values) > 1: out[k] = values
     return out
 
-def _listed(differing:dict) -> str: return '; '.join(f'{k}: ' + _and_more([f'{v} ({n})' for v,n in vs.items()], 4) for k,vs in differing.items())
+def _listed(changed_settings:dict) -> str: return '; '.join(f'{k}: ' + _and_more([f'{v} ({n})' for v,n in vs.items()], 4) for k,vs in changed_settings.items())
 
 def _notes(file:Path) -> list[str]:
     "The lines of a text file in whatever encoding an editor left it."
@@ -412,7 +414,7 @@ def findings(
 
     same = {r: identity(c) for r,c in configs.items()}
     first = next(iter(same.values()))
-    apart = {k for one in same.values() for k in differing(first, one)} - {'variant','recipe.seed','recipe.strategy','arch'}
+    apart = {k for one in same.values() for k in changed_settings(first, one)} - {'variant','recipe.seed','recipe.strategy','arch'}
     known = {r: i for r,i in same.items() if i['digest'] is not None}
     if len({i['digest'] for i in known.values()}) > 1: apart.add('digest')
     of = lambda part: _count({r: [{k.removeprefix(part): i.get(k) for k in sorted(apart) if k.startswith(part)}] for r,i in same.items()})

@@ -27,7 +27,7 @@ from ..deploy.access import host_of, local_hosts
 with warnings.catch_warnings():  # of what these import, in a process that shares its terminal with a training
     warnings.simplefilter('ignore')
     from simam_ema_fastai.report.page import render
-    from simam_ema_fastai.experiments.results import spoken, time_left
+    from simam_ema_fastai.experiments.results import format_duration, time_left
 
 # %% auto #0
 __all__ = ['stamp', 'live_page', 'Watch', 'listen', 'address', 'serve_beside']
