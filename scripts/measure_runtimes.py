@@ -16,7 +16,7 @@ from simam_ema_fastai.data.dls import load_samples
 from simam_ema_fastai.deploy.load import classifier, load
 from simam_ema_fastai.deploy.onnx import compare, to_int8, to_onnx
 from simam_ema_fastai.experiments.ablation import environment
-from simam_ema_fastai.report.tables import to_markdown
+from simam_ema_fastai.report.formats import to_markdown
 from simam_ema_fastai.runtime.classifier import open_model
 
 p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -133,15 +133,16 @@ def ablate(
 
 def _ablate(variants, seeds, strategies, out, log, common, port=None, measured=True, **how):
     from simam_ema_fastai.experiments.ablation import RunsFailed, ablate, grid
-    from simam_ema_fastai.report.page import Evidence, report
+    from simam_ema_fastai.report.evidence import Evidence
+    from simam_ema_fastai.report.page import report
     from simam_ema_fastai.experiments.results import load_runs
-    from simam_ema_fastai.report.tables import comparison
+    from simam_ema_fastai.report.tables import comparison_table
     from simam_ema_fastai.training.ranks import is_first
     seeds = [common['recipe'].seed] if seeds is None else seeds
     if not variants or not seeds: raise UserError('nothing to do: give at least one variant and one seed.')
     configs = grid(variants=variants, seeds=seeds, strategies=strategies, **common)
     if port is not None and is_first():
-        from simam_ema_fastai.report.watch import serve_beside
+        from simam_ema_fastai.report.watch import serve_in_background
         print(f'watch: {serve_beside(out, port)}', flush=True)
     failed = None
     try: ablate(configs, out, measured, log, **how)
@@ -343,10 +344,10 @@ def watch(
 ):
     "Show the report of a run folder on this machine as it grows, until Ctrl-C."
     from simam_ema_fastai.experiments.results import load_runs
-    from simam_ema_fastai.report.watch import Watch, address, listen
+    from simam_ema_fastai.report.watch import ReportServer, server_url, bind_localhost
     if not Path(runs).is_dir(): raise UserError(f"there is no run folder '{runs}'.")
     if (Path(runs)/'config.json').exists(): load_runs(runs)  # says that it is one run
-    server = Watch(runs, listen(port))
+    server = ReportServer(runs, bind_localhost(port))
     print(f'{address(server.socket)} (Ctrl-C ends it)', flush=True)
     try: server.serve_forever()
     except KeyboardInterrupt: pass

@@ -6,7 +6,7 @@ import pytest
 import simam_ema_fastai.experiments.ablation as ablation
 from simam_ema_fastai.core import read_json
 from simam_ema_fastai.models.create import count_params
-from simam_ema_fastai.report.published import command, systems
+from simam_ema_fastai.report.published import train_command, systems
 
 
 @pytest.mark.parametrize('name', systems)
@@ -14,7 +14,7 @@ def test_trains_for_an_epoch(name, simam_ema, tmp_path, monkeypatch):
     "The gallery's quick command; what it spends on timing is tested elsewhere."
     monkeypatch.setattr(ablation, 'measure', lambda model, size, bs: dict(parameters=count_params(model)))
     monkeypatch.chdir(tmp_path)
-    status, out, err = simam_ema(*command(name, quick=True))
+    status, out, err = simam_ema(*train_command(name, quick=True))
     assert status == 0 and all('training image' in line for line in err.splitlines()), err  # a quick look has few of them, and says so
     run, = (tmp_path/'runs'/name).glob('*/metrics.json')
     assert read_json(run)['n'] == 10 and 'Top-1' in out
