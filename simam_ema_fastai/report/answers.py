@@ -33,13 +33,14 @@ def explain_verdict(
     return f'{text} The {r.mixed or "training strategy"} changed as well: this is not the effect of the modules alone.'
 
 def _why(r) -> str:
-    p, seeds = f'p {"" if r.p_holm < .001 else "= "}{format_p(r.p_holm)}, Holm-corrected'.replace('<', '< '), f'{min(r.seeds)} seeds'
+    p = f'p = {format_p(r.p_holm)}, Holm-corrected'.replace('= <', '< ')
+    seeds = f'{min(r.seeds)} seeds'
     higher = 'higher' if r.value > 0 else 'lower'
     if r.verdict == 'void': return 'the runs are not comparable, so there is no verdict.'
     if r.verdict == 'one seed': return _one_seed(r, p)
     if r.verdict == 'open': return _open(r, p)
     if r.verdict == 'perhaps':
-        return f'it is {higher} ({p}), but two seeds do not show how much trainings vary; three or more can establish it.'
+        return f'it is {higher} ({p}), but two seeds cannot show how much trainings vary; three or more can.'
     if r.verdict in ('above', 'below'): return f'it is {higher} ({p}, {seeds}).'
     return f'it {r.verdict} ({p}, {seeds}).'
 
@@ -51,7 +52,7 @@ def _one_seed(r, p:str) -> str:
 def _open(r, p:str) -> str:
     alone = ' By itself it would count; among all comparisons of this report it does not.' if r.low*r.high > 0 else ''
     if r.detectable > 0:
-        found = f'A true difference of {r.detectable:.1f} points would be detected in four out of five such comparisons.'
+        found = f'A true difference of {r.detectable:.1f} points would be detected in four of five such comparisons.'
     elif r.discordant == 0: found = 'No difference is detectable with these data: no image tells the two apart.'
     else: found = (f'No gain is detectable with these data: {r.reference} leaves {r.left:.1f} points to be gained, '
                    'and only a larger difference would be detected reliably.')
@@ -63,7 +64,8 @@ def describe_differences(
     "A few sentences per comparison: what was found, how surely, and what was not."
     named = len(diffs) and (diffs.strategy.nunique() > 1 or diffs.confounded.any())
     def describe(r):
-        name, (value, low, high) = f'{r.variant} ({r.strategy})' if named else r.variant, map(format_points, (r.value, r.low, r.high))
+        name = f'{r.variant} ({r.strategy})' if named else r.variant
+        value, low, high = map(format_points, (r.value, r.low, r.high))
         return f'{name}: {value} points of Top-1 [{low}, {high}]. {explain_verdict(r)}'
     return [describe(r) for r in diffs.itertuples()]
 
@@ -96,12 +98,13 @@ def _modules_headline(diffs:pd.DataFrame) -> str:
     fair = diffs[~diffs.confounded]
     groups = {v: fair[fair.verdict==v] for v in ('helps', 'hurts', 'above', 'below', 'perhaps')}
     mixed = diffs[diffs.confounded & diffs.verdict.isin([*groups])]
-    parts = [*_established(groups, diffs, to), *_tentative(groups['perhaps'], diffs, to), *_confounded(mixed, diffs, to)]
+    parts = _established(groups, diffs, to) + _tentative(groups['perhaps'], diffs, to) + _confounded(mixed, diffs, to)
     shown = {v for df in [*groups.values(), mixed] for v in df.variant}
     if rest := [v for v in dict.fromkeys(diffs.variant) if v not in shown]:
         parts.append(f'No difference from {to} is shown for {and_more(rest, 4)}.' if parts else
                      f'Inconclusive: no difference from {to} is established for {and_more(rest, 4)}.')
-    if 'baseline' not in {*diffs.reference}: parts.append('No baseline was trained, so whether attention helps remains unknown.')
+    if 'baseline' not in {*diffs.reference}:
+        parts.append('No baseline was trained, so whether attention helps remains unknown.')
     return ' '.join(parts)
 
 def _listed(df:pd.DataFrame, diffs:pd.DataFrame) -> str:
@@ -136,7 +139,8 @@ def detection_limits(
     undecided = diffs[diffs.verdict=='open'] if len(diffs) else diffs
     if undecided.empty: return ''
     least, most = undecided.detectable.agg(['min','max'])
-    return ' '.join([*_detectable(least, most), *_undetectable(undecided[undecided.detectable.isna()], alone=not least > 0)])
+    cannot = undecided[undecided.detectable.isna()]
+    return ' '.join(_detectable(least, most) + _undetectable(cannot, alone=not least > 0))
 
 def _detectable(least:float, most:float) -> list[str]:
     if not least > 0: return []
@@ -146,5 +150,5 @@ def _detectable(least:float, most:float) -> list[str]:
 def _undetectable(rows:pd.DataFrame, alone:bool) -> list[str]:
     if not len(rows): return []
     who = 'No' if alone else f'For {and_more(rows.variant)} no'
-    return [f'{who} realistic gain is detectable with these data: too few images or seeds for what {and_more(rows.reference)} '
-            f'leaves to be gained (about {rows.left.max():.1f} points).']
+    left = f'what {and_more(rows.reference)} leaves to be gained (about {rows.left.max():.1f} points)'
+    return [f'{who} realistic gain is detectable with these data: too few images or seeds for {left}.']

@@ -21,7 +21,7 @@ class Calibration:
     ece:float # In points
     floor:float # The ECE expected of perfect probabilities, in points
     nll:float # In nats
-    table:pd.DataFrame # A row per bin: n, confidence, accuracy, low, high (all percent; 95% Wilson interval of the accuracy)
+    table:pd.DataFrame # A row per bin: n; confidence, accuracy and its 95% Wilson interval low, high, all percent
 
 def calibration(
     confidence:np.ndarray, # `(N,)` probability of the predicted class
@@ -42,5 +42,6 @@ def calibration(
     return Calibration(float(ece(right)), float(ece(perfect).mean()), nll, table)
 
 def _bin(confidence, right) -> dict:
-    ci = stats.binomtest(int(right.sum()), len(right)).proportion_ci(.95, 'wilson')
-    return dict(n=len(right), confidence=100*confidence.mean(), accuracy=100*right.mean(), low=100*ci.low, high=100*ci.high)
+    "A row of the table."
+    n, ci = len(right), stats.binomtest(int(right.sum()), len(right)).proportion_ci(.95, 'wilson')
+    return dict(n=n, confidence=100*confidence.mean(), accuracy=100*right.mean(), low=100*ci.low, high=100*ci.high)

@@ -38,7 +38,7 @@ def maps_file(
 def explain_changes(
     e:Evidence,
     n:int=3 # Images in either direction
-) -> Path|None: # What was written: a JSON list of images with the maps of both networks; None if there is nothing to compare
+) -> Path|None: # A JSON list of images with the maps of both networks; None if there is nothing to compare
     """Explain the predictions of both networks of the largest difference, unless that was done.
 
     Raises `UserError` if a model, the data or captum is missing."""
@@ -65,5 +65,6 @@ def _find(data:dict, names:list[str]) -> list[Path]:
     files = [s.files[i] for i in s.idxs(True)]
     found = {n: [f for f in files if spelled(f.as_posix()).endswith(f'/{n}')] for n in names}
     for name, fs in found.items():
-        if len(fs) != 1: raise UserError(f"{name} is not among the validation images of {data['name']} as they are now.")
+        if len(fs) == 1: continue
+        raise UserError(f"{name} is not among the validation images of {data['name']} as they are now.")
     return [found[n][0] for n in names]

@@ -91,8 +91,8 @@ class FinishedRuns:
         prefix:str # 'data.' or 'recipe.'; empty for what belongs to neither
     ) -> dict[str,list[dict]]: # By run, for `describe_spread`
         "The unequal settings of one part."
-        def of_part(k): return k.startswith(prefix) if prefix else k != 'digest' and not k.startswith(('data.', 'recipe.'))
-        names = [k for k in self.unequal if of_part(k)]
+        others = ('data.', 'recipe.', 'digest')
+        names = [k for k in self.unequal if (k.startswith(prefix) if prefix else not k.startswith(others))]
         return {r: [{k.removeprefix(prefix): i.get(k) for k in names}] for r,i in self.identities.items()}
 
     def recorded(self,
@@ -102,7 +102,7 @@ class FinishedRuns:
         return {r: [{k: e[k] for k in keys if k in e} for e in es] for r,es in self.environments.items()}
 
 def _differing_values(found:dict[str,list[dict]]) -> dict[str,Counter]:
-    "Keys in which the dicts differ, with the number of runs for each value. A run that lacks a key cannot differ in it."
+    "Keys in which the dicts differ, with the number of runs for each value. What lacks a key cannot differ in it."
     out = {}
     for k in dict.fromkeys(k for dicts in found.values() for d in dicts for k in d):
         values = Counter(v for dicts in found.values() for v in dict.fromkeys(str(d[k]) for d in dicts if k in d))

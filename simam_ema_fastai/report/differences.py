@@ -46,7 +46,7 @@ def _verdict(r) -> str:
     return up if r.value > 0 else down
 
 def _detectable(r, m:int) -> float:
-    "The least difference that a row would have detected among `m`; NaN if that is not known, or more than can be gained."
+    "The least difference that a row of `m` would detect; NaN if that is not known, or more than can be gained."
     if r.about != over_seeds_and_images or r.discordant == 0: return np.nan
     least = minimum_detectable(r.se, r.df, m=m)
     return least if least <= r.left else np.nan
@@ -57,8 +57,9 @@ def _compare(cell, ref, outcomes, metric) -> dict:
     changed = {'training strategy': cell[1] != ref[1], 'backbone': o.arch != r.arch}
     mixed = ' and '.join(what for what,differs in changed.items() if differs)
     right, reference_right = getattr(o, metric), getattr(r, metric)
-    return dict(variant=cell[0], strategy=cell[1], reference=ref[0], reference_strategy=ref[1], **vars(difference(right, reference_right)),
-                confounded=bool(mixed), mixed=mixed, left=100 - 100*float(reference_right.mean()))
+    return dict(variant=cell[0], strategy=cell[1], reference=ref[0], reference_strategy=ref[1],
+                **vars(difference(right, reference_right)), confounded=bool(mixed), mixed=mixed,
+                left=100 - 100*float(reference_right.mean()))
 
 def differences(
     outcomes:dict[tuple[str,str],Outcomes], # From `load_outcomes`
@@ -67,9 +68,9 @@ def differences(
 ) -> pd.DataFrame:
     """Every variant against its reference, a row each.
 
-    Columns: names, the fields of `Difference`, and confounded, mixed (what else changed), left (points to be gained above
-    the reference), p_holm, detectable (points, with 80% power; NaN with one seed, and where it is more than what is left)
-    and verdict (a key of `verdict_labels`)."""
+    Columns: names, the fields of `Difference`, and confounded, mixed (what else changed), left (points to be gained
+    above the reference), p_holm, detectable (points, with 80% power; NaN with one seed, and where it is more than what
+    is left) and verdict (a key of `verdict_labels`)."""
     references = {cell: ref for cell in outcomes if (ref := reference_of(cell, outcomes))}
     df = pd.DataFrame([_compare(cell, ref, outcomes, metric) for cell,ref in references.items()])
     if df.empty: return df

@@ -74,13 +74,15 @@ class Evidence:
     @cached_property
     def calibrations(self) -> dict[tuple[str,str],list[Calibration]]:
         "By cell, then by seed."
-        return {c: [calibration(*seed) for seed in zip(o.confidence, o.top1, o.prob_true)] for c,o in self.outcomes.items()}
+        def by_seed(o): return [calibration(*seed) for seed in zip(o.confidence, o.top1, o.prob_true)]
+        return {c: by_seed(o) for c,o in self.outcomes.items()}
 
     @cached_property
     def palette(self) -> Palette:
         "Colors and lines of the cells, the best variants first."
-        ranked = self.runs.groupby('variant').top1.mean().sort_values(ascending=False).index.tolist() if len(self.runs) else ()
-        return Palette(list(dict.fromkeys(zip(self.progress.variant, self.progress.strategy))), ranked)
+        cells = list(dict.fromkeys(zip(self.progress.variant, self.progress.strategy)))
+        if not len(self.runs): return Palette(cells)
+        return Palette(cells, self.runs.groupby('variant').top1.mean().sort_values(ascending=False).index.tolist())
 
     @cached_property
     def figures(self) -> dict[str,ReportFigure]:
@@ -100,13 +102,16 @@ class Evidence:
         a, b = (confusion_percent(self.outcomes[c], len(self.classes)) for c in self.focus)
         wrong = np.where(np.eye(len(a)) > 0, -1, np.maximum(a, b))
         cell, reference = (f'{self.name(c)}, %' for c in self.focus)
-        def row(t, p): return {'true': self.classes[t], 'taken for': self.classes[p], reference: f'{b[t,p]:.1f}', cell: f'{a[t,p]:.1f}'}
+        def row(t, p):
+            shares = {reference: f'{b[t,p]:.1f}', cell: f'{a[t,p]:.1f}'}
+            return {'true': self.classes[t], 'taken for': self.classes[p], **shares}
         return pd.DataFrame([row(*divmod(int(i), len(a))) for i in wrong.ravel().argsort()[::-1][:n]])
 
     def splits(self) -> list[str]:
         "A sentence for every cell off the reference row and column: where its difference comes from."
         if self.effects is None: return []
-        return [describe_split(self.effects, r.architecture, r.strategy) for r in self.effects[self.effects.kind=='total'].itertuples()]
+        cells = self.effects[self.effects.kind=='total']
+        return [describe_split(self.effects, r.architecture, r.strategy) for r in cells.itertuples()]
 
     @property
     def title(self) -> str:
@@ -115,7 +120,8 @@ class Evidence:
         if not len(p): return 'no run'
         part = f' ({self.runs.part.iloc[0]})' if len(self.runs) and self.runs.part.iloc[0] else ''
         size = f', {side}×{side} pixels' if (side := input_size(self.runs)) else ''
-        return f'{", ".join(p.arch.unique())} on {", ".join(p["data"].unique())}{part}{size}, {", ".join(map(str, p.epochs.unique()))} epochs'
+        archs, data, epochs = (', '.join(map(str, p[k].unique())) for k in ('arch', 'data', 'epochs'))
+        return f'{archs} on {data}{part}{size}, {epochs} epochs'
 
     @property
     def question(self) -> str:
@@ -130,11 +136,13 @@ class Evidence:
     @property
     def headline(self) -> str:
         "The answer in a few words, the same in every form of the report."
-        if not len(self.runs): return 'No answer: no run could be finished.' if self.failures else 'No answer yet: no run is finished.'
+        if not len(self.runs) and self.failures: return 'No answer: no run could be finished.'
+        if not len(self.runs): return 'No answer yet: no run is finished.'
         if not self.single or self.void: return headline(self.diffs, self.effects, self.void)
         r = comparison_table(self.runs).iloc[0]
         trainings = 'one training' if len(self.runs)==1 else f'{len(self.runs)} trainings'
-        return f'{r.variant}: Top-1 {r["Top-1 % [95%]"]}% of {int(self.runs.n.iloc[0]):,} validation images, {trainings}.'
+        top1, n = r['Top-1 % [95%]'], int(self.runs.n.iloc[0])
+        return f'{r.variant}: Top-1 {top1}% of {n:,} validation images, {trainings}.'
 
     @property
     def limits(self) -> str:

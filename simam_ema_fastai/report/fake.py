@@ -26,20 +26,21 @@ def fake_run(
     n:int=1500, # Validation images
     **changes # Any setting of config.json, its recipe and its data, or of environment.json: `lr=.1`, `cpu='other'`
 ) -> Path: # The run's folder
-    "Write a finished run whose predictions are drawn: right with probability `accuracy`, images being of different difficulty."
+    "Write a finished run whose predictions are drawn at random, on images of different difficulty."
     run = Path(folder)/f'{variant}-{strategy}-s{seed}'
     right = _draw(run.name, accuracy, n)
     _write_predictions(run, right)
     config = dict(variant=variant, recipe=dict(epochs=2, strategy=strategy, seed=seed, lr=.001),
                   data=dict(name='elpv', size=64), arch='resnet18', weights=None, overrides=None)
-    env = dict(packages=dict(torch='2'), python='3.11', commit='a1b2c3', cpu='one', cores=2, gpu=None, command='simam_ema ablate')
+    env = dict(packages=dict(torch='2'), python='3.11', commit='a1b2c3', cpu='one', cores=2, gpu=None,
+               command='simam_ema ablate')
+    metrics = dict(n=n, loss=.5, top1=100*right.mean(), top5=100., k=2, epochs=2, train_seconds=2., seconds=2.)
+    efficiency = dict(parameters=10**6, gflops=.1, size=64, device='cpu', latency_ms=3.)
     for name,value in changes.items():
         for settings in (config, config['recipe'], config['data'], env):
             if name in settings: settings[name] = value
-    write_json(run/'config.json', config)
-    write_json(run/'environment.json', env)
-    write_json(run/'metrics.json', dict(n=n, loss=.5, top1=100*right.mean(), top5=100., k=2, epochs=2, train_seconds=2., seconds=2.))
-    write_json(run/'efficiency.json', dict(parameters=10**6, gflops=.1, size=64, device='cpu', latency_ms=3.))
+    files = dict(config=config, environment=env, metrics=metrics, efficiency=efficiency)
+    for name, content in files.items(): write_json(run/f'{name}.json', content)
     return run
 
 def _draw(name:str, accuracy:float, n:int) -> np.ndarray: # `(n,)`
@@ -55,7 +56,8 @@ def _write_predictions(run:Path, right:np.ndarray):
     predictions = dict(file=[f'{i:05}.png' for i in range(n)], true=true, prob_true=np.where(right, .8, .2),
                        pred1=pred, pred2=(pred + 1) % 4, prob1=prob, prob2=1 - prob)
     per_class = {'class': list('abcd'), 'n': n//4, 'top1': 100*right.mean()}
-    history = dict(epoch=[0,1], train_loss=[2.,1.], valid_loss=[2.,1.], accuracy=[.3, right.mean()], train_seconds=1., seconds=1.)
+    history = dict(epoch=[0,1], train_loss=[2.,1.], valid_loss=[2.,1.], accuracy=[.3, right.mean()], train_seconds=1.,
+                   seconds=1.)
     for name, table in dict(predictions=predictions, per_class=per_class, history=history).items():
         write_text(run/f'{name}.csv', pd.DataFrame(table).to_csv(index=False))
 
@@ -63,7 +65,7 @@ _truth = dict(baseline=.70, simam=.70, ema=.76)
 
 def fake_grid(
     folder:str|Path,
-    accuracies:Mapping[str,float]=_truth, # By variant. As it stands `ema` beats the baseline by six points and `simam` equals it
+    accuracies:Mapping[str,float]=_truth, # By variant; here `ema` beats the baseline by six points, `simam` equals it
     seeds:Sequence[int]=(1, 2, 3),
     strategies:Sequence[str]=('uniform',), # Another than `uniform` brings three points
     n:int=1500 # Validation images

@@ -49,10 +49,12 @@ def _differences(e) -> Iterator[ReportFigure]:
     def said(r):
         value, low, high = map(format_points, (r.value, r.low, r.high))
         return f'{r.variant}, {r.strategy}: {value} [{low}, {high}], {verdict_labels[r.verdict]}.'
-    yield ReportFigure(plots.plot_differences(e.diffs, e.palette), 'differences', f'Difference to {to}, with 95% interval', legend,
-                       ' '.join(said(r) for r in e.diffs.itertuples()))
+    values = ' '.join(said(r) for r in e.diffs.itertuples())
+    yield ReportFigure(plots.plot_differences(e.diffs, e.palette), 'differences',
+                       f'Difference to {to}, with 95% interval', legend, values)
 
-_curves = dict(accuracy=('Validation Top-1 by epoch', '{:.1f}%', 100), valid_loss=('Validation loss by epoch', '{:.2f} nats', 1))
+_curves = dict(accuracy=('Validation Top-1 by epoch', '{:.1f}%', 100),
+               valid_loss=('Validation loss by epoch', '{:.2f} nats', 1))
 
 def _learning_curves(e) -> Iterator[ReportFigure]:
     if not len(e.history): return
@@ -64,7 +66,7 @@ def _learning_curves(e) -> Iterator[ReportFigure]:
 
 def _tradeoffs(e) -> Iterator[ReportFigure]:
     runs = pool_latency(e.runs)
-    for cost, label in plots.cost_labels.items():
+    for cost, label in plots.cost_descriptions.items():
         if cost not in runs: continue
         known = runs[runs[cost].notna() & ~(runs.latency_noisy if cost=='latency_ms' else False)]
         if not len(known) or known.variant.nunique() < 2 and not e.single: continue
@@ -80,19 +82,20 @@ def _factors(e) -> Iterator[ReportFigure]:
     if e.effects is None: return
     yield ReportFigure(plots.plot_factorial(e.outcomes, e.palette), 'factors', 'Top-1 by strategy and variant',
                        'Parallel lines mean that the strategy brings the same to every variant.')
-    dotted = ('' if (e.effects.about==over_seeds_and_images).all() else
-              ', dotted where a cell has one seed: these say nothing about other trainings, and none counts as established')
+    one_seed = ', dotted where a cell has one seed: these say nothing about other trainings, and none is established'
+    dotted = '' if (e.effects.about==over_seeds_and_images).all() else one_seed
     yield ReportFigure(plots.plot_effects(e.effects, e.palette), 'effects', 'Effects',
-                       'Main effects averaged over the other factor (◆ strategy, ● modules) and interactions (×), with 95% intervals; '
-                       f'filled where established: p below 0.05 after Holm, three seeds or more{dotted}.')
+                       'Main effects averaged over the other factor (◆ strategy, ● modules) and interactions (×), with '
+                       '95% intervals; filled where established: p below 0.05 after Holm, three seeds '
+                       f'or more{dotted}.')
 
 def _classes(e) -> Iterator[ReportFigure]:
     if not e.focus: return
     changes, (cell, reference) = e.class_changes, e.focus
     best, worst = changes.loc[changes.change.idxmax()], changes.loc[changes.change.idxmin()]
-    caption = (f'{e.name(cell)} against {e.name(reference)}: from {format_points(worst.change)} points ({worst["class"]}) to '
-               f'{format_points(best.change)} ({best["class"]}). Solid where p stays below 0.05 after Holm over {len(changes)} classes: '
-               f'{int((changes.p_holm < .05).sum())}.')
+    caption = (f'{e.name(cell)} against {e.name(reference)}: from {format_points(worst.change)} points '
+               f'({worst["class"]}) to {format_points(best.change)} ({best["class"]}). Solid where p stays below 0.05 '
+               f'after Holm over {len(changes)} classes: {int((changes.p_holm < .05).sum())}.')
     yield ReportFigure(plots.plot_classes(changes, e.palette.color(cell[0])), 'classes', 'Change by class', caption)
     if len(e.classes) > 20: return
     for side, c in (('b', reference), ('a', cell)): yield _confusion(e, side, c)
@@ -101,8 +104,9 @@ def _confusion(e, side:str, cell) -> ReportFigure:
     matrix = plots.confusion_percent(e.outcomes[cell], len(e.classes))
     wrong = np.where(np.eye(len(matrix)) > 0, -1, matrix)
     true, pred = divmod(int(wrong.argmax()), len(matrix))
-    most = (f'Most often: {e.classes[true]} taken for {e.classes[pred]} ({wrong[true,pred]:.0f}%).' if wrong[true,pred] > 0 else
-            'No image was taken for another class.')
+    most = 'No image was taken for another class.'
+    if (share := wrong[true,pred]) > 0:
+        most = f'Most often: {e.classes[true]} taken for {e.classes[pred]} ({share:.0f}%).'
     return ReportFigure(plots.plot_confusion(matrix, e.classes), f'confusion_{side}', f'Confusion, {e.name(cell)}',
                         f'Percent of the images of each true class, mean over seeds. {most}')
 
@@ -111,8 +115,9 @@ def _reliability(e) -> Iterator[ReportFigure]:
     shown = {c: by_seed[0] for c,by_seed in e.calibrations.items() if not e.focus or c in e.focus}
     bins = len(next(iter(e.calibrations.values()))[0].table)
     yield ReportFigure(plots.plot_reliability(shown, e.palette), 'reliability', 'Reliability',
-                       f'Accuracy by confidence in {bins} bins that hold equally many images, first seed of the two sides of the largest '
-                       'difference, with 95% Wilson intervals. Below the diagonal a network is too sure.')
+                       f'Accuracy by confidence in {bins} bins that hold equally many images, first seed of the two '
+                       'sides of the largest difference, with 95% Wilson intervals. Below the diagonal a network is '
+                       'too sure.')
 
 def draw_figures(
     e # `Evidence`

@@ -30,21 +30,21 @@ def _data_differ(g):
     if 'digest' in g.unequal:
         for r,digest in g.known_digests.items(): spread[r][0]['images'] = digest
     if text := describe_spread(spread):
-        return f'The runs were not made on the same data. {text} Differences between them are not differences between variants.'
+        return f'The runs were not made on the same data, so their differences are not those of the variants. {text}'
 
 def _other_images(g) -> list[str]: return [f'{v}, {s}' for v,s in g.seeds.index if (v,s) not in g.outcomes]
 
 @check('stop', 'images differ')
 def _images_differ(g):
     if (other := _other_images(g)) and not _data_differ(g):
-        return f'Some runs were evaluated on other images than the rest: {and_more(other)}. Move them to a folder of their own.'
+        return f'Some runs were evaluated on other images: {and_more(other)}. Move them to a folder of their own.'
 
 @check('caution', 'paths differ')
 def _paths_differ(g):
     if _data_differ(g) or _other_images(g) or len(g.known_digests) == len(g.configs) or g.data != 'folder': return
     if len({str(c['data'].get('path')) for c in g.configs.values()}) > 1:
-        return ('The images came from different folders, and some runs have no record of what was in them: names and labels of the '
-                'validation images agree, but the training images may differ.')
+        return ('The images came from different folders, and some runs have no record of what was in them: names and '
+                'labels of the validation images agree, but the training images may differ.')
 
 @check('stop', 'recipes differ')
 def _recipes_differ(g):
@@ -75,7 +75,7 @@ def _left_out(g): return [*_finished(g.folder)[1].values()]
 def _failed(g):
     if g.failures:
         lines = '; '.join(f'{r}: {line}' for r,line in g.failures.items())
-        return f'{lines}. What could not be trained is left out of every figure, which flatters the variants that failed.'
+        return f'{lines}. Failed runs are left out of every figure, which flatters their variants.'
 
 @check('caution', 'names repeat')
 def _names_repeat(g):
@@ -86,8 +86,9 @@ def _names_repeat(g):
 @check('note', 'one variant')
 def _one_variant(g):
     if not g.single: return
-    again = ' Another training would give another accuracy, and one cannot show by how much.' if g.fewest_seeds==1 else ''
-    return f'There is nothing to compare: it takes a baseline, trained alike, to see what a module does.{again}'
+    text = 'There is nothing to compare: it takes a baseline, trained alike, to see what a module does.'
+    if g.fewest_seeds > 1: return text
+    return f'{text} Another training would give another accuracy, and one cannot show by how much.'
 
 def _any_judged(g) -> bool:
     "Whether any comparison has two seeds or more on both sides."
@@ -96,25 +97,26 @@ def _any_judged(g) -> bool:
 
 def _trained_once(g, consequence:str) -> str:
     once = '; '.join(f'{v}, {s}' for (v,s),seeds in g.seeds.items() if len(seeds)==1)
-    return (f'{once}: trained once. Two trainings that differ in nothing but their seed differ too, and one cannot show by how much: '
-            f'{consequence}')
+    return (f'{once}: trained once. Two trainings that differ in nothing but their seed differ too, and one cannot '
+            f'show by how much: {consequence}')
 
 @check('stop', 'one seed')
 def _only_one_seed(g):
     if g.fewest_seeds==1 and not g.single and not _any_judged(g):
-        return _trained_once(g, 'the intervals cover these trained networks only. No difference in this report is established.')
+        return _trained_once(g, 'the intervals cover these trained networks only. No difference in this report is '
+                                'established.')
 
 @check('caution', 'one seed')
 def _some_one_seed(g):
     if g.fewest_seeds==1 and not g.single and _any_judged(g):
-        return _trained_once(g, 'a comparison with one seed on either side is not judged, and its interval covers these trained '
-                                'networks only.')
+        return _trained_once(g, 'a comparison with one seed on either side is not judged, and its interval covers '
+                                'these trained networks only.')
 
 @check('caution', 'two seeds')
 def _two_seeds(g):
     if g.fewest_seeds==2 and not g.single:
-        return ('Two seeds are the fewest that show at all how much trainings vary: intervals are wide, and what they show is a '
-                '“perhaps”. Three or more can establish a difference.')
+        return ('Two seeds are the fewest that show at all how much trainings vary: intervals are wide, and what they '
+                'show is a “perhaps”. Three or more can establish a difference.')
 
 @check('note', 'uneven seeds')
 def _uneven_seeds(g):
@@ -125,13 +127,14 @@ def _uneven_seeds(g):
 @check('caution', 'confounded')
 def _confounded(g):
     if g.runs.strategy.nunique() > 1 and g.runs.groupby('variant').strategy.nunique().max()==1:
-        return ('Architecture and training strategy change together between rows, as in the study: a difference can come from either. '
-                '`simam_ema ablate --strategies uniform,discriminative+freeze` tells them apart.')
+        return ('Architecture and training strategy change together between rows, as in the study: a difference can '
+                'come from either. `simam_ema ablate --strategies uniform,discriminative+freeze` tells them apart.')
 
 # %% ../../nbs/report/15_findings.ipynb #d3909913
 @check('caution', 'commits differ')
 def _commits_differ(g):
-    if text := describe_spread(g.recorded('commit')): return f'The runs were made by different versions of the code. {text}'
+    if text := describe_spread(g.recorded('commit')):
+        return f'The runs were made by different versions of the code. {text}'
 
 @check('caution', 'uncommitted')
 def _uncommitted(g):
@@ -162,12 +165,14 @@ def _machines_differ(g):
 def _noisy(g) -> pd.DataFrame:
     "The variants whose latency is noise."
     pooled = pool_latency(g.runs)
-    return pooled[pooled.latency_noisy].groupby('variant', sort=False).first() if 'latency_noisy' in pooled else pooled[:0]
+    if 'latency_noisy' not in pooled: return pooled[:0]
+    return pooled[pooled.latency_noisy].groupby('variant', sort=False).first()
 
 @check('caution', 'latency is noise')
 def _latency_is_noise(g):
-    rows = [f'{r.Index}: median {r.latency_ms:.2f} ms, 95th percentile {r.latency_p95_ms:.2f}' for r in _noisy(g).itertuples()]
-    if rows: return f'{and_more(rows)}. The machine was busy with something else: measure again before trusting a latency.'
+    def row(r): return f'{r.Index}: median {r.latency_ms:.2f} ms, 95th percentile {r.latency_p95_ms:.2f}'
+    if rows := [row(r) for r in _noisy(g).itertuples()]:
+        return f'{and_more(rows)}. The machine was busy with something else: measure again before trusting a latency.'
 
 @check('note', 'latency')
 def _latency_varies(g):
@@ -175,8 +180,8 @@ def _latency_varies(g):
     between = g.runs.groupby(['arch','variant']).latency_ms.agg(['min','max']).dropna()
     (_, variant), (low, high) = (ratio := between['max']/between['min']).idxmax(), between.loc[ratio.idxmax()]
     if high > 1.05*low:
-        return (f'The latency of one and the same network ({variant}) was measured between {low:.2f} and {high:.2f} ms: '
-                'between variants a difference like that means nothing.')
+        return (f'The latency of one and the same network ({variant}) was measured between {low:.2f} and {high:.2f} '
+                'ms: between variants a difference like that means nothing.')
 
 # %% ../../nbs/report/15_findings.ipynb #d7dffd8b
 @check('caution', 'not the last epoch')
@@ -184,8 +189,8 @@ def _not_the_last_epoch(g):
     last = {r: read_table(g.folder/r/'history.csv').accuracy.iloc[-1] for r in g.runs.run}
     off = [r.run for r in g.runs.itertuples() if abs(100*last[r.run] - r.top1) > .5]
     if off:
-        return (f'The evaluation of {and_more(off)} is not that of the last epoch: if the best epoch was chosen on the validation '
-                'images, its accuracy is too high.')
+        return (f'The evaluation of {and_more(off)} is not that of the last epoch: if the best epoch was chosen on the '
+                'validation images, its accuracy is too high.')
 
 @check('caution', 'not learned')
 def _not_learned(g):
@@ -194,24 +199,27 @@ def _not_learned(g):
 
 @check('note', 'scope')
 def _scope(g):
-    equal = ('' if g.single else
-             ' “No difference shown” does not mean equal: each comparison says how large a difference would have been detected.')
-    return f'One data set and one recipe: nothing follows for other data, longer training or another learning rate.{equal}'
+    text = 'One data set and one recipe: nothing follows for other data, longer training or another learning rate.'
+    if g.single: return text
+    return (f'{text} “No difference shown” does not mean equal: each comparison says how large a difference would have '
+            'been detected.')
 
 @check('note', 'selection')
 def _selection(g):
-    return (f'Evaluated after the last epoch, not the best one, on {int(g.runs.n.iloc[0]):,} validation images, one pass each, without '
-            'test-time augmentation. There is no third set: a learning rate or a variant chosen by these figures will look better in '
-            'them than it is.')
+    return (f'Evaluated after the last epoch, not the best one, on {int(g.runs.n.iloc[0]):,} validation images, one '
+            'pass each, without test-time augmentation. There is no third set: a learning rate or a variant chosen by '
+            'these figures will look better in them than it is.')
 
 @check('note', 'most common class')
-def _most_common_class(g): return f'Always predicting the most common class would score {g.runs.commonest.iloc[0]:.2f}%.'
+def _most_common_class(g):
+    return f'Always predicting the most common class would score {g.runs.commonest.iloc[0]:.2f}%.'
 
 @check('caution', 'classes absent')
 def _classes_absent(g):
     per_class = read_table(g.folder/g.runs.run.iloc[0]/'per_class.csv')
     if empty := per_class['class'][per_class.n == 0].tolist():
-        return f'No validation image shows {and_more(empty)}: nothing is known about {"it" if len(empty)==1 else "them"}.'
+        them = 'it' if len(empty)==1 else 'them'
+        return f'No validation image shows {and_more(empty)}: nothing is known about {them}.'
 
 @check('note', 'Top-5')
 def _few_classes(g):
@@ -221,14 +229,14 @@ def _few_classes(g):
 @check('note', 'ImageNet overlap')
 def _imagenet_overlap(g):
     if g.data=='tiny_imagenet' and any(c.get('weights') for c in g.configs.values()):
-        return ('Tiny ImageNet was cut from ImageNet, so pretrained weights have seen its classes: absolute accuracies flatter every '
-                'variant.')
+        return ('Tiny ImageNet was cut from ImageNet, so pretrained weights have seen its classes: absolute accuracies '
+                'flatter every variant.')
 
 @check('note', 'modules split')
 def _modules_split(g):
     if g.data=='elpv':
-        return ('ELPV does not say which cells come from one solar module: cells of one module can be in both training and '
-                'validation, which flatters every variant.')
+        return ('ELPV does not say which cells come from one solar module: cells of one module can be in both training '
+                'and validation, which flatters every variant.')
 
 @check('note', 'FLOPs')
 def _flops(g):
@@ -258,7 +266,9 @@ def _notes_by_hand(g):
 def _unfinished(g):
     p = load_progress(g.folder)
     left = [r for r in p.run[~p.finished.astype(bool)] if r not in g.failures]
-    if left: return f'{len(left)} more run{"s are" if len(left) > 1 else " is"} not finished and left out: {and_more(left)}.'
+    if left:
+        more = f'{len(left)} more runs are' if len(left) > 1 else '1 more run is'
+        return f'{more} not finished and left out: {and_more(left)}.'
 
 # %% ../../nbs/report/15_findings.ipynb #47d62d04
 def findings(

@@ -29,8 +29,8 @@ def to_markdown(table:pd.DataFrame) -> str:
     rule = ['---']*2 + ['--:']*(len(table.columns) - 2)
     return '\n'.join(line(cells) for cells in [table.columns, rule, *table.fillna('–').itertuples(index=False)])
 
-_tex = {'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '<': '$<$', '>': '$>$', '–': '--',
-        '×': r'$\times$', **{c: f'\\{c}' for c in '&%$#_{}'}}
+_tex = {'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '<': '$<$', '>': '$>$',
+        '–': '--', '×': r'$\times$', **{c: f'\\{c}' for c in '&%$#_{}'}}
 
 def escape_latex(text) -> str:
     "Text that LaTeX typesets as it stands; differences with a true minus sign."
@@ -45,4 +45,5 @@ def to_latex(
     r"A table environment in the style of the package booktabs; \usepackage{booktabs} is all it needs."
     tex = table.fillna('–').map(escape_latex).rename(columns=escape_latex)
     align = 'll' + 'r'*(len(table.columns) - 2)
-    return tex.to_latex(index=False, escape=False, column_format=align, caption=escape_latex(caption), label=label, position='htbp')
+    return tex.to_latex(index=False, escape=False, column_format=align, caption=escape_latex(caption), label=label,
+                        position='htbp')

@@ -41,9 +41,10 @@ def _measured(file:Path) -> list[dict]:
     rows = []
     for (variant, arch, strategy), g in runs.groupby(['variant', 'arch', 'strategy'], sort=False):
         if not (system := _system(variant, arch, ' '.join(commands))): continue
-        first = g.iloc[0]
-        rows.append(dict(zip(_columns, (system, round(g.top1.mean(), 2), len(g), ', '.join(filter(None, [first['data'], first['part']])),
-                                        first['epochs'], strategy, file.parent.name, '; '.join(commands)))))
+        data = ', '.join(filter(None, [g['data'].iloc[0], g['part'].iloc[0]]))
+        top1, epochs, name = round(g.top1.mean(), 2), g.epochs.iloc[0], file.parent.name
+        row = system, top1, len(g), data, epochs, strategy, name, '; '.join(commands)
+        rows.append(dict(zip(_columns, row)))
     return rows
 
 def measured_results(
@@ -59,17 +60,18 @@ def measured_results(
 def gallery(
     results:str|Path # A folder of reports, such as `results/` in this repository
 ) -> pd.DataFrame: # A row per system
-    "Every system: parameters and GFLOPs counted now, in its report's setting; what was published; what was measured here."
+    "Every system: parameters and GFLOPs counted now, in its report's setting; what was published; what was measured."
     measured, costs, rows = measured_results(results), {}, []
     for name, s in progress(list(systems.items())):
         src, key = sources[s.source], (s.variant, s.source)
         if key not in costs:
             model = create_model(s.variant, src.n_out)
             costs[key] = f'{count_params(model):,}', f'{count_flops(model, src.size)/1e9:.2f}'
-        published = ', '.join(f'{k} {v}' for k,v in s.published.items())
+        figures = ', '.join(f'{k} {v}' for k,v in s.published.items())
+        published = '; '.join(filter(None, [figures, s.note])) or '–'
         here = '; '.join(map(_in_words, measured[measured.system==name].to_dict('records')))
         rows.append({'system': name, 'source': src.title, 'parameters': costs[key][0], 'GFLOPs': costs[key][1],
-                     'at': f'{src.size}², {src.n_out} classes', 'published': '; '.join(filter(None, [published, s.note])) or '–',
+                     'at': f'{src.size}², {src.n_out} classes', 'published': published,
                      'measured here, Top-1 %': here or '–'})
     return pd.DataFrame(rows)
 

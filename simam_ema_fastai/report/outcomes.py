@@ -42,8 +42,9 @@ class Outcomes:
         first = predictions[0]
         top = [c for c in first if re.fullmatch(r'pred\d', c)]
         def stacked(column): return np.stack([np.asarray(p[column]) for p in predictions])
-        return cls(runs, first.file.values, first.true.values, np.stack([(p.pred1==p.true).values for p in predictions]),
-                   np.stack([p[top].eq(p.true, axis=0).any(axis=1).values for p in predictions]),
+        top1 = np.stack([(p.pred1==p.true).values for p in predictions])
+        top5 = np.stack([p[top].eq(p.true, axis=0).any(axis=1).values for p in predictions])
+        return cls(runs, first.file.values, first.true.values, top1, top5,
                    stacked('pred1'), stacked('prob1'), stacked('prob_true'), arch)
 
 def load_outcomes(
@@ -52,8 +53,10 @@ def load_outcomes(
 ) -> dict[tuple[str,str],Outcomes]: # By variant and strategy
     "The predictions of every cell evaluated on the images of most runs; of the first run's if there is a tie."
     def read(run, file): return read_table(Path(folder)/run/file)
-    predictions = {r: read(r, 'predictions.csv').sort_values(['file','true'], ignore_index=True, kind='stable') for r in runs.run}
+    def sorted_predictions(run):
+        return read(run, 'predictions.csv').sort_values(['file','true'], ignore_index=True, kind='stable')
+    predictions = {r: sorted_predictions(r) for r in runs.run}
     images = {r: (tuple(read(r, 'per_class.csv')['class']), *zip(p.file, p.true)) for r,p in predictions.items()}
     most = Counter(images.values()).most_common(1)[0][0]
-    cells = {cell: g for cell, g in runs.groupby(['variant','strategy'], sort=False) if all(images[r]==most for r in g.run)}
-    return {cell: Outcomes.of(g.run.tolist(), [predictions[r] for r in g.run], g.arch.iloc[0]) for cell, g in cells.items()}
+    return {cell: Outcomes.of(g.run.tolist(), [predictions[r] for r in g.run], g.arch.iloc[0])
+            for cell, g in runs.groupby(['variant','strategy'], sort=False) if all(images[r]==most for r in g.run)}

@@ -45,8 +45,8 @@ def report(
 ) -> Path: # The HTML page
     """Write the report of a run folder. Raises `UserError` if no run was started.
 
-    It is report.html, report.md, tables.tex, results.csv (a row per run), differences.csv, effects.csv where the grid is full,
-    and figures/ as SVG and PDF."""
+    It is report.html, report.md, tables.tex, results.csv (a row per run), differences.csv, effects.csv (where the grid
+    is full), and figures/ as SVG and PDF."""
     e, out = Evidence(folder), Path(out) if out else Path(folder)/'report'
     if images:
         try: explain_changes(e)
@@ -77,7 +77,8 @@ _ours = re.compile(r'(differences|curves_\w+|cost_\w+|factors|effects|classes|co
 def _remove_outdated(out:Path, e:Evidence):
     "Remove what an earlier report concluded and this one does not."
     runs, diffs, effects = len(e.runs), len(e.diffs), e.effects is not None
-    still = {'results.csv': runs, 'report.md': runs, 'tables.tex': runs, 'differences.csv': diffs, 'effects.csv': effects}
+    still = {'results.csv': runs, 'report.md': runs, 'tables.tex': runs, 'differences.csv': diffs,
+             'effects.csv': effects}
     figures = e.figures if runs else {}
     gone = [out/name for name,there in still.items() if not there]
     gone += [f for f in out.glob('figures/*') if _ours.fullmatch(f.name) and f.stem not in figures]
@@ -88,10 +89,11 @@ def _thesis_tables(e:Evidence) -> Iterator[tuple[pd.DataFrame,str,str]]:
     void = f' {e.headline}' if e.void else ''
     yield comparison_table(e.runs), f'{e.title}: all variants, with 95% intervals of each row.{void}', 'variants'
     if len(e.diffs):
-        diffs = difference_table(e.diffs, e.diffs5).drop(columns='McNemar by seed')
-        yield diffs, f'Differences to the reference on the same images, with 95% intervals; p Holm-corrected.{void}', 'differences'
+        caption = f'Differences to the reference on the same images, with 95% intervals; p Holm-corrected.{void}'
+        yield difference_table(e.diffs, e.diffs5).drop(columns='McNemar by seed'), caption, 'differences'
     if e.effects is not None:
-        yield effect_table(e.effects), 'Main effects of modules and training strategy, and their interaction.', 'effects'
+        caption = 'Main effects of modules and training strategy, and their interaction.'
+        yield effect_table(e.effects), caption, 'effects'
     if e.calibrations:
         caption = 'Expected calibration error (bins of equal mass) and negative log-likelihood, means over seeds.'
         yield calibration_table(e.calibrations), caption, 'calibration'
@@ -100,7 +102,8 @@ def _provenance(env:dict) -> str:
     "Machine, packages and commit in one sentence."
     packages, machine = env.get('packages', {}), env.get('gpu') or env.get('cpu')
     commit = (env.get('commit') or 'unknown')[:12]
-    return f"{machine}, {env.get('cores')} cores; torch {packages.get('torch')}, fastai {packages.get('fastai')}, commit {commit}"
+    return (f"{machine}, {env.get('cores')} cores; torch {packages.get('torch')}, fastai {packages.get('fastai')}, "
+            f"commit {commit}")
 
 def _markdown(e:Evidence) -> str:
     envs = [env for r in e.runs.run for env in environments(e.folder/r)]

@@ -19,8 +19,8 @@ from .stats import accuracy_interval, over_seeds_and_images
 from .style import Palette, in_style, ink, new_figure, row_figure, shorten
 
 # %% auto #0
-__all__ = ['cost_labels', 'plot_differences', 'plot_curves', 'pareto_front', 'plot_tradeoff', 'plot_factorial', 'plot_effects',
-           'plot_classes', 'confusion_percent', 'plot_confusion', 'plot_reliability']
+__all__ = ['cost_descriptions', 'plot_differences', 'plot_curves', 'pareto_front', 'plot_tradeoff', 'plot_factorial',
+           'plot_effects', 'plot_classes', 'confusion_percent', 'plot_confusion', 'plot_reliability']
 
 # %% ../../nbs/report/17_plots.ipynb #9f42ce65
 def _interval_rows(ax, names:list[str]):
@@ -39,13 +39,15 @@ def plot_differences(
     fig, ax = row_figure(len(diffs))
     for i,r in enumerate(diffs.itertuples()):
         color, established = palette.color(r.variant), r.verdict in ('helps','hurts','above','below')
-        ax.plot([r.low, r.high], [i,i], color=color, lw=2.4, ls=':' if r.verdict == 'one seed' else '-', solid_capstyle='round')
+        line = ':' if r.verdict == 'one seed' else '-'
+        ax.plot([r.low, r.high], [i,i], color=color, lw=2.4, ls=line, solid_capstyle='round')
         ax.plot(r.value, i, palette.marker(r.strategy), color=color, mfc=color if established else 'none', ms=8, mew=2)
     _interval_rows(ax, [palette.label(r.variant, r.strategy) + ' *'*r.confounded for r in diffs.itertuples()])
     return fig
 
 # %% ../../nbs/report/17_plots.ipynb #ce84e4c3
-_curve_labels = dict(accuracy='validation Top-1, %', valid_loss='validation loss, nats', train_loss='training loss, nats')
+_curve_labels = dict(accuracy='validation Top-1, %', valid_loss='validation loss, nats',
+                     train_loss='training loss, nats')
 
 @in_style
 def plot_curves(
@@ -81,13 +83,14 @@ def pareto_front(
             best = gain[i]
     return front
 
-cost_labels = dict(latency_ms='latency of one image, ms', parameters='parameters, millions', gflops='GFLOPs of one image')
+cost_descriptions = dict(latency_ms='latency of one image, ms', parameters='parameters, millions',
+                   gflops='GFLOPs of one image')
 
 @in_style
 def plot_tradeoff(
     runs:pd.DataFrame, # From `load_runs`
     palette:Palette,
-    cost:str='latency_ms' # A key of `cost_labels`
+    cost:str='latency_ms' # A key of `cost_descriptions`
 ) -> Figure:
     "Mean Top-1 of each variant against what it costs, single runs as small points."
     fig, ax = new_figure()
@@ -99,8 +102,9 @@ def plot_tradeoff(
     for ((v, s), g), x, y in zip(cells, xs, ys):
         color, shown = palette.color(v), v in palette.shown
         ax.plot(scale*g[cost], g.top1, palette.marker(s), color=color, ms=3.5, alpha=.5)
-        ax.plot(x, y, palette.marker(s), color=color, ms=9 if shown else 6, mfc=palette.fill(color, s), mew=2, zorder=3 if shown else 2)
-    ax.set(xlabel=cost_labels[cost], ylabel='Top-1, %')
+        size, above = (9, 3) if shown else (6, 2)
+        ax.plot(x, y, palette.marker(s), color=color, ms=size, mfc=palette.fill(color, s), mew=2, zorder=above)
+    ax.set(xlabel=cost_descriptions[cost], ylabel='Top-1, %')
     ax.margins(.12)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=4))
     ax.ticklabel_format(useOffset=False)
@@ -121,9 +125,11 @@ def plot_factorial(
     fig, ax = new_figure()
     strategies, variants = palette.strategies, list(palette.colors)
     for j,v in enumerate(variants):
-        y, low, high = np.array([[i.value, i.low, i.high] for s in strategies for i in [accuracy_interval(outcomes[v,s].top1)]]).T
+        intervals = [accuracy_interval(outcomes[v,s].top1) for s in strategies]
+        y, low, high = (np.array([getattr(i, k) for i in intervals]) for k in ('value', 'low', 'high'))
         x = np.arange(len(strategies)) + min(.05, .3/len(variants))*(j - (len(variants) - 1)/2)
-        ax.errorbar(x, y, _distances(y, low, high), color=palette.color(v), marker='o', capsize=3, elinewidth=1, **palette.weight(v))
+        ax.errorbar(x, y, _distances(y, low, high), color=palette.color(v), marker='o', capsize=3, elinewidth=1,
+                    **palette.weight(v))
     ax.set(ylabel='Top-1, % (95% interval)', xlim=(-.3, len(strategies) - .7))
     ax.set_xticks(range(len(strategies)), [shorten(s) for s in strategies])
     palette.legend(ax, [(v, strategies[0]) for v in variants], strategies=False)
@@ -143,7 +149,8 @@ def plot_effects(
     fig, ax = row_figure(len(df))
     for i,r in enumerate(df.itertuples()):
         color = ink if r.kind == 'strategy' else palette.color(r.architecture)
-        ax.plot([r.low, r.high], [i,i], color=color, lw=2.2, ls='-' if r.about==over_seeds_and_images else ':', solid_capstyle='round')
+        line = '-' if r.about==over_seeds_and_images else ':'
+        ax.plot([r.low, r.high], [i,i], color=color, lw=2.2, ls=line, solid_capstyle='round')
         established = r.verdict in ('raises','lowers')
         ax.plot(r.value, i, _effect_markers[r.kind], color=color, ms=8, mew=2, mfc=color if established else 'none')
     _interval_rows(ax, [shorten(_effect_name(r, df.strategy.dropna().nunique() > 1)) for r in df.itertuples()])
@@ -161,7 +168,8 @@ def plot_classes(
     most:int=16 # Classes to show, those that changed most
 ) -> Figure:
     "Change of accuracy by class; solid where p stays below 5% after Holm."
-    df = changes.reindex(changes.change.abs().sort_values(ascending=False).index)[:most].sort_values('change', ascending=False)
+    largest = changes.change.abs().sort_values(ascending=False).index[:most]
+    df = changes.loc[largest].sort_values('change', ascending=False)
     fig, ax = new_figure(3.4, max(.8, .3*len(df)))
     bars = ax.barh(range(len(df)), df.change, color=color, alpha=.35)
     for bar, p in zip(bars, df.p_holm):
@@ -216,8 +224,8 @@ def plot_reliability(
     ax.plot([0,100], [0,100], color=ink, lw=1, ls=':', alpha=.7)
     for (v, s), c in calibrations.items():
         t = c.table
-        ax.errorbar(t.confidence, t.accuracy, _distances(t.accuracy, t.low, t.high), color=palette.color(v), ls=palette.line(s),
-                    marker=palette.marker(s), ms=4, lw=1.4, elinewidth=.6)
+        ax.errorbar(t.confidence, t.accuracy, _distances(t.accuracy, t.low, t.high), color=palette.color(v),
+                    ls=palette.line(s), marker=palette.marker(s), ms=4, lw=1.4, elinewidth=.6)
     ax.set(xlabel='confidence, %', ylabel='accuracy, %', ylim=(-2,102), aspect='equal')
     palette.legend(ax, list(calibrations))
     return fig

@@ -25,7 +25,8 @@ __all__ = ['reproduction', 'reproduced_counts']
 def _row(figure, variant, published, measured, low=None, high=None, agrees=False, seeds='') -> dict:
     if low is not None: agrees = low <= published <= high
     verdict = 'agrees' if agrees else 'measured higher' if measured > published else 'measured lower'
-    return dict(figure=figure, variant=variant, published=published, measured=measured, low=low, high=high, seeds=seeds, verdict=verdict)
+    return dict(figure=figure, variant=variant, published=published, measured=measured, low=low, high=high, seeds=seeds,
+                verdict=verdict)
 
 def _accuracies(outcomes:dict[str,Outcomes], metric:str) -> Iterator[dict]:
     "Rows for one metric: every published accuracy, then every published difference to the baseline."
@@ -59,7 +60,7 @@ def reproduction(
     outcomes:dict[tuple[str,str],Outcomes], # From `load_outcomes`
     times:pd.DataFrame=None # A row per variant: `ratio`, `low`, `high` of the latency over the baseline's (`benchmark`)
 ) -> pd.DataFrame: # A row per published figure: figure, variant, published, measured, low, high, seeds, verdict
-    """Every accuracy, difference and time that the study published for its variants, beside what was measured in its setting.
+    """Every accuracy, difference and time that the study published, beside what was measured in its setting.
 
     Raises `UserError` if nothing was."""
     runs = runs[in_study(runs)]
@@ -76,9 +77,9 @@ def _published_form(variant:str) -> list:
     return [replace(p, options=dict(plain=True)) if p.gate=='ema' else p for p in variant_of(variant).placements]
 
 def reproduced_counts() -> pd.DataFrame: # A row per published count: figure, variant, published, measured, verdict
-    """The study's parameters and GFLOPs at 224×224 beside those of the models its text describes, EMA computed as published.
+    """The study's parameters and GFLOPs at 224×224 beside those of the models its text describes.
 
-    Last come those of `hybrid_all`, which its table describes."""
+    EMA is computed as published. Last comes `hybrid_all`, which its table describes."""
     rows, base = [], None
     for v,name in [*zip(study.index, study.index), ('hybrid_all', 'hybrid')]:
         model, p = create_model(_published_form(v), 200), study.loc[name]

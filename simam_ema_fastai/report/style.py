@@ -66,15 +66,18 @@ class Palette:
     ):
         variants, self.strategies = (_unique(c[i] for c in cells) for i in (0,1))
         first = [v for v in ['baseline', *ranked] if v in variants]
-        self.shown = variants if len(variants) <= len(_colors) else _unique([*first, *variants])[:7] # Those with a color
+        enough = len(variants) <= len(_colors)
+        self.shown = variants if enough else _unique([*first, *variants])[:7] # Those with a color
         self.colors = {v: _colors[self.shown.index(v)] if v in self.shown else _gray for v in variants} # By variant
 
     def color(self, variant) -> str: return self.colors.get(variant, ink)
-    def weight(self, variant) -> dict: return dict(lw=1.8, zorder=3) if variant in self.shown else dict(lw=.8, zorder=2, alpha=.6)
+    def weight(self, variant) -> dict:
+        return dict(lw=1.8, zorder=3) if variant in self.shown else dict(lw=.8, zorder=2, alpha=.6)
     def line(self, strategy) -> str: return ['-', '--', ':', '-.'][self.strategies.index(strategy) % 4]
     def marker(self, strategy) -> str: return ['o', 's', 'D', '^'][self.strategies.index(strategy) % 4]
     def fill(self, color, strategy) -> str: return color if strategy==self.strategies[0] else 'none'
-    def label(self, variant, strategy) -> str: return shorten(variant if len(self.strategies)==1 else f'{variant}, {strategy}')
+    def label(self, variant, strategy) -> str:
+        return shorten(variant if len(self.strategies)==1 else f'{variant}, {strategy}')
 
     def legend(self,
         ax,
@@ -88,7 +91,8 @@ class Palette:
         if rest := len([v for v in variants if v not in self.shown]):
             handles.append(Line2D([], [], color=_gray, lw=1, label=f'{rest} others'))
         def sample(s):
-            return Line2D([], [], color=ink, ls=self.line(s) if lines else '', marker=self.marker(s), mfc=self.fill(ink, s), label=shorten(s))
+            return Line2D([], [], color=ink, ls=self.line(s) if lines else '', marker=self.marker(s),
+                          mfc=self.fill(ink, s), label=shorten(s))
         if strategies and len(self.strategies) > 1: handles += map(sample, drawn)
         _legend(ax, handles)
 
@@ -118,7 +122,7 @@ def inline_svg(
     title:str, # What it is
     text:str='' # What it shows, for those who do not see it
 ) -> str:
-    "SVG for an HTML page: it scales with the page, takes its text color and font, and shares no id with another figure."
+    "SVG for an HTML page: it scales with the page, takes its text color and font, and has ids of its own."
     svg = svg[svg.index('<svg'):].replace(ink, 'currentColor')
     svg = re.sub(r'<metadata>.*?</metadata>\s*', '', svg, flags=re.S)
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)

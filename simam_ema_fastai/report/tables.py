@@ -18,7 +18,7 @@ __all__ = ['noisy_from', 'pool_latency', 'input_size', 'comparison_table', 'diff
            'calibration_table', 'class_table']
 
 # %% ../../nbs/report/12_tables.ipynb #1f0e2378
-noisy_from = 2 # A 95th percentile at this many times the median, or one run at this many times another: the machine was busy
+noisy_from = 2 # A 95th percentile at that many times the median is noise, and a run at that many times another
 
 def pool_latency(
     runs:pd.DataFrame # From `load_runs`
@@ -46,8 +46,8 @@ def comparison_table(
     "The runs, a row per variant and strategy."
     rows = []
     for (variant, strategy), g in pool_latency(runs).groupby(['variant','strategy'], sort=False):
-        rows.append({'variant': variant, 'strategy': strategy, 'seeds': str(len(g)), 'Top-1 % [95%]': _percent(g, 'top1'),
-                     f'Top-{g.k.iloc[0]} % [95%]': _percent(g, 'top5'), **_costs(g)})
+        accuracies = {'Top-1 % [95%]': _percent(g, 'top1'), f'Top-{g.k.iloc[0]} % [95%]': _percent(g, 'top5')}
+        rows.append({'variant': variant, 'strategy': strategy, 'seeds': str(len(g)), **accuracies, **_costs(g)})
         if in_study(g).all(): rows.append(_study_row(variant, strategy))
     return pd.DataFrame(rows)
 
@@ -63,14 +63,15 @@ def _costs(g:pd.DataFrame) -> dict[str,str]:
     def latency(ms):
         p95 = g.latency_p95_ms.iloc[0]
         return f'{ms:.2f}' + ('' if np.isnan(p95) else f' ({p95:.2f})') + ' noisy'*bool(g.latency_noisy.iloc[0])
+    def minutes(seconds): return f'{seconds/60:.1f}'
     return {'parameters': cost('parameters', '{:,.0f}'.format), 'GFLOPs': cost('gflops', '{:.3f}'.format),
-            'training min': cost('train_seconds', lambda t: f'{t/60:.1f}'), 'latency ms (p95)': cost('latency_ms', latency)}
+            'training min': cost('train_seconds', minutes), 'latency ms (p95)': cost('latency_ms', latency)}
 
 def _study_row(variant:str, strategy:str) -> dict[str,str]:
     p = study.loc[variant]
-    return {'variant': f'{variant} (study)', 'strategy': strategy, 'seeds': '1', 'Top-1 % [95%]': p.top1, 'Top-5 % [95%]': p.top5,
-            'parameters': p.parameters, 'GFLOPs': p.gflops, 'training min': f'{60*float(p.train_hours):.1f}',
-            'latency ms (p95)': p.latency_ms}
+    return {'variant': f'{variant} (study)', 'strategy': strategy, 'seeds': '1', 'Top-1 % [95%]': p.top1,
+            'Top-5 % [95%]': p.top5, 'parameters': p.parameters, 'GFLOPs': p.gflops,
+            'training min': f'{60*float(p.train_hours):.1f}', 'latency ms (p95)': p.latency_ms}
 
 # %% ../../nbs/report/12_tables.ipynb #8c870d97
 def _interval(r) -> str: return f'{format_points(r.value)} [{format_points(r.low)}, {format_points(r.high)}]'
@@ -103,8 +104,8 @@ def effect_table(
     names = dict(architecture='modules', strategy='training strategy', interaction='interaction')
     def row(r):
         of = ' × '.join(x for x in (r.architecture, r.strategy) if isinstance(x, str))
-        return {'effect': names[r.kind], 'of': of, 'points [95%]': _interval(r), 'these networks [95%]': _over_images(r),
-                'p, Holm': format_p(r.p_holm)}
+        return {'effect': names[r.kind], 'of': of, 'points [95%]': _interval(r),
+                'these networks [95%]': _over_images(r), 'p, Holm': format_p(r.p_holm)}
     return pd.DataFrame([row(r) for r in effects[effects.kind.isin([*names])].itertuples()])
 
 def calibration_table(
@@ -113,8 +114,8 @@ def calibration_table(
     "Calibration, means over seeds."
     def row(cell, cs):
         ece, floor, nll = (np.mean([getattr(c, k) for c in cs]) for k in ('ece', 'floor', 'nll'))
-        return {'variant': cell[0], 'strategy': cell[1], 'ECE, points': f'{ece:.1f}', 'of perfect probabilities': f'{floor:.1f}',
-                'NLL, nats': f'{nll:.3f}'}
+        return {'variant': cell[0], 'strategy': cell[1], 'ECE, points': f'{ece:.1f}',
+                'of perfect probabilities': f'{floor:.1f}', 'NLL, nats': f'{nll:.3f}'}
     return pd.DataFrame([row(cell, cs) for cell,cs in calibrations.items()])
 
 def class_table(

@@ -27,10 +27,11 @@ def _code(text:str) -> Markup:
     "Text whose parts in backticks are code."
     return Markup(re.sub(r'`(.+?)`', r'<code>\1</code>', str(escape(text))))
 
-templates = Environment(loader=PackageLoader('simam_ema_fastai.report'), autoescape=select_autoescape(default_for_string=True),
-                        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+templates = Environment(loader=PackageLoader('simam_ema_fastai.report'), trim_blocks=True, lstrip_blocks=True,
+                        keep_trailing_newline=True, autoescape=select_autoescape(default_for_string=True))
 templates.filters.update(rows=_rows, code=_code, md=escape_markdown)
-templates.globals.update(style=Markup(style), over_images=over_images, over_seeds=over_seeds, over_seeds_and_images=over_seeds_and_images)
+templates.globals.update(style=Markup(style), over_images=over_images, over_seeds=over_seeds,
+                         over_seeds_and_images=over_seeds_and_images)
 
 def fill(
     name:str, # Of a file in `report/templates`

@@ -32,7 +32,8 @@ with warnings.catch_warnings():  # of what these import, in a process that share
 __all__ = ['fingerprint', 'live_page', 'ReportServer', 'bind_localhost', 'server_url', 'serve_in_background']
 
 # %% ../../nbs/report/24_watch.ipynb #a07cf1b3
-_sources = ('grid.json', 'notes.txt', '*/config.json', '*/history.csv', '*/metrics.json', '*/failed.json', 'maps/*.json')
+_sources = ('grid.json', 'notes.txt', '*/config.json', '*/history.csv', '*/metrics.json', '*/failed.json',
+            'maps/*.json')
 
 def fingerprint(
     folder:str|Path # A run folder
@@ -53,7 +54,7 @@ def live_page(
     return render(folder, live=live) if started else fill('waiting.html', heading='Nothing was started yet', live=live)
 
 def _live(folder:str|Path, made_of:str, status:str) -> dict:
-    "What the templates need for a page that refreshes itself; `made_of` is the fingerprint of the files it was made of."
+    "What the templates need for a page that refreshes itself; `made_of` is the fingerprint of its files."
     return dict(fingerprint=made_of, report=Path(folder)/'report'/'report.html', status=status)
 
 def _status(folder:str|Path) -> str:
@@ -109,7 +110,8 @@ class ReportServer(ThreadingHTTPServer):
         "The page as the files are now, or as they were when it could last be made."
         with self._one:
             now = fingerprint(self.folder)
-            if now != self._made_of and not self._is_gone and (not self._error or time.monotonic() > self._retry_at): self._make(now)
+            waiting = self._error and time.monotonic() <= self._retry_at
+            if now != self._made_of and not self._is_gone and not waiting: self._make(now)
             if self._page: return self._page
             live = _live(self.folder, '', self._text())
             return fill('waiting.html', heading='The page cannot be made yet', text=self._error, live=live)
@@ -200,4 +202,5 @@ def _serve(folder, sock):
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(0)), daemon=True).start()
     try: ReportServer(folder, sock).serve_forever()
     except Exception as e:
-        print(f'watch: {_in_one_line(e)}: the page is no longer served, the training goes on.', file=sys.stderr, flush=True)
+        said = f'watch: {_in_one_line(e)}: the page is no longer served, the training goes on.'
+        print(said, file=sys.stderr, flush=True)
