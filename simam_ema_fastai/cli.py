@@ -143,7 +143,7 @@ def _ablate(variants, seeds, strategies, out, log, common, port=None, measured=T
     configs = grid(variants=variants, seeds=seeds, strategies=strategies, **common)
     if port is not None and is_first():
         from simam_ema_fastai.report.watch import serve_in_background
-        print(f'watch: {serve_beside(out, port)}', flush=True)
+        print(f'watch: {serve_in_background(out, port)}', flush=True)
     failed = None
     try: ablate(configs, out, measured, log, **how)
     except RunsFailed as e: failed = e  # the others were finished, and have their report
@@ -153,7 +153,7 @@ def _ablate(variants, seeds, strategies, out, log, common, port=None, measured=T
         except UserError as e:
             if failed: raise UserError(f'{failed}\nno report: {e}') from None
             raise
-        print(f'\n{comparison(load_runs(out)).to_string(index=False)}\n\n{Evidence(out).headline}\nreport: {page}')
+        print(f'\n{comparison_table(load_runs(out)).to_string(index=False)}\n\n{Evidence(out).headline}\nreport: {page}')
         whole = [f.parent for f in done if not failed or f.parent.name not in failed.failed]
         if whole: print(f'model:  {whole[-1]}')
     if failed: raise failed
@@ -348,7 +348,7 @@ def watch(
     if not Path(runs).is_dir(): raise UserError(f"there is no run folder '{runs}'.")
     if (Path(runs)/'config.json').exists(): load_runs(runs)  # says that it is one run
     server = ReportServer(runs, bind_localhost(port))
-    print(f'{address(server.socket)} (Ctrl-C ends it)', flush=True)
+    print(f'{server_url(server.socket)} (Ctrl-C ends it)', flush=True)
     try: server.serve_forever()
     except KeyboardInterrupt: pass
 
