@@ -20,7 +20,7 @@ from simam_ema_fastai.deploy.load import as_classifier, load_model
 from simam_ema_fastai.deploy.onnx import to_onnx
 from simam_ema_fastai.deploy.quantize import to_int8
 from simam_ema_fastai.experiments.environment import environment
-from simam_ema_fastai.report.tables import to_markdown
+from simam_ema_fastai.report.formats import to_markdown
 from simam_ema_fastai.runtime.classifier import open_model
 
 of_data = 'name', 'path', 'labels', 'valid_pct', 'seed', 'n_classes', 'n_valid'

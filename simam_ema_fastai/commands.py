@@ -91,7 +91,7 @@ def _ablate(given:dict, out, log:str|None, measured:bool, executor=None, port:in
         raise UserError('nothing to do: give at least one variant and one seed.')
     configs, failed = grid(**given), None
     if port is not None and is_rank0():
-        from simam_ema_fastai.report.watch import serve_beside
+        from simam_ema_fastai.report.watch import serve_in_background
         print(f'watch: {serve_beside(out, port)}', flush=True)
     try: ablate(configs, out, measured, log, executor)
     except RunsFailed as e: failed = e
@@ -108,8 +108,9 @@ def _ablate(given:dict, out, log:str|None, measured:bool, executor=None, port:in
 def _print_report(folder):
     "Write the report, and print what it comes to."
     from simam_ema_fastai.experiments.results import load_runs
-    from simam_ema_fastai.report.page import Evidence, report
-    from simam_ema_fastai.report.tables import comparison
+    from simam_ema_fastai.report.evidence import Evidence
+    from simam_ema_fastai.report.page import report
+    from simam_ema_fastai.report.tables import comparison_table
     page = report(folder)
     print(f'\n{comparison(load_runs(folder)).to_string(index=False)}\n\n{Evidence(folder).headline}\nreport: {page}')
 
@@ -231,7 +232,9 @@ def serve(
     "Answer images over HTTP, and show a page to drop one on."
     from simam_ema_fastai.core.errors import import_extra
     for module in ('fastapi', 'uvicorn', 'multipart', 'prometheus_client'): import_extra(module, 'serve')
-    from simam_ema_fastai.deploy.serve import Limits, read_token, serve
+    from simam_ema_fastai.deploy.access import read_token
+    from simam_ema_fastai.deploy.protocol import Limits
+    from simam_ema_fastai.deploy.serve import serve
     limits = Limits(body=max_mb*2**20, pixels=max_megapixels*1e6, images=max_images, seconds=timeout,
                     queue=queue, bs=bs, wait=wait_ms/1e3)
     serve(model, host, port, read_token(token_file), limits, trust)
@@ -254,10 +257,10 @@ def watch(
 ):
     "Show the report of a run folder on this machine as it grows, until Ctrl-C."
     from simam_ema_fastai.experiments.results import load_runs
-    from simam_ema_fastai.report.watch import Watch, address, listen
+    from simam_ema_fastai.report.watch import ReportServer, server_url, bind_localhost
     if not Path(runs).is_dir(): raise UserError(f"there is no run folder '{runs}'.")
     if (Path(runs)/'config.json').exists(): load_runs(runs)  # says that it is one run
-    server = Watch(runs, listen(port))
+    server = ReportServer(runs, bind_localhost(port))
     print(f'{address(server.socket)} (Ctrl-C ends it)', flush=True)
     with contextlib.suppress(KeyboardInterrupt): server.serve_forever()
 
@@ -284,7 +287,7 @@ def benchmark(
     from simam_ema_fastai.experiments.candidates import tasks as known
     from simam_ema_fastai.experiments.environment import environment
     from simam_ema_fastai.models.backbones import check_size
-    from simam_ema_fastai.models.create import get_variant
+    from simam_ema_fastai.models.variants import get_variant
     sides, batches = split_commas(sizes, int, 'sizes'), split_commas(bs, int, 'bs')
     variants = split_commas(variants, str, 'variants')
     for s in sides: check_size(arch, s)

@@ -65,7 +65,7 @@ def spared(*what):
     if 'measure' in what: ablation.measure = lambda *a: {}
     if 'report' in what:
         def nothing(out): return pd.DataFrame(columns=['headline'])
-        report.report = report.Evidence = tables.load_runs = tables.comparison = nothing
+        report.report = report.Evidence = tables.load_runs = tables.comparison_table = nothing
 
 
 def killed_writing(name, nth, when):

@@ -17,7 +17,7 @@ from simam_ema_fastai.experiments.ablation import RunsFailed, ablate
 from simam_ema_fastai.experiments.config import Config, grid
 from simam_ema_fastai.experiments.ray import on_ray
 from simam_ema_fastai.experiments.runs import failures
-from simam_ema_fastai.models.create import get_variant
+from simam_ema_fastai.models.variants import get_variant
 from simam_ema_fastai.training.recipe import Recipe
 
 ray = pytest.importorskip('ray')

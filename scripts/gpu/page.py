@@ -12,9 +12,12 @@ import steps
 from simam_ema_fastai.core.errors import UserError
 from simam_ema_fastai.core.files import read_json, write_text
 from simam_ema_fastai.experiments.environment import environments
-from simam_ema_fastai.report.page import Evidence, report
-from simam_ema_fastai.report.stats import accuracy, signed
-from simam_ema_fastai.report.tables import counted, reproduction, study, study_note, to_markdown
+from simam_ema_fastai.report.evidence import Evidence
+from simam_ema_fastai.report.page import report
+from simam_ema_fastai.report.stats import accuracy_interval, format_points
+from simam_ema_fastai.report.formats import to_markdown
+from simam_ema_fastai.report.published import study, study_note
+from simam_ema_fastai.report.reproduction import reproduced_counts, reproduction
 
 commands = """```
 python scripts/gpu/pack.py runs/gpu/pack --data DIR               # here
@@ -31,7 +34,7 @@ def latency_ratios(runs:Path) -> pd.DataFrame|None:
     df = pd.read_csv(file)
     return df[(df.task=='forward') & (df.bs==1) & (df.form=='published')]
 
-def _number(figure:str, x:float) -> str: return signed(x) if 'points' in figure else f'{x:.2f}'
+def _number(figure:str, x:float) -> str: return format_points(x) if 'points' in figure else f'{x:.2f}'
 def _measured(r) -> str: return _number(r.figure, r.measured) + ('' if pd.isna(r.low) else f' [{_number(r.figure, r.low)}, {_number(r.figure, r.high)}]')
 def _published(r) -> str: return f'{r.published:+.2f}'.replace('-', '−') if 'points' in r.figure else f'{r.published:.2f}'
 
@@ -66,7 +69,7 @@ def beyond(runs:Path) -> list[str]: # Markdown
     out = []
     for f in sorted(runs.glob('beyond/*/metrics.json')):
         answers, argv = pd.read_csv(f.with_name('predictions.csv')), read_json(f.with_name('step.json'))['argv']
-        i, options = accuracy(np.asarray(answers.true == answers.pred1)[None]), ' '.join(argv[2:argv.index('--out')])
+        i, options = accuracy_interval(np.asarray(answers.true == answers.pred1)[None]), ' '.join(argv[2:argv.index('--out')])
         out += [f'Top-1 {i.value:.2f}% [{i.low:.2f}, {i.high:.2f}] on {len(answers):,} validation images, evaluated once, no test-time augmentation; 82% was aimed at. Positions and options were chosen on held-out training images (search.csv):', '', f'    simam_ema train {options}', '']
     return ['## Beyond the study', '', *out] if out else []
 
@@ -87,7 +90,7 @@ def page(runs:Path, out:Path, scale:steps.Scale=steps.full) -> str: # Markdown
         tables.append(table.assign(size=size))
         answers += answer(table, size)
         sections += [to_markdown(shown(table)), '', 'As far as the runs tell why:', '', *why(e), '']
-    counts, (left, failed) = counted(), missing(runs, scale)
+    counts, (left, failed) = reproduced_counts(), missing(runs, scale)
     write_text(out/'counts.csv', counts.to_csv(index=False))
     if tables: write_text(out/'reproduction.csv', pd.concat(tables).to_csv(index=False))
     differ = counts[counts.verdict == 'differs']

@@ -30,7 +30,7 @@ from ..models.create import create_model
 from ..models.insert import Placement
 from ..models.variants import Variant, variant_name
 from ..models.weights import Weights, bundle_weights
-from ..runtime.classifier import bundle_format, bundle_version
+from ..runtime.manifest import bundle_format, bundle_version
 from ..runtime.manifest import check_manifest, manifest_digest, read_manifest
 from ..training.data_check import CheckData
 

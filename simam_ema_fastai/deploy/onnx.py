@@ -23,7 +23,8 @@ from ..core.files import atomic_path
 from .bundle import describe
 from .load import as_classifier
 from .optimize import OptimizedModel
-from ..runtime.classifier import Classifier, open_onnx, seal
+from ..runtime.classifier import Classifier, open_onnx
+from ..runtime.manifest import seal
 
 # %% auto #0
 __all__ = ['onnx_input', 'quiet_exporters', 'to_torch_export', 'onnx_graph', 'write_onnx', 'to_onnx']

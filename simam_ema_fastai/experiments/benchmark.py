@@ -21,7 +21,7 @@ from ..core.locks import lock_folder
 from .candidates import compare_loaders, compare_memory, compare_times, tasks, timed_tasks
 from .environment import provenance
 from .timing import noting_failures
-from ..models.create import get_variant
+from ..models.variants import get_variant
 
 # %% auto #0
 __all__ = ['plot_ratios', 'summarize', 'failed_measurements', 'measured_columns', 'benchmark']

@@ -26,7 +26,9 @@ from ..data.throughput import compare_loaders, torchvision_loader
 from ..deploy.optimize import optimize
 from .timing import interleaved, machine_rates, noting_failures, paired_ratios, roofline
 from ..models.cost import LiveBytes
-from ..models.create import Placement, Variant, create_model, get_variant
+from ..models.create import create_model
+from ..models.insert import Placement
+from ..models.variants import Variant, get_variant
 
 # %% auto #0
 __all__ = ['timed_tasks', 'tasks', 'compare_times', 'training_memory', 'compare_memory', 'compare_loaders']

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ..core.errors import UserError, one_of
 from ..data.datasets import datasets
 from ..models.backbones import check_size
-from ..models.create import Variant, get_variant
+from ..models.variants import Variant, get_variant
 from ..models.weights import Weights
 from ..training.recipe import Recipe, recipes
 

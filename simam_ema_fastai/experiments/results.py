@@ -14,7 +14,7 @@ from ..core.errors import UserError
 from ..core.files import read_json
 from .environment import environments
 from .runs import read_config
-from ..models.create import get_variant, strategies, variants
+from ..models.variants import get_variant, strategies, variants
 
 # %% auto #0
 __all__ = ['read_table', 'left_out', 'load_runs', 'load_progress', 'time_left', 'format_duration', 'load_history']

@@ -35,7 +35,7 @@ from simam_ema_fastai.experiments.runs import (
     read_config,
 )
 from ..models.cost import measure
-from ..models.create import Variant
+from ..models.variants import Variant
 from ..training.checkpoint import load_checkpoint, previous, save_checkpoint
 from ..training.failures import explain_out_of_memory
 from ..training.recorder import StopAtNaN

@@ -17,7 +17,7 @@ from torch import nn
 
 from ..core.errors import disk_full
 from .runs import Failure
-from ..models.create import gate_modules
+from ..models.insert import gate_modules
 
 # %% auto #0
 __all__ = ['interleaved', 'noting_failures', 'paired_ratios', 'machine_rates', 'roofline']
