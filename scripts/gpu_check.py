@@ -23,18 +23,19 @@ import pandas as pd
 import torch
 import torch._functorch.config
 
-import simam_ema_fastai.attention.functional as plain
-import simam_ema_fastai.attention.triton_kernels as fused
+import simam_ema_fastai.attention.functional as functional
+from simam_ema_fastai.attention.reference import ema_published, simam_plain
+from simam_ema_fastai.attention.triton_common import triton
 
-fused._trusted = lambda device, dtype: True  # they are judged here, whatever the package would do with them
+functional.kernels_agree = lambda device, dtype: True  # they are judged here, whatever the package would do with them
 device, stages = ('cpu', (3, 4)) if args.rehearse else ('cuda', (1, 2, 3, 4))
 
-def plain_bn_relu(x, scale, shift): return (plain.simam_cpp(x)*scale[:,None,None] + shift[:,None,None]).relu().to(x.dtype)
-def plain_add_relu(x, shortcut, *p): return (plain.ema_plain(x, *p) + shortcut).relu()
+def plain_bn_relu(x, scale, shift): return (simam_plain(x)*scale[:,None,None] + shift[:,None,None]).relu().to(x.dtype)
+def plain_add_relu(x, shortcut, *p): return (ema_published(x, *p) + shortcut).relu()
 # Kernel: ours, the published form, and how many tensors of the size of x have to move forward (x in, y out; with the
 # residual sum: the shortcut in) and backward (x and g in, dx out; and: y in, the shortcut's gradient out)
-cases = {'simam': (fused.simam_cpp, plain.simam_cpp, 2, 3), 'simam_bn_relu': (fused.simam_bn_relu, plain_bn_relu, 2, None),
-         'ema': (fused.ema_cpp, plain.ema_plain, 2, 3), 'ema_add_relu': (fused.ema_add_relu, plain_add_relu, 3, 5)}
+cases = {'simam': (functional.simam, simam_plain, 2, 3), 'simam_bn_relu': (functional.simam_bn_relu, plain_bn_relu, 2, None),
+         'ema': (functional.ema, ema_published, 2, 3), 'ema_add_relu': (functional.ema_add_relu, plain_add_relu, 3, 5)}
 
 def settings():
     "What to take of a ResNet-50: a row, its `cases`, and a shape: channels, those of an EMA group, side of the map."
@@ -133,11 +134,11 @@ def timing(batch=64):
             yield row | dict(n=batch, form=form, direction=way, us=1e6*t, share_of_copy=times*nbytes/t/bandwidth)
 
 def main():
-    if not (args.rehearse or torch.cuda.is_available()) or fused.triton is None:
+    if not (args.rehearse or torch.cuda.is_available()) or triton is None:
         return print('gpu_check: it takes an NVIDIA GPU, and Triton (pip install triton).', file=sys.stderr) or 2
     args.out.mkdir(parents=True, exist_ok=True); torch.manual_seed(0)
     gpu, right = 'a rehearsal, on a CPU' if args.rehearse else torch.cuda.get_device_name(), True
-    print(gpu, 'torch', torch.__version__, 'triton', fused.triton.__version__)
+    print(gpu, 'torch', torch.__version__, 'triton', triton.__version__)
     for part in args.parts.split(','):
         rows = []
         for row in dict(parity=parity, timing=timing)[part]():

@@ -33,7 +33,7 @@ def measure(run:Path, a) -> pd.DataFrame:
     learn, data = load_model(run, a.trust), read_json(run/'config.json')['data']
     given = {k: v for k, v in data.items() if k in of_data} | (dict(path=a.path) if a.path else {})
     samples = load_samples(**given)
-    valid, train = samples.keep(samples.idxs(True)), [samples.files[i] for i in samples.idxs(False)]
+    valid, train = samples.subset(samples.idxs(True)), [samples.files[i] for i in samples.idxs(False)]
     calibrating = train[::max(1, len(train)//a.n_calibrate)][:a.n_calibrate]
     with tempfile.TemporaryDirectory() as d:
         plain = to_onnx(learn, f'{d}/plain.onnx', images=valid.files[:256])
@@ -74,7 +74,7 @@ if __name__ == '__main__':
     p.add_argument('--seconds', type=float, default=5., help='per form and batch size')
     p.add_argument('--bs', type=int, nargs='+', default=[1, 32])
     p.add_argument('--n-calibrate', type=int, default=128)
-    p.add_argument('--trust', action='store_true', help='open a .pkl where there is no bundle')
+    p.add_argument('--trust', action='store_true', help='open a .pkl where there is not a bundle')
     a = p.parse_args()
     torch.set_num_threads(1)
     df = pd.concat([measure(run, a) for run in a.runs])[columns]

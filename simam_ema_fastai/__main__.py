@@ -36,7 +36,7 @@ _no_torch = ('PyTorch and fastai are not installed: `simam_ema predict MODEL.onn
              'For the rest: pip install simam_ema_fastai.')
 
 def _only_predict(argv:list[str]) -> int:
-    from simam_ema_fastai.runtime.predict import predict_parser, predict
+    from simam_ema_fastai.runtime.predict import predict, predict_parser
     if argv == ['--version']: return print(__version__) or 0
     if argv in (['-h'], ['--help']): return print(f'simam_ema {__version__}: {_no_torch}') or 0
     try:

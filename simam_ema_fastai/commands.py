@@ -22,8 +22,8 @@ from simam_ema_fastai.options import (
     split_commas,
     training_groups,
 )
-from .runtime.predict import predict_parser as predict_parser
 from .runtime.predict import predict
+from .runtime.predict import predict_parser as predict_parser
 
 # %% ../nbs/91_commands.ipynb #3f1400d6
 _output = 'out log no_report'
@@ -92,7 +92,7 @@ def _ablate(given:dict, out, log:str|None, measured:bool, executor=None, port:in
     configs, failed = grid(**given), None
     if port is not None and is_rank0():
         from simam_ema_fastai.report.watch import serve_in_background
-        print(f'watch: {serve_beside(out, port)}', flush=True)
+        print(f'watch: {serve_in_background(out, port)}', flush=True)
     try: ablate(configs, out, measured, log, executor)
     except RunsFailed as e: failed = e
     done = [c.name for c in configs if (Path(out)/c.name/'metrics.json').exists()]
@@ -112,7 +112,7 @@ def _print_report(folder):
     from simam_ema_fastai.report.page import report
     from simam_ema_fastai.report.tables import comparison_table
     page = report(folder)
-    print(f'\n{comparison(load_runs(folder)).to_string(index=False)}\n\n{Evidence(folder).headline}\nreport: {page}')
+    print(f'\n{comparison_table(load_runs(folder)).to_string(index=False)}\n\n{Evidence(folder).headline}\nreport: {page}')
 
 # %% ../nbs/91_commands.ipynb #a82df23c
 @register_command(positional='model')
@@ -140,7 +140,7 @@ def evaluate(
     asked = dict(name=data, path=path, labels=labels, n_valid=n_valid, skip_bad=skip_bad or None)
     models = ensemble or [model]
     samples = _samples(models, {k: v for k,v in asked.items() if v is not None})
-    valid = samples.keep(samples.idxs(True))
+    valid = samples.subset(samples.idxs(True))
     print(f'{len(valid.files)} of {len(samples.files)} images: {samples.split}')
     results = {}
     for m in models:
@@ -168,7 +168,7 @@ def _line(m:dict) -> str: return '{n} images: Top-1 {top1:.2f}%, Top-{k} {top5:.
 
 # %% ../nbs/91_commands.ipynb #b5eb45f0
 @register_command()
-def export_bundle(
+def export(
     model:Path, # The folder of a run or of an exported learner, or a .pkl
     onnx:Path=None, # Write this ONNX file
     int8:Path=None, # Write this ONNX file with eight-bit weights and activations, for CPUs
@@ -190,12 +190,12 @@ def export_bundle(
     from simam_ema_fastai.experiments.origin import images_to_judge
     learn, images = load_model(model, trust), None
     if pictures or onnx or int8: images = _calibration_images(Path(model), pictures, n, needed=bool(int8))
-    if bundle: print(f'bundle: {export(learn, bundle)}')  # first: it replaces its folder, where an ONNX file may go
+    if bundle: print(f'bundle: {export_bundle(learn, bundle)}')  # first: it replaces its folder, where an ONNX file may go
     if onnx: print(f'ONNX: {to_onnx(learn, onnx, preprocess, images)}')
     if int8:
         judges = images_to_judge(Path(model), n, pictures, images, learn.dls.vocab)
         print(f'ONNX, eight bits: {to_int8(learn, int8, images, preprocess, *judges)}')
-    if torch_export: print(f'torch.export: {to_program(learn, torch_export, preprocess)}')
+    if torch_export: print(f'torch.export: {to_torch_export(learn, torch_export, preprocess)}')
 
 def _calibration_images(model:Path, folder:str|None, n:int, needed:bool) -> list|None:
     "About `n` images of `folder`, or those the run was trained on; None if there are none and none are needed."
@@ -257,11 +257,11 @@ def watch(
 ):
     "Show the report of a run folder on this machine as it grows, until Ctrl-C."
     from simam_ema_fastai.experiments.results import load_runs
-    from simam_ema_fastai.report.watch import ReportServer, server_url, bind_localhost
+    from simam_ema_fastai.report.watch import ReportServer, bind_localhost, server_url
     if not Path(runs).is_dir(): raise UserError(f"there is no run folder '{runs}'.")
     if (Path(runs)/'config.json').exists(): load_runs(runs)  # says that it is one run
     server = ReportServer(runs, bind_localhost(port))
-    print(f'{address(server.socket)} (Ctrl-C ends it)', flush=True)
+    print(f'{server_url(server.socket)} (Ctrl-C ends it)', flush=True)
     with contextlib.suppress(KeyboardInterrupt): server.serve_forever()
 
 _ratios = ('ratio: to the baseline in the same form, low and high: 95% of its median; '
@@ -316,7 +316,7 @@ def weights(
     if source is None: raise UserError(f'from where? Give --from {" or --from ".join(registries)}.')
     file = fetch_weights(one_of(arch, archs, 'architecture'), source, out)
     w = load_weights(file, arch)
-    print(f'{file}\n{w.source}, license {w.licence}; mean {w.mean}, std {w.std}, stride on {w.stride_on}')
+    print(f'{file}\n{w.source}, license {w.license}; mean {w.mean}, std {w.std}, stride on {w.stride_on}')
 
 @register_command()
 def cache(

@@ -35,7 +35,7 @@ def test_corrupt_picture(refused, simam_ema, images, tmp_path):
     bad = images/'red'/'7.png'
     bad.write_bytes(bad.read_bytes()[:50])
     (images/'blue'/'3.png').write_bytes(b'')
-    refused(*folder_args(images, tmp_path/'out'), says='no readable picture')
+    refused(*folder_args(images, tmp_path/'out'), says='not a readable image')
     status, out, err = simam_ema(*folder_args(images, tmp_path/'out'), '--skip-bad')
     assert status == 0 and '2 of 40 pictures cannot be read and are left out' in out, err
 
@@ -65,7 +65,7 @@ def test_half_unpacked_tiny_imagenet(refused, tmp_path):
         for i in range(500): (t/'train'/w/'images'/f'{w}_{i}.JPEG').touch()
     refused(*args, says='1 of 1 validation images are missing, val_0.JPEG')
     (t/'val'/'images'/'val_0.JPEG').touch()
-    refused(*args, says='no readable picture')
+    refused(*args, says='not a readable image')
 
 
 def test_weights_of_another_shape(refused, digits_args, tmp_path):
@@ -95,12 +95,12 @@ def test_predict_on_no_picture(simam_ema, refused, digits_args, tmp_path):
     assert simam_ema('train', *digits_args, '--epochs', '1', '--variant', 'baseline', '--out', tmp_path)[0] == 0
     model = tmp_path/'baseline-uniform-s1'
     (tmp_path/'x.png').write_bytes(b'no picture')
-    refused('predict', model, tmp_path/'x.png', says='x.png is no readable picture')
+    refused('predict', model, tmp_path/'x.png', says='x.png is not a readable image')
     refused('predict', model, tmp_path/'y.png', says='there is no file or folder')
     shutil.copy(tmp_path/'x.png', tmp_path/'fake.pkl')
     for trust in ([], ['--trust']):
         refused('predict', tmp_path/'fake.pkl', tmp_path/'x.png', *trust,
-                says='is no exported learner: whatever its name says, it holds no pickle')
+                says='is not an exported learner: whatever its name says, it holds no pickle')
     refused('predict', model/'model.pkl', tmp_path/'x.png', says='is a pickle, which can run any code')
     def commands(opened, item):
         return (['predict', opened, item], ['serve', opened, '--port', 0], ['evaluate', opened, '--data', 'digits'],

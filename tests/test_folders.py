@@ -177,8 +177,8 @@ def test_numbers_and_options(tmp_path):
         ('digits', dict(bs=-1), 'bs -1'),
         ('digits', dict(num_workers=-1), 'num_workers -1'),
         ('digits', dict(rand_augment=-1), 'rand_augment -1'),
-        ('digits', dict(labels='cell'), "labels 'cell': digits has one labelling"),
-        ('folder', dict(labels='cell'), 'folder has one labelling'),
+        ('digits', dict(labels='cell'), "labels 'cell': digits has one labeling"),
+        ('folder', dict(labels='cell'), 'folder has one labeling'),
         ('digits', dict(seed=3), 'seed 3: digits has a split of its own'),
         ('elpv', dict(valid_pct=.3), 'elpv has a split of its own'),
         ('digits', dict(on_device=True, loader='files'), 'on_device')]:

@@ -228,11 +228,11 @@ def test_what_is_not_believed(gpu, tmp_path):
 
 def test_the_plan(gpu):
     "Every command is one that the package takes, with a folder of its own; what needs no data comes first."
-    from simam_ema_fastai.cli import _parse
+    from simam_ema_fastai.commands import commands
     stages = gpu('plan').stages
     assert [s.name for s in stages][:4] == ['kernels', 'bandwidth', 'cost', 'study']
     for s in stages:
         for command in s.commands.values():
             first, *rest = command.format(data='D', weights='W', out='O').split()
-            if first != 'gpu_check': assert _parse(first, rest)['out'] == 'O'
+            if first != 'gpu_check': assert commands[first].parse(rest)['out'] == 'O'
             assert s.needs_data == ('D' in rest)

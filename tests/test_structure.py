@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 package = Path(__file__).parents[1]/'simam_ema_fastai'
-wings = ['core', 'runtime', 'attention', 'models', 'data', 'training', 'deploy', 'experiments', 'report', 'cli']
+wings = ['core', 'runtime', 'attention', 'models', 'data', 'training', 'deploy', 'experiments', 'report', 'options', 'commands', 'cli']
 exceptions = {('runtime.classifier', 'deploy.load')}  # a PyTorch bundle is opened lazily, where PyTorch is installed
 outside = {'all', '__main__'}  # what a user meets: may import everything
 

@@ -87,7 +87,7 @@ def test_kill_9_twenty_times(forked, ablation, tmp_path, undisturbed):
             spared_this_time, in_write = kills >= 20, rng.random() < .7
             death = (killed_writing, *rng.choice(writes))
             deaths = [death] if in_write and not spared_this_time else []
-            p = forked.start(*ablation, out, befalls=[(spared, 'measure'), *deaths])
+            p = forked.start(*ablation, out, faults=[(spared, 'measure'), *deaths])
             p.join(300 if in_write or spared_this_time else rng.uniform(.02, .2)*seconds)
             if p.exitcode is None: p.kill(); p.join()
             status = p.exitcode
@@ -102,7 +102,7 @@ def test_kill_9_twenty_times(forked, ablation, tmp_path, undisturbed):
 
 def stopped_after(forked, command, out, epochs):
     "A training that was killed when so many epochs were done."
-    status, *texts = forked(*command, out, befalls=[*spare, (killed_writing, 'history.csv', epochs, 'after')])
+    status, *texts = forked(*command, out, faults=[*spare, (killed_writing, 'history.csv', epochs, 'after')])
     assert status == -signal.SIGKILL, texts
     return out/baseline/'checkpoint.pth', out/baseline/'checkpoint.previous.pth'
 
@@ -113,13 +113,13 @@ def test_damaged_checkpoint(forked, training, tmp_path, undisturbed):
     with open(newest, 'r+b') as f:  # one bit
         f.seek(newest.stat().st_size//2); byte = f.read(1)[0]
         f.seek(-1, 1); f.write(bytes([byte ^ 1]))
-    status, out, err = forked(*training, tmp_path/'a', befalls=spare)
+    status, out, err = forked(*training, tmp_path/'a', faults=spare)
     assert status == 0 and 'Going on from the one before.\n  going on after epoch 1 of 3' in out, out + err
     assert f'{newest} is damaged: its contents do not match' in out
     assert_same(tmp_path/'a', undisturbed[0], baseline)
 
     for f in ('checkpoint.pth', 'checkpoint.previous.pth'): os.truncate(tmp_path/'b'/baseline/f, 10_000_000)
-    status, out, err = forked(*training, tmp_path/'b', befalls=spare)
+    status, out, err = forked(*training, tmp_path/'b', faults=spare)
     assert status == 0 and 'There is none before it: starting anew.' in out and 'going on after' not in out, out + err
     assert_same(tmp_path/'b', undisturbed[0], baseline)
 
@@ -127,7 +127,7 @@ def test_damaged_checkpoint(forked, training, tmp_path, undisturbed):
 def test_damaged_config_is_named(forked, training, tmp_path):
     stopped_after(forked, training, tmp_path, 1)
     os.truncate(tmp_path/baseline/'config.json', 20)
-    status, _, err = forked(*training, tmp_path, befalls=spare)
+    status, _, err = forked(*training, tmp_path, faults=spare)
     assert status == 2 and one_line(err, 'config.json is damaged')
 
 
@@ -156,7 +156,7 @@ def test_disk_full(forked, training, small_disk, undisturbed):
     out, leave = small_disk
     def fails(mb, *there):
         leave(mb)
-        status, said, err = forked(*training, out, befalls=spare)
+        status, said, err = forked(*training, out, faults=spare)
         assert status == 2 and one_line(err, 'no space left to write'), said + err
         assert not leftovers(out) and {f.name for f in out.glob('*/*')} == set(there), mb
     epoch = ['config.json', 'environment.json', 'checkpoint.pth', 'history.csv']
@@ -170,14 +170,14 @@ def test_disk_full(forked, training, small_disk, undisturbed):
     fails(290, *evaluated)
     fails(340, *evaluated, 'model.json', 'model.safetensors')
     leave(490)
-    assert forked(*training, out, befalls=spare)[0] == 0
+    assert forked(*training, out, faults=spare)[0] == 0
     assert_same(out, undisturbed[0], baseline)
 
 
 def test_disk_full_while_reporting(forked, training, small_disk):
     out, leave = small_disk
     leave(490)
-    assert forked(*training, out, '--epochs', 1, befalls=spare)[0] == 0
+    assert forked(*training, out, '--epochs', 1, faults=spare)[0] == 0
     leave(0)
     status, said, err = forked('report', out)
     assert status == 2 and one_line(err, 'no space left to write') and not leftovers(out), said + err
@@ -187,22 +187,22 @@ def test_disk_full_while_reporting(forked, training, small_disk):
 
 def test_file_too_large(forked, training, tmp_path, undisturbed):
     "Files may not grow beyond 20 MB, so the checkpoint cannot be written."
-    status, out, err = forked(*training, tmp_path, befalls=[*spare, (files_limited, 20_000_000)])
+    status, out, err = forked(*training, tmp_path, faults=[*spare, (files_limited, 20_000_000)])
     assert status == 2 and one_line(err, 'no space left to write') and not leftovers(tmp_path), out + err
-    assert forked(*training, tmp_path, befalls=spare)[0] == 0
+    assert forked(*training, tmp_path, faults=spare)[0] == 0
     assert_same(tmp_path, undisturbed[0], baseline)
 
 
 def test_worker_killed(forked, training, tmp_path):
     whole, killed = tmp_path/'whole', tmp_path/'killed'
     command = [*training[:-1], '--workers', 1, '--epochs', 2, '--out']
-    assert forked(*command, whole, befalls=spare)[0] == 0
-    status, out, err = forked(*command, killed, befalls=[*spare, (worker_killed, killed/baseline/'history.csv')])
+    assert forked(*command, whole, faults=spare)[0] == 0
+    status, out, err = forked(*command, killed, faults=[*spare, (worker_killed, killed/baseline/'history.csv')])
     assert status == 2 and one_line(err, 'was killed'), out + err
     shutil.copytree(killed, tmp_path/'fewer')
     goes_on = 'going on after epoch 1'
     for folder, workers, said in [(killed, 1, goes_on), (tmp_path/'fewer', 0, goes_on), (killed, 0, 'done before')]:
-        status, out, err = forked(*command, folder, '--workers', workers, befalls=spare)  # fewer, as the line advises
+        status, out, err = forked(*command, folder, '--workers', workers, faults=spare)  # fewer, as the line advises
         assert status == 0 and said in out, out + err
     assert_same(killed, whole, baseline)
 
@@ -213,25 +213,25 @@ def test_worker_killed(forked, training, tmp_path):
     (torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.'),
      ' of 32×32 pixels in a batch: use a smaller --bs (say 16) or --size')], ids=['nan', 'memory'])
 def test_last_good_state_is_kept(forked, training, tmp_path, undisturbed, what, says):
-    status, out, err = forked(*training, tmp_path, befalls=[*spare, (at_batch, 1, 1, what)])
+    status, out, err = forked(*training, tmp_path, faults=[*spare, (at_batch, 1, 1, what)])
     assert status == 2 and one_line(err, says), out + err
-    status, out, err = forked(*training, tmp_path, befalls=spare)
+    status, out, err = forked(*training, tmp_path, faults=spare)
     assert status == 0 and 'going on after epoch 1 of 3' in out, out + err
     assert_same(tmp_path, undisturbed[0], baseline)
 
 
 def test_one_run_of_a_grid_fails(forked, ablation, tmp_path, undisturbed):
     "It alone is not finished, and says why; the same command tries it again."
-    status, out, err = forked(*ablation, tmp_path, befalls=[*spare, (at_batch, 0, 1, float('nan'), 'baseline')])
+    status, out, err = forked(*ablation, tmp_path, faults=[*spare, (at_batch, 0, 1, float('nan'), 'baseline')])
     assert status == 2 and 'from batch 2 of epoch 1 on' in one_line(err, f'{baseline}: the loss '), out + err
     assert_same(tmp_path, undisturbed[0], hybrid)
     assert failures(tmp_path) == {baseline: err.strip().partition(f'{baseline}: ')[2]}
-    assert forked(*ablation, tmp_path, befalls=spare)[0] == 0 and not failures(tmp_path)
+    assert forked(*ablation, tmp_path, faults=spare)[0] == 0 and not failures(tmp_path)
     assert_same(tmp_path, undisturbed[0], baseline, hybrid)
 
 
 def test_diverging_learning_rate(forked, training, tmp_path):
-    status, out, err = forked(*training, tmp_path, '--lr', '1e30', befalls=spare)
+    status, out, err = forked(*training, tmp_path, '--lr', '1e30', faults=spare)
     assert status == 2 and one_line(err, 'of epoch 1 on: use a lower --lr than 1e+30'), out + err
     assert not (tmp_path/baseline/'checkpoint.pth').exists()
 
@@ -244,15 +244,15 @@ def wait_for(file, process):
 
 def test_second_process_is_refused(forked, training, ablation, tmp_path, undisturbed):
     "It is told whose folder it is; the first goes on, and killed it keeps nobody out."
-    first = forked.start(*training, tmp_path, befalls=spare)
+    first = forked.start(*training, tmp_path, faults=spare)
     wait_for(tmp_path/baseline/'history.csv', first)
     os.kill(first.pid, signal.SIGSTOP)  # so that it cannot end meanwhile
     for command in (training, ablation):
-        status, _, err = forked(*command, tmp_path, befalls=spare)
+        status, _, err = forked(*command, tmp_path, faults=spare)
         who = f'another process (pid {first.pid} on {platform.node()})'
         assert status == 2 and one_line(err, f'{who} is working in {tmp_path}: wait for it, or choose another folder.')
     first.kill(); first.join()
-    status, out, err = forked(*training, tmp_path, befalls=spare)
+    status, out, err = forked(*training, tmp_path, faults=spare)
     assert status == 0 and 'going on after epoch' in out, out + err
     assert_same(tmp_path, undisturbed[0], baseline)
 
@@ -268,7 +268,7 @@ def test_ctrl_c(simam_ema, forked, training, tmp_path, undisturbed):
     out, err = p.communicate(timeout=60)
     assert p.returncode == 130 and 'The same command goes on' in err and 'Traceback' not in err, err
     assert not leftovers(tmp_path)
-    assert forked(*training, tmp_path, befalls=spare)[0] == 0
+    assert forked(*training, tmp_path, faults=spare)[0] == 0
     assert_same(tmp_path, undisturbed[0], baseline)
 
 
@@ -276,6 +276,6 @@ def test_other_settings_are_refused(forked, training, undisturbed):
     out = undisturbed[0]
     content = lambda: {f: f.read_bytes() for f in out.rglob('*') if f.is_file()}
     before = content()
-    status, _, err = forked(*training, out, '--wd', '.3', befalls=spare)
+    status, _, err = forked(*training, out, '--wd', '.3', faults=spare)
     assert status == 2 and one_line(err, 'recipe.wd 0.01 (now 0.3)')
     assert content() == before

@@ -24,14 +24,19 @@ from ..attention.modules import gates
 from ..core.errors import UserError
 from ..core.files import atomic_path, file_hash, write_json
 from ..data.datasets import datasets
-from ..data.transforms import FileLabeler, ReadImage
 from ..data.preprocessing import dls_attr, validation_transforms
+from ..data.transforms import FileLabeler, ReadImage
 from ..models.create import create_model
 from ..models.insert import Placement
 from ..models.variants import Variant, variant_name
 from ..models.weights import Weights, bundle_weights
-from ..runtime.manifest import bundle_format, bundle_version
-from ..runtime.manifest import check_manifest, manifest_digest, read_manifest
+from simam_ema_fastai.runtime.manifest import (
+    bundle_format,
+    bundle_version,
+    check_manifest,
+    manifest_digest,
+    read_manifest,
+)
 from ..training.data_check import CheckData
 
 # %% auto #0
@@ -61,8 +66,8 @@ def _origin(learn:Learner, weights:Weights|None) -> dict:
     data = dls_attr(learn.dls, 'dataset')
     known = datasets.get(data)
     unknown = dict(source='unknown', licence='unknown')
-    return dict(data=dict(name=data or 'unknown', licence=known and known.licence or 'unknown'),
-                weights=dict(source=weights.source, licence=weights.licence) if weights else unknown)
+    return dict(data=dict(name=data or 'unknown', licence=known and known.license or 'unknown'),
+                weights=dict(source=weights.source, licence=weights.license) if weights else unknown)
 
 def describe(
     learn:Learner,

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..attention.cpp import load_cpp
-from ..attention.cpp import pack_ema, simam_cpp
+from ..attention.cpp import load_cpp, pack_ema, simam_cpp
 from ..attention.functional import ema_add_relu, simam_bn_relu
 from ..attention.modules import EMA, SimAM
 

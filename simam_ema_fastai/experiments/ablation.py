@@ -30,7 +30,7 @@ from simam_ema_fastai.experiments.parts import (
 from .results import load_progress
 from .runner import alone_on_first, load_finished, prepare_and_run
 from .runs import Failure, ends_grid, failures, find_damage, forget_failure, read_config
-from ..training.ranks import broadcast_object, is_rank0, is_distributed
+from ..training.ranks import broadcast_object, is_distributed, is_rank0
 
 # %% auto #0
 __all__ = ['in_turn', 'RunsFailed', 'ablate']

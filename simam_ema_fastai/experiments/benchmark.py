@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from ..core.errors import UserError, one_of
 from ..core.files import atomic_path, write_json, write_text
 from ..core.locks import lock_folder
-from .candidates import compare_loaders, compare_memory, compare_times, tasks, timed_tasks
+from .candidates import compare_memory, compare_times, tasks, time_loaders, timed_tasks
 from .environment import provenance
 from .timing import noting_failures
 from ..models.variants import get_variant
@@ -176,7 +176,7 @@ def _measure(task, size, bs, variants, arch, seconds, compiled, device, data) ->
     failed = {}
     with noting_failures(failed, task):
         if task == 'memory': return compare_memory(size, bs, variants, arch, device)
-        if task == 'loader': return compare_loaders(data, size, bs, seconds)
+        if task == 'loader': return time_loaders(data, size, bs, seconds)
         return compare_times(task, size, bs, variants, arch, seconds, compiled, device)
     device = torch.device(device or default_device()).type
     return pd.DataFrame([dict(task=task, device=device, size=size, bs=bs, error=failed[task])])

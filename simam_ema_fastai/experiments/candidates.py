@@ -31,7 +31,7 @@ from ..models.insert import Placement
 from ..models.variants import Variant, get_variant
 
 # %% auto #0
-__all__ = ['timed_tasks', 'tasks', 'compare_times', 'training_memory', 'compare_memory', 'compare_loaders']
+__all__ = ['timed_tasks', 'tasks', 'compare_times', 'training_memory', 'compare_memory', 'time_loaders']
 
 # %% ../../nbs/experiments/13_candidates.ipynb #24a045ed
 _timm_gates = ('se', 'eca', 'cbam')
@@ -185,7 +185,7 @@ def compare_memory(
     return _table(dict(task='memory', device=device.type, size=size, bs=bs), rows, failed)
 
 # %% ../../nbs/experiments/13_candidates.ipynb #1ceb7d78
-def compare_loaders(
+def time_loaders(
     data:dict, # Arguments of `get_dls`: name, path, …
     size:int, # Side in pixels
     bs:int=64, # Images per batch

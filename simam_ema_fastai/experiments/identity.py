@@ -14,8 +14,8 @@ import torch
 from fastai.data.core import DataLoaders
 
 from ..core.errors import UserError
-from ..data.samples import Samples
 from ..data.preprocessing import source_of
+from ..data.samples import Samples
 from ..models.weights import Weights
 from ..training.recipe import Recipe
 

@@ -13,8 +13,8 @@ from ..core.errors import UserError
 from ..data.datasets import load_samples
 from ..data.samples import Samples
 from .runs import read_config
-from ..runtime.manifest import read_manifest
 from ..runtime.images import find_images
+from ..runtime.manifest import read_manifest
 
 # %% auto #0
 __all__ = ['data_of_run', 'samples_to_evaluate', 'training_images', 'images_to_judge']

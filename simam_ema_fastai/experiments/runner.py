@@ -6,15 +6,11 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
-from fastai.torch_core import default_device, get_model
+from fastai.torch_core import default_device
 
 from ..core.errors import UserError
 from ..core.files import read_json, remove_leftovers, write_json, write_text
@@ -36,69 +32,16 @@ from simam_ema_fastai.experiments.runs import (
 )
 from ..models.cost import measure
 from ..models.variants import Variant
-from ..training.checkpoint import load_checkpoint, previous, save_checkpoint
-from ..training.failures import explain_out_of_memory
-from ..training.recorder import StopAtNaN
+from ..training.checkpoint import Checkpoint
 from ..training.evaluate import evaluate
+from ..training.failures import explain_out_of_memory
 from ..training.learner import fit_recipe, variant_learner
-from ..training.ranks import check_shared_file, broadcast_object, is_rank0, is_distributed
+from ..training.ranks import broadcast_object, check_shared_file, is_distributed, is_rank0
 from ..training.recipe import Recipe
+from ..training.recorder import StopAtNaN
 
 # %% auto #0
-__all__ = ['Checkpoint', 'run', 'prepare_and_run', 'alone_on_first', 'load_finished']
-
-# %% ../../nbs/experiments/08_runner.ipynb #9b8ccee2
-class Checkpoint(Callback):
-    "Save model, optimizer, scaler and history after every epoch, and take them up again."
-    order = 95  # after the recorder has logged the epoch
-    def __init__(self,
-        folder:Path # Of the run: for checkpoint.pth and history.csv
-    ):
-        self.folder, self.file, self.history = folder, folder/'checkpoint.pth', []
-
-    def resume(self, learn:Learner) -> int:
-        "Load the checkpoint into `learn`, if there is one; return how many epochs it has been trained for."
-        saved = load_checkpoint(self.file, learn.dls.device)
-        if saved is None: return 0
-        learn.model.load_state_dict(saved['model'])
-        learn.create_opt()
-        learn.opt.load_state_dict(saved['opt'])
-        self.history, self._scaler = saved['history'], saved['scaler']
-        if hasattr(learn, 'average_weights'): learn.average_weights.averages = saved['averages']
-        if is_rank0(): self._write_history()  # it may have been killed, or the disk full, just before
-        return len(self.history)
-
-    def before_fit(self):
-        if getattr(self, '_scaler', None): self.learn.scaler.load_state_dict(self._scaler)
-
-    def before_train(self): self._start = time.perf_counter()
-    def after_train(self): self._train_seconds = time.perf_counter() - self._start
-
-    def after_epoch(self):
-        if self.epoch < len(self.history): return  # skipped: trained before
-        metrics = dict(zip(self.recorder.metric_names, self.recorder.log[:-1]))
-        seconds = dict(train_seconds=self._train_seconds, seconds=time.perf_counter() - self._start)
-        self.history.append({**metrics, **seconds, 'lr': float(self.opt.hypers[-1]['lr'])})
-        if not is_rank0(): return
-        save_checkpoint(self._state(), self.file)
-        self._write_history()
-
-    def _state(self) -> dict:
-        opt, scaler = self.opt.state_dict(), getattr(self.learn, 'scaler', None)
-        averages = self.learn.average_weights.averages if hasattr(self.learn, 'average_weights') else None
-        return dict(model=get_model(self.model).state_dict(), history=self.history, averages=averages,
-                    opt={k: [_python_numbers(d) for d in opt[k]] for k in ('state','hypers')},
-                    scaler=scaler and scaler.state_dict())
-
-    def _write_history(self): write_text(self.folder/'history.csv', pd.DataFrame(self.history).to_csv(index=False))
-
-    def remove(self):
-        "Delete it: the run is done."
-        for f in (self.file, previous(self.file)): f.unlink(missing_ok=True)
-
-def _python_numbers(d:dict) -> dict:
-    "`d` with numpy's scalars as Python's, so that it loads without unpickling code."
-    return {k: v.item() if isinstance(v, np.generic) else v for k,v in d.items()}
+__all__ = ['run', 'prepare_and_run', 'alone_on_first', 'load_finished']
 
 # %% ../../nbs/experiments/08_runner.ipynb #403ffd1e
 def run(

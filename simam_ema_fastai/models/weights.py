@@ -105,7 +105,7 @@ def bundle_weights(folder:str|Path) -> Weights:
     file = check_file(folder, about, 'model.safetensors')
     try: sd = safetensors.torch.load_file(file)
     except (KeyError, safetensors.SafetensorError) as e:
-        raise UserError(f"{folder} is no bundle of weights ({type(e).__name__}: {e}).") from None
+        raise UserError(f"{folder} is not a bundle of weights ({type(e).__name__}: {e}).") from None
     w, t = about['weights'], about['transforms']
     return Weights(sd, about['arch'], f"{about['variant']}, trained from {w['source']}", w['licence'],
                    tuple(t['mean']), tuple(t['std']), about.get('stride_on'))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..data.datasets import datasets
-from ..experiments.results import _finished, load_progress, read_table
+from ..experiments.results import left_out, load_progress, read_table
 from ..models.cost import flops_convention
 from .answers import and_more
 from .checks import Finding, FinishedRuns, check, checks, describe_spread
@@ -69,7 +69,7 @@ def _backbones(g):
 
 # %% ../../nbs/report/15_findings.ipynb #e74c6b02
 @check('caution', 'left out')
-def _left_out(g): return [*_finished(g.folder)[1].values()]
+def _left_out(g): return [*left_out(g.folder).values()]
 
 @check('caution', 'failed')
 def _failed(g):
@@ -248,7 +248,7 @@ def _the_study(g):
 
 @check('note', 'license')
 def _data_license(g):
-    if g.data in datasets and (terms := datasets[g.data].licence): return f'{g.data}: {terms}.'
+    if g.data in datasets and (terms := datasets[g.data].license): return f'{g.data}: {terms}.'
 
 def _lines(file:Path) -> list[str]:
     "The lines of a text file in whatever encoding an editor left it."

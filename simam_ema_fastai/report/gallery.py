@@ -11,8 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..core.progress import progress
-from ..models.cost import count_flops
-from ..models.cost import count_params
+from ..models.cost import count_flops, count_params
 from ..models.create import create_model
 from ..models.variants import get_variant
 from .published import sources, systems

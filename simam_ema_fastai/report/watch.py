@@ -60,7 +60,7 @@ def _live(folder:str|Path, made_of:str, status:str) -> dict:
 def _status(folder:str|Path) -> str:
     left = time_left(folder)
     if left is None: return 'Live. The page changes with every epoch.'
-    return f'Live. About {spoken(left)} left.' if left else 'Live. All epochs are done.'
+    return f'Live. About {format_duration(left)} left.' if left else 'Live. All epochs are done.'
 
 def _in_one_line(e:Exception) -> str:
     text = str(e) if isinstance(e, UserError) else f'{type(e).__name__}: {e}'

@@ -11,7 +11,7 @@ from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import Normalize, get_c
 
 from ..core.errors import UserError
-from ..data.preprocessing import check_classification, normalization_of, dls_attr
+from ..data.preprocessing import check_classification, dls_attr, normalization_of
 from ..models.backbones import check_size
 from .ranks import is_rank0
 

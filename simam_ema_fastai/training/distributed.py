@@ -39,7 +39,7 @@ class Shard(DistributedDL):
             raise UserError(f'batch size {dl.bs}, which all processes share, '
                             f'is not divisible by their number, {world}.')
         if dl.n < world: raise UserError(f'{dl.n} images for {world} processes: each needs one or more.')
-        part = dict(part=(rank, world)) if isinstance(dl, DecodedDL) else {}
+        part = dict(shard=(rank, world)) if isinstance(dl, DecodedDL) else {}
         super().__init__(dl.new(bs=-(-dl.bs//world), **part), rank, world)
         self.bs, self.n = self.dl.bs*world, dl.n - (dl.n % dl.bs if dl.drop_last else 0)
 

@@ -21,8 +21,8 @@ from fastai.torch_core import tensor
 from torch import Tensor, nn
 
 from ..core.errors import UserError
-from ..data.samples import printable_name
 from ..data.preprocessing import source_of
+from ..data.samples import printable_name
 from .data_check import vocab_of
 from .ranks import is_distributed, is_shard
 

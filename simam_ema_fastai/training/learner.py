@@ -35,8 +35,8 @@ from torch import nn
 from ..models.backbones import check_size
 from ..models.create import create_model
 from ..models.insert import Placement, gate_modules
-from ..models.variants import Variant, get_variant
 from ..models.sources import load_weights
+from ..models.variants import Variant, get_variant
 from ..models.weights import Weights
 from simam_ema_fastai.training.callbacks import (
     AverageWeights,
