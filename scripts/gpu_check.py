@@ -34,7 +34,8 @@ def plain_bn_relu(x, scale, shift): return (simam_plain(x)*scale[:,None,None] + 
 def plain_add_relu(x, shortcut, *p): return (ema_published(x, *p) + shortcut).relu()
 # Kernel: ours, the published form, and how many tensors of the size of x have to move forward (x in, y out; with the
 # residual sum: the shortcut in) and backward (x and g in, dx out; and: y in, the shortcut's gradient out)
-cases = {'simam': (functional.simam, simam_plain, 2, 3), 'simam_bn_relu': (functional.simam_bn_relu, plain_bn_relu, 2, None),
+cases = {'simam': (functional.simam, simam_plain, 2, 3),
+         'simam_bn_relu': (functional.simam_bn_relu, plain_bn_relu, 2, None),
          'ema': (functional.ema, ema_published, 2, 3), 'ema_add_relu': (functional.ema_add_relu, plain_add_relu, 3, 5)}
 
 def settings():

@@ -74,7 +74,7 @@ if __name__ == '__main__':
     p.add_argument('--seconds', type=float, default=5., help='per form and batch size')
     p.add_argument('--bs', type=int, nargs='+', default=[1, 32])
     p.add_argument('--n-calibrate', type=int, default=128)
-    p.add_argument('--trust', action='store_true', help='open a .pkl where there is not a bundle')
+    p.add_argument('--trust', action='store_true', help='open a .pkl where there is no bundle')
     a = p.parse_args()
     torch.set_num_threads(1)
     df = pd.concat([measure(run, a) for run in a.runs])[columns]

@@ -112,7 +112,8 @@ def _print_report(folder):
     from simam_ema_fastai.report.page import report
     from simam_ema_fastai.report.tables import comparison_table
     page = report(folder)
-    print(f'\n{comparison_table(load_runs(folder)).to_string(index=False)}\n\n{Evidence(folder).headline}\nreport: {page}')
+    table = comparison_table(load_runs(folder)).to_string(index=False)
+    print(f'\n{table}\n\n{Evidence(folder).headline}\nreport: {page}')
 
 # %% ../nbs/91_commands.ipynb #a82df23c
 @register_command(positional='model')
@@ -190,7 +191,8 @@ def export(
     from simam_ema_fastai.experiments.origin import images_to_judge
     learn, images = load_model(model, trust), None
     if pictures or onnx or int8: images = _calibration_images(Path(model), pictures, n, needed=bool(int8))
-    if bundle: print(f'bundle: {export_bundle(learn, bundle)}')  # first: it replaces its folder, where an ONNX file may go
+    # the bundle first: it replaces its folder, where an ONNX file may go
+    if bundle: print(f'bundle: {export_bundle(learn, bundle)}')
     if onnx: print(f'ONNX: {to_onnx(learn, onnx, preprocess, images)}')
     if int8:
         judges = images_to_judge(Path(model), n, pictures, images, learn.dls.vocab)

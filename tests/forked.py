@@ -59,13 +59,14 @@ class Forked:
 
 def spared(*what):
     "Neither measured nor reported ('measure', 'report'), where a test is about neither."
-    import simam_ema_fastai.experiments.ablation as ablation
-    import simam_ema_fastai.report.page as report
+    import simam_ema_fastai.experiments.results as results
+    import simam_ema_fastai.experiments.runner as runner
+    import simam_ema_fastai.report.evidence as evidence
+    import simam_ema_fastai.report.page as page
     import simam_ema_fastai.report.tables as tables
-    if 'measure' in what: ablation.measure = lambda *a: {}
-    if 'report' in what:
-        def nothing(out): return pd.DataFrame(columns=['headline'])
-        report.report = report.Evidence = tables.load_runs = tables.comparison_table = nothing
+    def nothing(_): return pd.DataFrame(columns=['headline'])
+    if 'measure' in what: runner.measure = lambda *a: {}
+    if 'report' in what: page.report = evidence.Evidence = results.load_runs = tables.comparison_table = nothing
 
 
 def killed_writing(name, nth, when):
@@ -144,6 +145,6 @@ def one_of_two(rank, port):
 
 def evaluation_fails(e):
     "The evaluation after the training raises `e`."
-    import simam_ema_fastai.experiments.ablation as ablation
+    import simam_ema_fastai.experiments.runner as runner
     def fail(*args, **kwargs): raise e
-    ablation.evaluate = fail
+    runner.evaluate = fail

@@ -8,8 +8,15 @@ from torch import nn
 import simam_ema_fastai.attention.agreement as agreement
 import simam_ema_fastai.attention.triton_ema as triton_ema
 from simam_ema_fastai.attention.agreement import output_and_grads, relative_error
-from simam_ema_fastai.attention.cpp import ema_cpp, pack_ema, simam_cpp
-from simam_ema_fastai.attention.functional import _triton_takes, ema_add_relu, kernel_path, simam_bn_relu
+from simam_ema_fastai.attention.functional import (
+    _triton_takes,
+    ema,
+    ema_add_relu,
+    ema_constants,
+    kernel_path,
+    simam,
+    simam_bn_relu,
+)
 from simam_ema_fastai.attention.reference import ema_collapsed, ema_published, simam_plain
 from simam_ema_fastai.attention.triton_common import interpreted
 from simam_ema_fastai.attention.triton_simam import _simam_blocks
@@ -47,7 +54,7 @@ def published_sum(x, shortcut, *p): return (ema_published(x, *p) + shortcut).rel
 @pytest.mark.parametrize('fmt', [first, last])
 def test_simam(shape, fmt):
     x, g = torch.randn(shape).contiguous(memory_format=fmt), torch.randn(shape)
-    ours = output_and_grads(simam_cpp, [x], g)
+    ours = output_and_grads(simam, [x], g)
     assert max(errors(ours, truth(simam_plain, [x], g))) < 1e-6
     if fmt == first or min(shape[1], shape[2]*shape[3]) > 1:
         assert all(t.stride() == torch.empty(shape, memory_format=fmt).stride() for t in ours)
@@ -57,9 +64,9 @@ def test_simam(shape, fmt):
 def test_simam_half(dtype):
     x, g = (3*torch.randn(2, 3, 9, 8)).to(dtype), torch.randn(2, 3, 9, 8).to(dtype)
     reference = truth(simam_plain, [x], g)
-    ours, plain = (errors(output_and_grads(f, [x], g), reference) for f in (simam_cpp, simam_plain))
+    ours, plain = (errors(output_and_grads(f, [x], g), reference) for f in (simam, simam_plain))
     assert all(a <= slack(dtype)*b for a, b in zip(ours, plain))
-    assert simam_cpp(300*x[:1]).isfinite().all()
+    assert simam(300*x[:1]).isfinite().all()
 
 
 @pytest.mark.parametrize('channels, fmt, size', [(2, first, (150, 130)), (1, first, (190, 181)), (3, last, (100, 90))])
@@ -68,7 +75,7 @@ def test_simam_chunked(channels, fmt, size):
     forward, backward = (_simam_blocks(channels, size[0]*size[1], fmt == last, 4, held)[3] for held in (1, 2))
     assert backward and forward == (size != (150, 130))
     # a mean of 100 costs float32 two digits
-    assert max(errors(output_and_grads(simam_cpp, [x], g), truth(simam_plain, [x], g))) < 1e-4
+    assert max(errors(output_and_grads(simam, [x], g), truth(simam_plain, [x], g))) < 1e-4
     y = simam_bn_relu(x, torch.ones(channels), torch.zeros(channels))
     assert relative_error(y, simam_plain(x.double()).relu()) < 1e-4
 
@@ -97,23 +104,23 @@ ema_shapes = [(4, (2, 4, 7, 5)), (8, (1, 16, 4, 4)), (5, (1, 10, 3, 9)), (6, (1,
 def test_ema(c, shape, fmt):
     x, shortcut, g = (torch.randn(shape).contiguous(memory_format=fmt) for _ in range(3))
     p = random_ema(c)
-    for f, published, tensors in ((ema_cpp, ema_published, [x, *p]), (ema_add_relu, published_sum, [x, shortcut, *p])):
+    for f, published, tensors in ((ema, ema_published, [x, *p]), (ema_add_relu, published_sum, [x, shortcut, *p])):
         ours = output_and_grads(f, tensors, g)
         assert max(errors(ours, truth(published, tensors, g))) < 2e-5
         assert all(t.stride() == x.stride() for t in ours[:2])
-    y = ema_cpp(x, *p, constants=pack_ema(*p))
+    y = ema(x, *p, constants=ema_constants(*p))
     assert relative_error(y, ema_published(x.double(), *[t.double() for t in p])) < 1e-6
 
 
 def test_ema_on_one_pixel():
     "The norm of a single pixel is 0 times 316: float32 keeps five digits, and what is exactly 0 in theory is small."
     x, p, g = torch.randn(2, 6, 1, 1), random_ema(6), torch.randn(2, 6, 1, 1)
-    assert max(errors(output_and_grads(ema_cpp, [x, *p], g), truth(ema_published, [x, *p], g))) < 1e-3
+    assert max(errors(output_and_grads(ema, [x, *p], g), truth(ema_published, [x, *p], g))) < 1e-3
 
 
 def test_ema_of_stage_1():
     x, p, g = torch.randn(1, 8, 56, 56), random_ema(8), torch.randn(1, 8, 56, 56)
-    assert max(errors(output_and_grads(ema_cpp, [x, *p], g), truth(ema_published, [x, *p], g))) < 2e-5
+    assert max(errors(output_and_grads(ema, [x, *p], g), truth(ema_published, [x, *p], g))) < 2e-5
 
 
 def test_ema_with_w3_before_the_kernel(monkeypatch):
@@ -121,7 +128,7 @@ def test_ema_with_w3_before_the_kernel(monkeypatch):
     monkeypatch.setattr(triton_ema, '_w3_inline', lambda c, groups: False)
     for c, shape in ((8, (2, 16, 4, 5)), (64, (1, 64, 7, 7))):
         x, g, p = torch.randn(shape), torch.randn(shape), random_ema(c)
-        assert max(errors(output_and_grads(ema_cpp, [x, *p], g), truth(ema_published, [x, *p], g))) < 2e-5
+        assert max(errors(output_and_grads(ema, [x, *p], g), truth(ema_published, [x, *p], g))) < 2e-5
         assert max(errors(output_and_grads(ema_add_relu, [x, g, *p], g), truth(published_sum, [x, g, *p], g))) < 2e-5
 
 
@@ -134,7 +141,7 @@ def test_ema_half(dtype):
         reference = truth(ema_published, [x, *p], g)
         published = errors(output_and_grads(ema_published, [x, *p], g), reference)
         for params in (p, [t.float() for t in p]):
-            ours = output_and_grads(ema_cpp, [x, *params], g)
+            ours = output_and_grads(ema, [x, *params], g)
             assert [t.dtype for t in ours] == [dtype, dtype, *(t.dtype for t in params)]
             assert all(a <= slack(dtype)*b for a, b in zip(errors(ours, reference), published))
 
@@ -142,7 +149,7 @@ def test_ema_half(dtype):
 def test_frozen():
     x, p, g = torch.randn(1, 8, 4, 4), random_ema(4), torch.randn(1, 8, 4, 4)
     leaf = x.clone().requires_grad_()
-    ema_cpp(leaf, *p).backward(g)
+    ema(leaf, *p).backward(g)
     assert relative_error(leaf.grad, truth(ema_published, [x, *p], g)[1]) < 2e-5
     assert all(t.grad is None for t in p)
 
@@ -153,22 +160,22 @@ def test_views_and_empty_batches():
              whole[:1, :4].transpose(2, 3), whole[:1, :4].expand(2, -1, -1, -1)]
     for x in views:
         g = torch.randn(x.shape)
-        assert max(errors(output_and_grads(simam_cpp, [x], g), truth(simam_plain, [x], g))) < 1e-6
-        assert max(errors(output_and_grads(ema_cpp, [x, *p], g), truth(ema_published, [x, *p], g))) < 2e-5
+        assert max(errors(output_and_grads(simam, [x], g), truth(simam_plain, [x], g))) < 1e-6
+        assert max(errors(output_and_grads(ema, [x, *p], g), truth(ema_published, [x, *p], g))) < 2e-5
     x = torch.randn(1, 8, 5, 4)
     g = torch.randn(1, 4, 5, 8).permute(0, 3, 2, 1)  # shortcut and gradient of another layout than x
     ours = output_and_grads(ema_add_relu, [x, g, *p], g)
     assert max(errors(ours, truth(published_sum, [x, g, *p], g))) < 2e-5
     one, none = torch.ones(8), x[:0]
-    for y in (simam_cpp(none), ema_cpp(none, *p), ema_add_relu(none, none, *p), simam_bn_relu(none, one, one)):
+    for y in (simam(none), ema(none, *p), ema_add_relu(none, none, *p), simam_bn_relu(none, one, one)):
         assert y.shape == (0, 8, 5, 4)
 
 
 def test_what_has_no_kernel():
     x, p = torch.randn(1, 8, 5, 4, dtype=torch.float64), [t.double() for t in random_ema(4)]
-    assert torch.equal(simam_cpp(x), simam_plain(x)) and torch.equal(ema_cpp(x, *p), ema_collapsed(x, *p))
+    assert torch.equal(simam(x), simam_plain(x)) and torch.equal(ema(x, *p), ema_collapsed(x, *p))
     large, p = torch.randn(1, 16, 64, 65), random_ema(16)
-    assert torch.equal(ema_cpp(large, *p), ema_collapsed(large, *p))
+    assert torch.equal(ema(large, *p), ema_collapsed(large, *p))
 
 
 def test_nan_stays():
@@ -198,7 +205,7 @@ class Gates(nn.Module):
 
     def forward(self, x):
         p = [self.p[i] for i in range(6)]  # torch 2.11 cannot trace `*self.p`
-        return ema_add_relu(ema_cpp(simam_cpp(x), *p), x, *p)
+        return ema_add_relu(ema(simam(x), *p), x, *p)
 
 
 def test_compile_and_export():
@@ -241,7 +248,7 @@ def test_second_derivative(name, shape, dtype):
     x, shortcut, g = (torch.randn(shape).to(dtype) for _ in range(3))
     p = random_ema(4)
     ours, plain, tensors = {
-        'simam': (simam_cpp, simam_plain, [x]), 'ema': (ema_cpp, ema_collapsed, [x, *p]),
+        'simam': (simam, simam_plain, [x]), 'ema': (ema, ema_collapsed, [x, *p]),
         'sum': (ema_add_relu, lambda x, s, *p: (ema_collapsed(x, *p) + s).relu(), [x, shortcut, *p])}[name]
     for a, b in zip(penalty(ours, tensors, g), penalty(plain, tensors, g)):
         if a is None or b is None: assert all(t is None or not t.any() for t in (a, b))
@@ -250,11 +257,11 @@ def test_second_derivative(name, shape, dtype):
 
 def test_gradient_penalty_of_a_frozen_gate():
     x, p = torch.randn(1, 8, 4, 3, requires_grad=True), random_ema(4)
-    dx, = torch.autograd.grad(ema_cpp(x, *p).sum(), x, create_graph=True)
+    dx, = torch.autograd.grad(ema(x, *p).sum(), x, create_graph=True)
     dx.square().sum().backward()
     assert x.grad.isfinite().all() and x.grad.abs().max() > 0
     only = random_ema(4)[0].requires_grad_()
-    dw, = torch.autograd.grad(ema_cpp(x.detach(), only, *p[1:]).sum(), only, create_graph=True)
+    dw, = torch.autograd.grad(ema(x.detach(), only, *p[1:]).sum(), only, create_graph=True)
     assert torch.autograd.grad(dw.square().sum(), only)[0].abs().max() > 0
 
 
@@ -275,8 +282,8 @@ def test_kernels_that_do_not_agree_are_not_used(child, says, monkeypatch, capfd,
     if 'sleep' in child: monkeypatch.setattr(agreement, '_timeout', 1)
     x, p = torch.randn(2, 8, 5, 4), random_ema(4)
     for _ in range(2):
-        assert torch.equal(simam_cpp(x), simam_plain(x)) and torch.equal(ema_cpp(x, *p), ema_collapsed(x, *p))
-    assert torch.equal(torch.compile(simam_cpp, backend='eager', fullgraph=True)(x), simam_plain(x))
+        assert torch.equal(simam(x), simam_plain(x)) and torch.equal(ema(x, *p), ema_collapsed(x, *p))
+    assert torch.equal(torch.compile(simam, backend='eager', fullgraph=True)(x), simam_plain(x))
     said = [line for line in capfd.readouterr().err.splitlines() if 'kernels of the gates' in line]
     expected = f'The kernels of the gates are not used in float32 on cpu, plain PyTorch is: {says}'
     assert len(said) == 2 and said[1].startswith(expected), said

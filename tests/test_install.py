@@ -121,7 +121,7 @@ def test_slim(built, uv, root, tmp_path):
     shutil.copy(load_samples('digits').files[3], image)
     model = root/'tests'/'data'/'bundle_v1'/'model.onnx'
     assert env('simam_ema', 'predict', model, env.work, '--out', 'out.csv').startswith('1 prediction')
-    assert 'three.png: 3 ' in env('python', '-m', 'simam_ema_fastai.runtime.classifier', model, image)
+    assert 'three.png: 3 ' in env('simam_ema', 'predict', model, image)
 
 
 @pytest.mark.parametrize('extra', ['demo', 'backbones', 'report', 'export', 'serve', 'app', 'cluster', 'log', 'dev'])

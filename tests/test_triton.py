@@ -9,8 +9,7 @@ import torch
 
 import simam_ema_fastai.attention.triton_ema as triton_ema
 import simam_ema_fastai.attention.triton_simam as triton_simam
-from simam_ema_fastai.attention.cpp import ema_cpp, simam_cpp
-from simam_ema_fastai.attention.functional import ema_add_relu, simam_bn_relu
+from simam_ema_fastai.attention.functional import ema, ema_add_relu, simam, simam_bn_relu
 
 triton = pytest.importorskip('triton')
 kernels = {triton_simam: ('_simam_fwd', '_simam_bwd', '_simam_fwd_chunked', '_simam_bwd_chunked'),
@@ -62,7 +61,7 @@ def test_compiles_without_a_gpu(monkeypatch, tmp_path, capability, dtype, fmt):
     for module, names in kernels.items():
         for name in names: monkeypatch.setattr(module, name, Compiler(getattr(module, name), capability, done))
     def new(c, hw): return torch.zeros(2, c, hw, hw, dtype=dtype).contiguous(memory_format=fmt).requires_grad_()
-    for x in (new(64, 14), new(16, 200)): simam_cpp(x, backend='triton').sum().backward()
+    for x in (new(64, 14), new(16, 200)): simam(x, backend='triton').sum().backward()
     simam_bn_relu(new(64, 7).detach(), torch.zeros(64), torch.zeros(64), backend='triton')
     monkeypatch.setattr(triton_ema, '_w3_inline', lambda c, groups: c < 64)
     for c, hw in ((8, 14), (64, 7)):
@@ -107,6 +106,6 @@ def test_compiled_on_the_cpu():
         seen.extend(str(node.target) for node in graph.graph.nodes)
         return graph
     p = [torch.randn(s) for s in ((c, c, 1, 1), c, (c, c, 3, 3), c, c, c)]
-    def f(x): return ema_add_relu(ema_cpp(simam_bn_relu(simam_cpp(x), p[1].repeat(2), p[1].repeat(2)), *p), x, *p)
+    def f(x): return ema_add_relu(ema(simam_bn_relu(simam(x), p[1].repeat(2), p[1].repeat(2)), *p), x, *p)
     assert torch.allclose(torch.compile(f, backend=look, fullgraph=True)(x), f(x), atol=1e-5)
     assert len(seen) > 60 and not any(t.startswith('simam_ema.') for t in seen)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import SqueezeExcitation
 
-from .cpp import ema_cpp, simam_cpp
+from .functional import ema, simam
 from .reference import ema_published
 
 # %% auto #0
@@ -58,7 +58,7 @@ class SimAM(nn.Module):
         super().__init__()
         self.e_lambda = e_lambda
 
-    def forward(self, x:Tensor) -> Tensor: return simam_cpp(x, self.e_lambda)
+    def forward(self, x:Tensor) -> Tensor: return simam(x, self.e_lambda)
 
     def extra_repr(self): return f'e_lambda={self.e_lambda}'
 
@@ -86,7 +86,7 @@ class EMA(nn.Module):
         self.gn = nn.GroupNorm(c, c)
 
     def forward(self, x:Tensor) -> Tensor:
-        compute, conv1, conv3, gn = ema_published if self.plain else ema_cpp, self.conv1x1, self.conv3x3, self.gn
+        compute, conv1, conv3, gn = ema_published if self.plain else ema, self.conv1x1, self.conv3x3, self.gn
         return compute(x, conv1.weight, conv1.bias, conv3.weight, conv3.bias, gn.weight, gn.bias, gn.eps)
 
     def extra_repr(self): return f'groups={self.groups}'

@@ -75,7 +75,7 @@ def describe(
 ) -> dict: # The contents of `model.json`, see `runtime.classifier`
     """Describe `learn` and its preprocessing. Variant and architecture are None unless `create_model` made the model.
 
-    Raises `UserError` if its validation preprocessing cannot be described (see `data.preprocessing.validation_transforms`)."""
+    Raises `UserError` if its validation preprocessing cannot be described (see `validation_transforms`)."""
     model, transforms, read = _plain(learn.model), validation_transforms(learn.dls), vars(learn).get('about') or {}
     weights = getattr(model, 'weights', None)
     needs_2 = transforms.keys() & {'method', 'white'}  # what earlier versions cannot do they must refuse

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..attention.cpp import load_cpp, pack_ema, simam_cpp
-from ..attention.functional import ema_add_relu, simam_bn_relu
+from ..attention.cpp import load_cpp
+from ..attention.functional import ema_add_relu, ema_constants, simam, simam_bn_relu
 from ..attention.modules import EMA, SimAM
 
 # %% auto #0
@@ -35,7 +35,7 @@ class FusedSimAM(nn.Module):
         self.register_buffer('shift', norm.bias - norm.running_mean*scale if norm else None)
 
     def forward(self, x:Tensor) -> Tensor:
-        if self.scale is None: return simam_cpp(x, self.e_lambda, self.backend)
+        if self.scale is None: return simam(x, self.e_lambda, self.backend)
         return simam_bn_relu(x, self.scale, self.shift, self.e_lambda, self.relu, self.backend)
 
 class FusedEMA(nn.Module):
@@ -51,7 +51,7 @@ class FusedEMA(nn.Module):
 
     @torch.no_grad()
     def _compute_constants(self):
-        constants = pack_ema(*self.params, backend=self.backend)
+        constants = ema_constants(*self.params, backend=self.backend)
         self.n_constants = len(constants)
         for i, t in enumerate(constants): self.register_buffer(f'constant{i}', t, persistent=False)
 
@@ -111,7 +111,7 @@ class _Rewriter:
         after = self._skip_empty_sites(node)
         norm = self.module(after, nn.BatchNorm2d)
         if norm and (conv := self.module(node, nn.Conv2d)): self.replace([node, after], _folded(conv, norm), node.args)
-        elif norm and (simam_cpp := self.module(node, SimAM)): self._fuse_simam(node, after, simam_cpp, norm)
+        elif norm and (simam := self.module(node, SimAM)): self._fuse_simam(node, after, simam, norm)
         elif after and (ema := self.module(node, EMA)): self._fuse_ema(node, after, ema)
 
     def _skip_empty_sites(self, node:fx.Node) -> fx.Node|None:
@@ -121,11 +121,11 @@ class _Rewriter:
             self.graph.erase_node(after)
         return after
 
-    def _fuse_simam(self, node:fx.Node, after:fx.Node, simam_cpp:SimAM, norm:nn.BatchNorm2d):
+    def _fuse_simam(self, node:fx.Node, after:fx.Node, simam:SimAM, norm:nn.BatchNorm2d):
         last = _only_user(after)
         relu = self.module(last, nn.ReLU) is not None
         chain = [node, after, last] if relu else [node, after]
-        self.replace(chain, FusedSimAM(simam_cpp, norm, relu, self.backend), node.args)
+        self.replace(chain, FusedSimAM(simam, norm, relu, self.backend), node.args)
 
     def _fuse_ema(self, node:fx.Node, after:fx.Node, ema:EMA):
         last = _only_user(after)

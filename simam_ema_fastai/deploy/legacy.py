@@ -32,7 +32,7 @@ moved_names = {  # within this package: as version 0.1 pickled it → as it is c
     'models.Placement': 'models.insert.Placement',
     'models.Variant': 'models.variants.Variant',
     'weights.Weights': 'models.weights.Weights',
-    'pictures.read_picture': 'runtime.images.read_picture',
+    'pictures.read_picture': 'runtime.images.read_image',
     'data.Picture': 'data.transforms.RGBImage',
     'data.LabelOf': 'data.transforms.FileLabeler',
     'data.ReadPicture': 'data.transforms.ReadImage',

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch._inductor import config as inductor
 
 import simam_ema_fastai.attention.cpp as cpp
+from ..attention.cpp_build import compiler_problem
 from ..core.errors import UserError, one_of
 from ..data.preprocessing import validation_transforms
 from .fusion import fuse
@@ -91,7 +92,7 @@ def _fused(model:nn.Module, use_cpp:bool) -> nn.Module:
 
 def _can_compile(device:torch.device) -> bool:
     "Whether PyTorch's compiler can work here; prints why not."
-    lacks = cpp.compiler_problem(os.environ.get('CXX', 'g++')) if device.type == 'cpu' else ''
+    lacks = compiler_problem(os.environ.get('CXX', 'g++')) if device.type == 'cpu' else ''
     if lacks: print(f'{lacks}: the network is fused but not compiled.')
     return not lacks
 

@@ -107,7 +107,7 @@ def in_turn(
         print(f'[{i}/{len(configs)}] {c.name}', flush=True)
         try: result = prepare_and_run(c, folder/c.name, shared, measured=measured, log=log)
         except Exception as e:
-            if ends_grid(e) or is_distributed(): raise  # several processes cannot agree on going on when one of them fails
+            if ends_grid(e) or is_distributed(): raise  # processes cannot agree on going on when one fails
             result = Failure.of(e)
         if isinstance(result, Failure):  # now that the error, and with it the learner, is gone
             gc.collect()

@@ -85,7 +85,7 @@ def prepare(
     if shared is None: shared = {}
     weights = prepare_weights(config, shared)
     if dls is not None: return Parts(weights, dls, digests(dls, weights))
-    if there := broadcast_object(_config_in(folder)): config = _as_it_began(config, there)  # one answer for all processes
+    if there := broadcast_object(_config_in(folder)): config = _as_it_began(config, there)  # one answer for all
     args = dict(config.data, bs=config.recipe.bs)
     if weights is not None: args['stats'] = weights.stats
     if config.recipe.rand_augment: args['rand_augment'] = config.recipe.rand_augment

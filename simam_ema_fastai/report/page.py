@@ -34,9 +34,9 @@ def render(
 ) -> str: # HTML
     "The page of a run folder, self-contained. Raises `UserError` if no run was started there."
     e = evidence or Evidence(folder)
-    measured_columns = [s for s in (section(e) for section in sections.values()) if s]
+    shown = [s for s in (section(e) for section in sections.values()) if s]
     images = [f'{int(e.runs.n.iloc[0]):,} validation images'] if len(e.runs) else []
-    return fill('page.html', e=e, sections=measured_columns, setting=' · '.join([e.title, *e.extent, *images]), live=live)
+    return fill('page.html', e=e, sections=shown, setting=' · '.join([e.title, *e.extent, *images]), live=live)
 
 # %% ../../nbs/report/23_page.ipynb #60a16518
 def report(
