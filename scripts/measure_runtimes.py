@@ -16,7 +16,7 @@ import torch
 from simam_ema_fastai.core.files import read_json, write_json, write_text
 from simam_ema_fastai.data.datasets import load_samples
 from simam_ema_fastai.deploy.compare import compare_models
-from simam_ema_fastai.deploy.load import as_classifier, load_model
+from simam_ema_fastai.deploy.load import as_classifier, load_exported
 from simam_ema_fastai.deploy.onnx import to_onnx
 from simam_ema_fastai.deploy.quantize import to_int8
 from simam_ema_fastai.experiments.environment import environment
@@ -30,7 +30,7 @@ columns = ['run', 'data', 'side', 'model', 'megabytes', 'n', 'top1', 'same_answe
 
 def measure(run:Path, a) -> pd.DataFrame:
     "The rows of one run: a form of its model and a batch size each."
-    learn, data = load_model(run, a.trust), read_json(run/'config.json')['data']
+    learn, data = load_exported(run, a.trust), read_json(run/'config.json')['data']
     given = {k: v for k, v in data.items() if k in of_data} | (dict(path=a.path) if a.path else {})
     samples = load_samples(**given)
     valid, train = samples.subset(samples.idxs(True)), [samples.files[i] for i in samples.idxs(False)]

@@ -82,14 +82,14 @@ def ablate(
     _ablate(given, out, log, measured=not no_report, executor=do, port=port if watch else None)
 
 def _ablate(given:dict, out, log:str|None, measured:bool, executor=None, port:int=None):
-    "Do the runs of `grid(**given)`, and report them: also if some failed, since the others were finished."
+    "Do the runs of `make_grid(**given)`, and report them: also if some failed, since the others were finished."
     from simam_ema_fastai.experiments.ablation import RunsFailed, ablate
-    from simam_ema_fastai.experiments.config import grid
+    from simam_ema_fastai.experiments.config import make_grid
     from simam_ema_fastai.training.ranks import is_rank0
     given = dict(seeds=[given['recipe'].seed]) | given
     if not given['variants'] or not given['seeds']:
         raise UserError('nothing to do: give at least one variant and one seed.')
-    configs, failed = grid(**given), None
+    configs, failed = make_grid(**given), None
     if port is not None and is_rank0():
         from simam_ema_fastai.report.watch import serve_in_background
         print(f'watch: {serve_in_background(out, port)}', flush=True)
@@ -134,7 +134,7 @@ def evaluate(
     if bool(model) == bool(ensemble): raise UserError('evaluate what? Give one model, or several after --ensemble.')
     if ensemble and not 1 < len(set(ensemble)) == len(ensemble):
         raise UserError(f"an ensemble of {', '.join(ensemble)}: it takes two different models or more.")
-    from simam_ema_fastai.deploy.load import load_model
+    from simam_ema_fastai.deploy.load import load_exported
     from simam_ema_fastai.training.evaluate import ensemble as mean_of
     from simam_ema_fastai.training.evaluate import evaluate_files
     from simam_ema_fastai.training.ranks import is_rank0
@@ -145,7 +145,7 @@ def evaluate(
     print(f'{len(valid.files)} of {len(samples.files)} images: {samples.split}')
     results = {}
     for m in models:
-        results[m] = evaluate_files(load_model(m, trust), valid.files, valid.labels)
+        results[m] = evaluate_files(load_exported(m, trust), valid.files, valid.labels)
         if ensemble: print(f'{_line(results[m].metrics)}: {m}', flush=True)
     result = mean_of(results) if ensemble else results[model]
     print(_line(result.metrics) + (': their ensemble' if ensemble else ''))
@@ -185,11 +185,11 @@ def export(
     What would answer otherwise than the model is not written; how often eight bits do is printed."""
     if not (onnx or int8 or torch_export or bundle):
         raise UserError('export to what? Give --onnx, --int8, --torch-export or --bundle, with the file to write.')
-    from simam_ema_fastai.deploy.load import export_bundle, load_model
+    from simam_ema_fastai.deploy.load import export_bundle, load_exported
     from simam_ema_fastai.deploy.onnx import to_onnx, to_torch_export
     from simam_ema_fastai.deploy.quantize import to_int8
     from simam_ema_fastai.experiments.origin import images_to_judge
-    learn, images = load_model(model, trust), None
+    learn, images = load_exported(model, trust), None
     if pictures or onnx or int8: images = _calibration_images(Path(model), pictures, n, needed=bool(int8))
     # the bundle first: it replaces its folder, where an ONNX file may go
     if bundle: print(f'bundle: {export_bundle(learn, bundle)}')

@@ -199,7 +199,7 @@ def settings(
     recipe:str=None, # A name in `recipes`, whose values hold where none are given
     **given # Options of `Data`, `Network` and `Recipe`, as far as they were given
 ) -> dict: # data, arch, weights, recipe, overrides; with `config` also variants
-    "Turn the options of a training command into arguments of `experiments.config.grid`."
+    "Turn the options of a training command into arguments of `experiments.config.make_grid`."
     was = _settings_of(config) if config else dict(data=dict(name='elpv'), weights='imagenet')
     return dict(
         data=_data(was['data'], given),

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from simam_ema_fastai.core.errors import UserError
 from simam_ema_fastai.experiments.ablation import RunsFailed, ablate
-from simam_ema_fastai.experiments.config import Config, grid
+from simam_ema_fastai.experiments.config import RunConfig, make_grid
 from simam_ema_fastai.experiments.ray import on_ray
 from simam_ema_fastai.experiments.runs import failures
 from simam_ema_fastai.models.variants import get_variant
@@ -39,10 +39,10 @@ def cluster(root):
 
 def test_what_a_task_refuses_is_one_line(cluster, tmp_path):
     nowhere = dict(name='folder', path=str(tmp_path/'nowhere'), size=32)
-    missing = grid(nowhere, ('baseline',), arch='resnet18', weights=None)
+    missing = make_grid(nowhere, ('baseline',), arch='resnet18', weights=None)
     with pytest.raises(UserError, match=r"^'.*nowhere' is no folder\.$"):
         ablate(missing, tmp_path/'runs', executor=on_ray)
-    there = grid(dict(name='digits', n_train=64, n_valid=20), ('baseline',), arch='resnet18', weights=None)
+    there = make_grid(dict(name='digits', n_train=64, n_valid=20), ('baseline',), arch='resnet18', weights=None)
     with pytest.raises(UserError, match='no node of the Ray cluster has 64 CPUs'):
         ablate(there, tmp_path/'runs', executor=partial(on_ray, cpus=64))
     assert not (tmp_path/'runs').exists()
@@ -51,7 +51,7 @@ def test_what_a_task_refuses_is_one_line(cluster, tmp_path):
 def test_one_run_fails(cluster, tmp_path):
     "The other is finished; a run that could not be says why."
     recipe, data = Recipe(epochs=1, bs=32, strategy='uniform'), dict(name='digits', n_train=64, n_valid=20)
-    configs = [Config(get_variant(v, 'resnet18'), data, None, replace(recipe, lr=lr))
+    configs = [RunConfig(get_variant(v, 'resnet18'), data, None, replace(recipe, lr=lr))
                for v, lr in (('baseline', 1e30), ('simam', 1e-3))]
     with pytest.raises(RunsFailed, match='^baseline-uniform-s1: .* of epoch 1') as e:
         ablate(configs, tmp_path, measured=False, executor=on_ray)
@@ -62,7 +62,7 @@ def test_one_run_fails(cluster, tmp_path):
 def test_a_node_is_killed(cluster, tmp_path):
     folder, epochs = tmp_path/'runs', 8
     data, recipe = dict(name='digits', n_train=128, n_valid=20), Recipe(epochs=epochs, bs=32, strategy='uniform')
-    configs = grid(data, ('baseline', 'simam', 'se'), arch='resnet18', weights=None, recipe=recipe)
+    configs = make_grid(data, ('baseline', 'simam', 'se'), arch='resnet18', weights=None, recipe=recipe)
     def histories(): return {f.parent.name: pd.read_csv(f) for f in folder.glob('*/history.csv')}
     killed = {}
 

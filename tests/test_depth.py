@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from simam_ema_fastai.data.datasets import load_samples
-from simam_ema_fastai.deploy.load import load_model
+from simam_ema_fastai.deploy.load import load_exported
 from simam_ema_fastai.deploy.predict import predict_images
 from simam_ema_fastai.runtime.classifier import open_model
 
@@ -47,7 +47,7 @@ def test_every_format_scales_alike(simam_ema, folder, run):
 
     predictions = pd.read_csv(run/'predictions.csv')
     files = [folder/'data'/f for f in predictions.file]
-    ways = {'pickle': predict_images(load_model(run/'model.pkl', trust=True), files, k=2), 'bundle': predict_images(load_model(run), files, k=2)}
+    ways = {'pickle': predict_images(load_exported(run/'model.pkl', trust=True), files, k=2), 'bundle': predict_images(load_exported(run), files, k=2)}
     models = {'classifier': open_model(run)}
     if simam_ema('export', run, '--onnx', folder/'m.onnx')[0] == 0: models['onnx'] = open_model(folder/'m.onnx')
     a = np.asarray(Image.open(files[0]))

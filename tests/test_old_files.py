@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from simam_ema_fastai.core.errors import UserError
-from simam_ema_fastai.deploy.load import load_model
+from simam_ema_fastai.deploy.load import load_exported
 from simam_ema_fastai.deploy.predict import predict_images
 
 runs = ['runs/baseline-uniform-s1', 'runs/hybrid-discriminative+freeze-s1']
@@ -33,10 +33,10 @@ def test_models_answer_as_they_did(old, model):
 
 
 def test_a_bundle_says_what_it_said(old):
-    about = load_model(old/'bundle').about
+    about = load_exported(old/'bundle').about
     assert [about[k] for k in ('version', 'variant', 'arch')] == [1, 'hybrid', 'mobilenet_v2']
     assert about['metrics'] == dict(n=32, top1=12.5)
-    with pytest.raises(UserError, match='a pickle, which can run any code'): load_model(old/'model.pkl')
+    with pytest.raises(UserError, match='a pickle, which can run any code'): load_exported(old/'model.pkl')
 
 
 def test_runs_are_runs(old, simam_ema):

@@ -19,7 +19,7 @@ import simam_ema_fastai.models.backbones as backbones
 from simam_ema_fastai.core.errors import UserError
 from simam_ema_fastai.core.files import write_json
 from simam_ema_fastai.data.datasets import load_samples
-from simam_ema_fastai.deploy.load import load_model
+from simam_ema_fastai.deploy.load import load_exported
 from simam_ema_fastai.deploy.predict import predict_images
 from simam_ema_fastai.runtime.classifier import open_model
 from simam_ema_fastai.runtime.manifest import manifest_digest
@@ -42,7 +42,7 @@ def make(folder):
     learn = variant_learner(dls, 'hybrid', 'tiny', weights=None, recipe=recipe)
     with learn.no_bar(), learn.no_logging(): fit_recipe(learn)
     write_bundle(learn, folder, evaluate(learn).metrics)
-    to_onnx(load_model(folder), Path(folder)/'model.onnx', preprocess=True)
+    to_onnx(load_exported(folder), Path(folder)/'model.onnx', preprocess=True)
     df = predict_images(folder, load_samples('digits').files[:20], k=3)
     write_json(Path(folder)/'answers.json', df.drop(columns='item').to_dict('records'))
 
@@ -76,7 +76,7 @@ def test_version_1_answers_as_it_did(arch):
         assert got.label.tolist() == [r['label'] for r in want]
         probs = [[r[f'prob{i}'] for i in (1,2,3)] for r in want]
         assert np.abs(got[['prob1','prob2','prob3']].values - probs).max() < 1e-5
-    learn = load_model(bundle)
+    learn = load_exported(bundle)
     assert learn.about['variant'] == 'hybrid' and learn.about['metrics']['top1'] > 80
 
 
@@ -85,7 +85,7 @@ def test_an_answer_of_nan_has_no_label(simam_ema, arch, tmp_path):
     from simam_ema_fastai.deploy.bundle import write_bundle
     from simam_ema_fastai.deploy.explain import explain_images
     from simam_ema_fastai.deploy.load import as_classifier
-    learn, files = load_model(bundle), load_samples('digits').files[:2]
+    learn, files = load_exported(bundle), load_samples('digits').files[:2]
     for p in list(learn.model.parameters())[-2:]: p.data.fill_(float('nan'))
     write_bundle(learn, tmp_path)
     for call, model in ((predict_images, learn), (predict_images, tmp_path), (explain_images, learn)):
@@ -139,7 +139,7 @@ def test_export_command(simam_ema, refused, arch, digits, tmp_path):
     a, b, c = (predict_images(m, files, k=1) for m in (bundle, tmp_path/'m.onnx', tmp_path/'small.onnx'))
     assert a.label.tolist() == b.label.tolist() and (a.prob - b.prob).abs().max() < 1e-4
     assert (a.label == c.label).mean() > .9
-    assert load_model(tmp_path/'b').about['metrics'] == load_model(bundle).about['metrics']
+    assert load_exported(tmp_path/'b').about['metrics'] == load_exported(bundle).about['metrics']
     refused('export', tmp_path/'b'/'model.pkl', '--onnx', tmp_path/'x.onnx', says='is a pickle, which can run any code')
     refused('export', tmp_path/'b', '--int8', tmp_path/'x.onnx', says='eight bits need real pictures')
     refused('export', tmp_path/'b', '--bundle', digits, says='holds other things than an exported learner')

@@ -112,7 +112,7 @@ def _overlay(
 
 # %% ../../nbs/deploy/11_explain.ipynb #5b107215
 def explain_images(
-    learn:Learner, # From `deploy.load.load_model`
+    learn:Learner, # From `deploy.load.load_exported`
     files:Sequence[Path], # Images
     size:int=144 # Side of the images that come back
 ) -> list[dict]: # For each file: answer, prob (0–1), picture, Grad-CAM, and each kind of gate

@@ -22,7 +22,7 @@ from ..runtime.classifier import Classifier
 from ..runtime.formats import model_format
 
 # %% auto #0
-__all__ = ['export_bundle', 'load_model', 'as_classifier']
+__all__ = ['export_bundle', 'load_exported', 'as_classifier']
 
 # %% ../../nbs/deploy/06_load.ipynb #f8564245
 _exported = {'model.pkl', 'model.json', 'model.safetensors', 'model.onnx', 'model.int8.onnx', 'model.pt2'}
@@ -63,7 +63,7 @@ def _load_pickle(path:Path, cpu:bool) -> Learner:
         raise UserError(f"{path} is not an exported learner: it holds a {type(learn).__name__}.")
     return learn
 
-def load_model(
+def load_exported(
     path:str|Path, # The folder of a bundle or of a run, or a file from `export_bundle` or fastai's `Learner.export`
     trust:bool=False, # Open a .pkl, which can run any code: only if you trust whoever wrote it
     cpu:bool=True # Put it on the CPU

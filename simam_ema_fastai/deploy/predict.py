@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from .inputs import as_images
-from .load import load_model
+from .load import load_exported
 from ..runtime.classifier import open_onnx
 from ..runtime.formats import model_format
 
@@ -61,7 +61,7 @@ def predict_images(
             raise UserError(f'{name} is {n}: a whole number from 1 on is wanted.')
     if isinstance(model, Learner): classify = partial(_classify, model)
     elif model_format(model) == 'onnx': classify = open_onnx(model).classify
-    else: classify = partial(_classify, load_model(model, trust))
+    else: classify = partial(_classify, load_exported(model, trust))
     images = as_images(items)
     rows = classify(images, k=k, bs=bs)
     df = pd.DataFrame({'item': [_name(i, im) for i,im in enumerate(images)], 'label': [r[0][0] for r in rows],

@@ -16,7 +16,7 @@ import torch
 
 from ..core.errors import UserError
 from ..core.files import write_json, write_text
-from .config import Config
+from .config import RunConfig
 from .identity import changed_settings, describe_changes, identity
 from .logs import check_logger
 from simam_ema_fastai.experiments.parts import (
@@ -36,7 +36,7 @@ from ..training.ranks import broadcast_object, is_distributed, is_rank0
 __all__ = ['in_turn', 'RunsFailed', 'ablate']
 
 # %% ../../nbs/experiments/09_ablation.ipynb #4b3a728d
-def _distinct(configs:Sequence[Config]) -> list[Config]:
+def _distinct(configs:Sequence[RunConfig]) -> list[RunConfig]:
     "Drop what is there twice. Raises `UserError` for two runs of one name, or one run under two names."
     by_name, by_network = {}, {}
     for c in configs:
@@ -50,13 +50,13 @@ def _distinct(configs:Sequence[Config]) -> list[Config]:
             raise UserError(f"'{c.variant.name}' is '{first.variant.name}' in other words: leave one of them out.")
     return list(by_name.values())
 
-def _network(c:Config) -> str:
+def _network(c:RunConfig) -> str:
     "What `c` trains and how, whatever its variant is called."
     v = c.variant
     gates = sorted((p.gate, p.site, s, repr(sorted(p.options.items()))) for p in v.placements for s in p.stages)
     return repr((gates, v.act, identity({**c.as_json(), 'variant': None, 'overrides': None})))
 
-def _prepare_all(todo:Sequence[Config], folder:Path, shared:dict) -> dict[tuple,str|None]:
+def _prepare_all(todo:Sequence[RunConfig], folder:Path, shared:dict) -> dict[tuple,str|None]:
     """Load weights and data of the runs, better now than after the first of them. Return digests of the data.
 
     Raises `UserError` if no run can start."""
@@ -73,7 +73,7 @@ def _prepare_all(todo:Sequence[Config], folder:Path, shared:dict) -> dict[tuple,
     return known
 
 def _check_folder(
-    configs:Sequence[Config],
+    configs:Sequence[RunConfig],
     folder:Path, # The grid's
     known:dict # Digests that were looked at before, as for `digests_now`
 ):
@@ -87,7 +87,7 @@ def _check_folder(
             raise RunMismatch(f'{folder} holds the run {other.name} with {describe_changes(min(found, key=len))}, '
                               'with which these cannot be compared: repeat its settings or choose another folder.')
 
-def _incomparable(c:Config, there:dict, digest:str|None) -> dict[str,tuple]:
+def _incomparable(c:RunConfig, there:dict, digest:str|None) -> dict[str,tuple]:
     "The differences between a run and one on disk that are not what a comparison is about."
     found = changed_settings(identity(there), identity({**c.as_json(), 'digest': digest}))
     compared = 'recipe.strategy', 'recipe.seed'
@@ -95,12 +95,12 @@ def _incomparable(c:Config, there:dict, digest:str|None) -> dict[str,tuple]:
 
 # %% ../../nbs/experiments/09_ablation.ipynb #2828bdae
 def in_turn(
-    configs:Sequence[Config], # Runs to do
+    configs:Sequence[RunConfig], # Runs to do
     folder:Path, # Holds a folder per run
     measured:bool, # As for `run`
     log:str|None, # As for `run`
     shared:dict=None # Weights and data that were loaded before, as for `prepare`
-) -> Iterator[tuple[Config,dict|Failure]]: # Every config with its metrics, or with why it has none, as they come
+) -> Iterator[tuple[RunConfig,dict|Failure]]: # Every config with its metrics, or with why it has none, as they come
     "Do one run after the other in this process; runs that want the same weights or data share them."
     if shared is None: shared = {}
     for i,c in enumerate(configs, 1):
@@ -129,7 +129,7 @@ class RunsFailed(UserError):
 
 # %% ../../nbs/experiments/09_ablation.ipynb #a876ffd3
 def ablate(
-    configs:Sequence[Config], # From `grid`
+    configs:Sequence[RunConfig], # From `make_grid`
     folder:str|Path, # Run folder: holds a folder per run
     measured:bool=True, # Also measure latency, throughput and memory
     log:str=None, # Also log to 'tensorboard' or 'wandb'
@@ -162,20 +162,20 @@ def ablate(
     if failed: raise RunsFailed(failed, folder)
     return [found[name] for name in asked]
 
-def _to_do(configs:Sequence[Config], folder:Path) -> list[Config]:
+def _to_do(configs:Sequence[RunConfig], folder:Path) -> list[RunConfig]:
     "The runs without a result; what failed before comes last."
     failed = broadcast_object(failures(folder))
     todo = broadcast_object([c for c in configs if not (folder/c.name/'metrics.json').exists()])
     return sorted(todo, key=lambda c: c.name in failed)
 
-def _write_plan(configs:Sequence[Config], folder:Path):
+def _write_plan(configs:Sequence[RunConfig], folder:Path):
     "Note what was asked for, and when, in `folder`/grid.json."
     runs = {c.name: dict(variant=c.variant.name, strategy=c.recipe.strategy, seed=c.recipe.seed, arch=c.variant.arch,
                          data=c.data['name'], epochs=c.recipe.epochs) for c in configs}
     p = load_progress(folder)
     write_json(folder/'grid.json', dict(started=time.time(), done=int(p.done[p.run.isin(runs)].sum()), runs=runs))
 
-def _results(configs, todo, folder, measured, log, executor) -> Iterator[tuple[Config,dict|Failure]]:
+def _results(configs, todo, folder, measured, log, executor) -> Iterator[tuple[RunConfig,dict|Failure]]:
     "Every config with its metrics or why it has none: first those that are done."
     names = {c.name for c in todo}
     for c in configs:
@@ -186,7 +186,7 @@ def _results(configs, todo, folder, measured, log, executor) -> Iterator[tuple[C
             print(f'{c.name}: {scores}', flush=True)
         yield c, result
 
-def _done_before(c:Config, folder:Path, measured:bool) -> dict|Failure:
+def _done_before(c:RunConfig, folder:Path, measured:bool) -> dict|Failure:
     try:
         if damage := find_damage(folder): raise UserError(damage)
         print(f'{c.name}: done before{_unknown_data(c, folder)}', flush=True)
@@ -195,14 +195,14 @@ def _done_before(c:Config, folder:Path, measured:bool) -> dict|Failure:
         if ends_grid(e) or is_distributed() and not isinstance(e, UserError): raise
         return Failure.of(e)
 
-def _unknown_data(c:Config, folder:Path) -> str:
+def _unknown_data(c:RunConfig, folder:Path) -> str:
     "A word about a finished run whose data lay elsewhere, and were not noted by content."
     there = read_config(folder)
     was, now = there['data'].get('path'), c.as_json()['data'].get('path')
     if was == now or there.get('digest'): return ''
     return f' with the data in {was}; whether they are those in {now} is not known'
 
-def _collect(results:Iterator[tuple[Config,dict|Failure]]) -> tuple[dict[str,dict],dict[str,Failure]]:
+def _collect(results:Iterator[tuple[RunConfig,dict|Failure]]) -> tuple[dict[str,dict],dict[str,Failure]]:
     "Metrics and failures by the names of the runs."
     found, failed = {}, {}
     for c, result in results:
@@ -210,11 +210,11 @@ def _collect(results:Iterator[tuple[Config,dict|Failure]]) -> tuple[dict[str,dic
         (failed if isinstance(result, Failure) else found)[c.name] = result
     return found, failed
 
-def _all_refused(configs:Sequence[Config], failed:dict[str,Failure]) -> bool:
+def _all_refused(configs:Sequence[RunConfig], failed:dict[str,Failure]) -> bool:
     "Whether every run failed, and none by a defect of this package."
     return len(failed) == len(configs) and not any(f.is_defect for f in failed.values())
 
-def _undo_if_nothing_began(configs:Sequence[Config], folder:Path, plan:bytes|None) -> bool:
+def _undo_if_nothing_began(configs:Sequence[RunConfig], folder:Path, plan:bytes|None) -> bool:
     "Whether no run had begun; then the folder is left as it was, with `plan` as its grid.json."
     if not is_rank0() or any((folder/c.name/'config.json').exists() for c in configs): return False
     for c in configs:

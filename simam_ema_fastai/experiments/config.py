@@ -19,11 +19,11 @@ from ..models.weights import Weights
 from ..training.recipe import Recipe, recipes
 
 # %% auto #0
-__all__ = ['grids', 'Config', 'grid', 'Grid']
+__all__ = ['grids', 'RunConfig', 'make_grid', 'Grid']
 
 # %% ../../nbs/experiments/05_config.ipynb #56d268af
 @dataclass(frozen=True)
-class Config:
+class RunConfig:
     "Everything that decides the result of a run. Raises `UserError` for data without a name and an unknown variant."
     variant:Variant # From `get_variant`; a name or a spec is resolved
     data:dict # Arguments of `get_dls`: name, path, size, …
@@ -56,7 +56,7 @@ class Config:
         return json.loads(json.dumps(config, default=str))
 
 # %% ../../nbs/experiments/05_config.ipynb #868a767e
-def grid(
+def make_grid(
     data:dict, # Arguments of `get_dls`: name, path, size, …
     variants:Sequence[str|Variant]=('baseline','simam','ema','hybrid'), # Names, specs, or from `get_variant`
     seeds:Sequence[int]=(1,), # A run each
@@ -65,13 +65,13 @@ def grid(
     weights:str|None='imagenet', # As for `load_weights`; None trains from scratch
     recipe:Recipe=recipes['study'], # Seed and strategy are replaced
     overrides:dict=None # stages, factor, reduction, sites, act, as for `get_variant`
-) -> list[Config]:
+) -> list[RunConfig]:
     """List the configs of variants × strategies × seeds, a complete comparison for the first seed first.
 
     Raises `UserError` for unknown names and images too small for a backbone."""
     d = datasets[one_of(data.get('name', ''), datasets, 'data set')]
     resolved = [get_variant(v, arch, **(overrides or {})) for v in variants]
-    configs = [Config(v, data, weights, replace(recipe, seed=seed, strategy=s))
+    configs = [RunConfig(v, data, weights, replace(recipe, seed=seed, strategy=s))
                for seed in seeds for v in resolved for s in strategies or [recipe.strategy]]
     for v in resolved: check_size(v.arch, data.get('size') or d.size)
     return configs

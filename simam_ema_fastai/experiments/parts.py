@@ -14,7 +14,7 @@ from fastai.data.core import DataLoaders
 
 from ..core.errors import UserError
 from ..data.dls import get_dls
-from .config import Config
+from .config import RunConfig
 from simam_ema_fastai.experiments.identity import (
     changed_settings,
     describe_changes,
@@ -33,7 +33,7 @@ __all__ = ['Parts', 'prepare_weights', 'prepare', 'RunMismatch', 'check_same', '
 # %% ../../nbs/experiments/07_parts.ipynb #ce424cdf
 _feeding = ('loader', 'on_device') # Of the data: from where the network gets them, which a run keeps to
 
-def _as_it_began(config:Config, there:dict) -> Config:
+def _as_it_began(config:RunConfig, there:dict) -> RunConfig:
     "`config` fed as the run began, which is what `there`, read from disk, tells, unless it insists on something else."
     began = {k: there['data'][k] for k in _feeding if there['data'].get(k) is not None}
     began = {'loader': 'files', **began}  # in the first versions it was the only one
@@ -62,21 +62,21 @@ def _once(cache:dict, key, make:Callable):
         with local_rank0_first(): cache[key] = make()
     return cache[key]
 
-def _weights_key(config:Config) -> tuple:
+def _weights_key(config:RunConfig) -> tuple:
     w = config.weights
     return 'weights', config.variant.arch, w if isinstance(w, (str, Path, type(None))) else id(w)
 
 def _config_in(folder:Path) -> dict|None: return read_config(folder) if (folder/'config.json').exists() else None
 
 def prepare_weights(
-    config:Config,
+    config:RunConfig,
     shared:dict # What other runs have loaded before; gets what is loaded here
 ) -> Weights|None:
     "Load the weights that a run starts from. Raises `UserError` if they cannot be had, or do not suit the backbone."
     return _once(shared, _weights_key(config), lambda: load_weights(config.weights, config.variant.arch))
 
 def prepare(
-    config:Config,
+    config:RunConfig,
     folder:Path, # Of the run: one that began goes on as it was fed
     dls:DataLoaders=None, # Your own; those that the config names if None
     shared:dict=None # What other runs have loaded before; gets what is loaded here
@@ -99,7 +99,7 @@ class RunMismatch(UserError):
     "The folder holds a run with other settings."
 
 def check_same(
-    config:Config,
+    config:RunConfig,
     folder:Path, # Of the run
     now:dict[str,str|None]|Callable[[dict],dict]=None # The digests, or how to get them; None: settings only
 ):
@@ -116,7 +116,7 @@ def check_same(
                           'or choose another folder.')
 
 def digests_now(
-    config:Config,
+    config:RunConfig,
     there:dict, # What `config.json` of a run on disk holds
     known:dict # Digests that were looked at before, see `data_key`; gets those that are looked at here
 ) -> dict[str,str|None]:
@@ -129,6 +129,6 @@ def digests_now(
         weights = _once(known, _weights_key(config), load)
     return dict(digest=data, weights_digest=weights)
 
-def data_key(config:Config) -> tuple:
+def data_key(config:RunConfig) -> tuple:
     "Under which name `digests_now` knows the data of a run."
     return 'data', repr(config.data)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..core.errors import UserError, import_extra
-from .config import Config
+from .config import RunConfig
 from .runner import prepare_and_run
 from .runs import Failure, ends_grid, note_failure
 from ..training.ranks import is_distributed
@@ -22,7 +22,7 @@ from ..training.ranks import is_distributed
 __all__ = ['on_ray']
 
 # %% ../../nbs/experiments/10_ray.ipynb #e7853aa5
-def _task(config:Config, folder:Path, plan:str, measured:bool, log:str|None, argv:list[str], cwd:str) -> dict:
+def _task(config:RunConfig, folder:Path, plan:str, measured:bool, log:str|None, argv:list[str], cwd:str) -> dict:
     "Do one run, on some node; `plan` is what `folder`/grid.json holds."
     with contextlib.suppress(OSError): os.chdir(cwd)  # what relative paths of data and weights are relative to
     sys.argv = argv
@@ -33,14 +33,14 @@ def _task(config:Config, folder:Path, plan:str, measured:bool, log:str|None, arg
     return prepare_and_run(config, folder/config.name, measured=measured, log=log, patience=120)
 
 def on_ray(
-    configs:Sequence[Config], # Runs to do
+    configs:Sequence[RunConfig], # Runs to do
     folder:Path, # Holds a folder per run; on a path that all nodes share
     measured:bool, # As for `run`
     log:str|None, # As for `run`
     cpus:float=1, # Cores for a run
     gpus:float=None, # GPUs for a run, a fraction for several runs on one; None: 1 if the cluster has any
     retries:int=5 # How often a run may lose its node or process
-) -> Iterator[tuple[Config,dict|Failure]]: # Every config with its metrics, or with why it has none, as they come
+) -> Iterator[tuple[RunConfig,dict|Failure]]: # Every config with its metrics, or with why it has none, as they come
     """Do every run as a task of a Ray cluster.
 
     The cluster this process is connected to, or `RAY_ADDRESS` names, or runs on this machine; else a new one.

@@ -18,7 +18,7 @@ from ..core.locks import lock_folder
 from ..core.progress import in_notebook
 from ..deploy.bundle import read_bundle, write_bundle
 from ..deploy.load import export_bundle
-from .config import Config
+from .config import RunConfig
 from .environment import environment, note_environment
 from .logs import check_logger, logging_callbacks
 from .parts import Parts, RunMismatch, check_same, prepare
@@ -45,7 +45,7 @@ __all__ = ['run', 'prepare_and_run', 'alone_on_first', 'load_finished']
 
 # %% ../../nbs/experiments/08_runner.ipynb #403ffd1e
 def run(
-    config:Config, # What to run
+    config:RunConfig, # What to run
     folder:str|Path, # The run's own folder
     parts:Parts, # From `prepare`
     measured:bool=True, # Also measure latency, throughput and memory
@@ -69,7 +69,7 @@ def run(
         return broadcast_object(_train(parts, config.variant, config.recipe, folder, settings, measured, log))
 
 def prepare_and_run(
-    config:Config, # What to run
+    config:RunConfig, # What to run
     folder:str|Path, # The run's own folder
     shared:dict=None, # Weights and data that other runs have loaded before, as for `prepare`
     **kwargs # For `run`: measured, log, patience

@@ -210,8 +210,8 @@ def open_model(
     if not _installed('torch', 'fastai'):
         raise UserError(f"{path} takes PyTorch and fastai, which are not installed: install all of simam_ema_fastai, "
                         f"or export the model to ONNX where they are (simam_ema export {path} --onnx model.onnx).")
-    from simam_ema_fastai.deploy.load import as_classifier, load_model
-    model = as_classifier(load_model(path, trust))
+    from simam_ema_fastai.deploy.load import as_classifier, load_exported
+    model = as_classifier(load_exported(path, trust))
     if is_bundle: model.digest = read_manifest(path)['digest']
     else: model.digest = file_hash(path if form == 'pickle' else path/'model.pkl')
     return model
