@@ -19,7 +19,7 @@ from sphinx.cmd.build import build_main
 
 root = Path(__file__).resolve().parent.parent
 cfg, site = get_config(root), root/'build'/'docs'
-wings = ['runtime', 'attention', 'models', 'data', 'training', 'deploy', 'experiments', 'report', '.']
+wings = ['core', 'runtime', 'attention', 'models', 'data', 'training', 'deploy', 'experiments', 'report', '.']
 
 
 def write(file: Path, *parts: str):

@@ -19,10 +19,13 @@ def readme() -> str:
         if cell.source.startswith('#| echo: false'): cell.metadata.tags = ['echo-false']
     config = Config(TagRemovePreprocessor={'enabled': True, 'remove_input_tags': ['echo-false']})
     text, _ = MarkdownExporter(config=config).from_notebook_node(nb)
-    return '<!-- Made from nbs/index.ipynb by scripts/readme.py: edit there. -->\n\n' + re.sub(r'\n{3,}', '\n\n', '\n'.join(line.rstrip() for line in text.strip().splitlines())) + '\n'
+    note = '<!-- Made from nbs/index.ipynb by scripts/readme.py: edit there. -->'
+    text = '\n'.join(line.rstrip() for line in text.strip().splitlines())
+    return note + '\n\n' + re.sub(r'\n{3,}', '\n\n', text) + '\n'
 
 
 if __name__ == '__main__':
     file, text = root/'README.md', readme()
     if '--check' not in sys.argv: file.write_text(text, encoding='utf-8')
-    elif file.read_text(encoding='utf-8') != text: sys.exit('README.md is not what nbs/index.ipynb makes: run python scripts/readme.py')
+    elif file.read_text(encoding='utf-8') != text:
+        sys.exit('README.md is not what nbs/index.ipynb makes: run python scripts/readme.py')

@@ -36,6 +36,6 @@ from .training.recipe import Recipe, recipes
 # %% ../nbs/94_all.ipynb #3aa5863a
 _all_ = ['BAM', 'CBAM', 'ECA', 'EMA', 'SE', 'SimAM', 'register_gate', 'UserError', 'register_dataset', 'get_dls',
          'explain_images', 'gate_maps', 'export_bundle', 'load_exported', 'to_onnx', 'optimize', 'predict_images',
-         'ablate', 'RunConfig', 'make_grid', 'load_runs', 'register_arch', 'count_flops', 'count_params', 'create_model',
-         'Placement', 'load_weights', 'normalization_stats', 'Variant', 'get_variant', 'report', 'evaluate_files',
-         'fit_recipe', 'variant_learner', 'Recipe', 'recipes']
+         'ablate', 'RunConfig', 'make_grid', 'load_runs', 'register_arch', 'count_flops', 'count_params',
+         'create_model', 'Placement', 'load_weights', 'normalization_stats', 'Variant', 'get_variant', 'report',
+         'evaluate_files', 'fit_recipe', 'variant_learner', 'Recipe', 'recipes']

@@ -47,7 +47,8 @@ def test_every_format_scales_alike(simam_ema, folder, run):
 
     predictions = pd.read_csv(run/'predictions.csv')
     files = [folder/'data'/f for f in predictions.file]
-    ways = {'pickle': predict_images(load_exported(run/'model.pkl', trust=True), files, k=2), 'bundle': predict_images(load_exported(run), files, k=2)}
+    loaded = {'pickle': load_exported(run/'model.pkl', trust=True), 'bundle': load_exported(run)}
+    ways = {name: predict_images(m, files, k=2) for name, m in loaded.items()}
     models = {'classifier': open_model(run)}
     if simam_ema('export', run, '--onnx', folder/'m.onnx')[0] == 0: models['onnx'] = open_model(folder/'m.onnx')
     a = np.asarray(Image.open(files[0]))

@@ -1,5 +1,6 @@
-"""The package as users get it: built, installed into a virgin environment with nothing of the suite's own, and used from training to
-prediction; with the newest versions that its requirements allow, with the lowest, and with those that predict from an ONNX file alone."""
+"""The package as users get it: built, installed into an environment with nothing of the suite's own, and used from
+training to prediction; with the newest versions that its requirements allow, with the lowest, and with those that
+predict from an ONNX file alone."""
 import json
 import os
 import shutil
@@ -17,6 +18,11 @@ from simam_ema_fastai.commands import commands
 scripts = 'Scripts' if os.name == 'nt' else 'bin'
 
 
+def ran(*command, **kwargs):
+    "`command`, ended, with what it printed."
+    return subprocess.run(command, capture_output=True, text=True, **kwargs)
+
+
 class Environment:
     "A virtual environment; its programs see neither the checkout nor anybody's cache."
     def __init__(self, uv, folder):
@@ -25,19 +31,19 @@ class Environment:
         self.work.mkdir()
 
     def install(self, *args):
-        r = subprocess.run([self.uv, 'pip', 'install', '-q', '--python', self.folder, *args], capture_output=True, text=True)
+        r = ran(self.uv, 'pip', 'install', '-q', '--python', self.folder, *args)
         assert r.returncode == 0, r.stderr
 
     def __call__(self, program, *args, status=0):
         "What `program` of this environment prints, having ended with `status`."
-        env = {k: v for k, v in os.environ.items() if k not in ('PYTHONPATH', 'VIRTUAL_ENV')}
-        r = subprocess.run([self.folder/scripts/program, *args], cwd=self.work, capture_output=True, text=True, encoding='utf-8',
-                           env=env | {'SIMAM_EMA_HOME': str(self.folder/'cache'), 'MPLBACKEND': 'agg', 'PYTHONUTF8': '1'})
+        outer = {k: v for k, v in os.environ.items() if k not in ('PYTHONPATH', 'VIRTUAL_ENV')}
+        env = outer | {'SIMAM_EMA_HOME': str(self.folder/'cache'), 'MPLBACKEND': 'agg', 'PYTHONUTF8': '1'}
+        r = ran(self.folder/scripts/program, *args, cwd=self.work, encoding='utf-8', env=env)
         assert r.returncode == status, f'{program} {args}: {r.returncode}\n{r.stdout}\n{r.stderr}'
         return r.stdout + r.stderr
 
     def versions(self):
-        listed = subprocess.run([self.uv, 'pip', 'list', '-q', '--format', 'json', '--python', self.folder], check=True, capture_output=True, text=True)
+        listed = ran(self.uv, 'pip', 'list', '-q', '--format', 'json', '--python', self.folder, check=True)
         return {p['name']: p['version'] for p in json.loads(listed.stdout)}
 
 
@@ -45,7 +51,7 @@ class Environment:
 def built(root, uv, tmp_path_factory):
     "The wheel, made from the sdist as package indexes and users do."
     out = tmp_path_factory.mktemp('dist')
-    r = subprocess.run([uv, 'build', '-q', '-o', out, root], capture_output=True, text=True)
+    r = ran(uv, 'build', '-q', '-o', out, root)
     assert r.returncode == 0, r.stderr
     (wheel,), (sdist,) = out.glob('*.whl'), out.glob('*.tar.gz')
     return wheel, sdist
@@ -54,14 +60,17 @@ def built(root, uv, tmp_path_factory):
 def test_wheel_and_sdist_hold_every_file(built, root, settings):
     wheel, sdist = built
     name = f"{settings['lib_name']}-{settings['version']}"
-    tracked = subprocess.run(['git', 'ls-files', settings['lib_path']], cwd=root, capture_output=True, text=True).stdout.split()
-    files = tracked or [p.relative_to(root).as_posix() for p in (root/settings['lib_path']).rglob('*') if p.is_file() and p.suffix != '.pyc']
+    tracked = ran('git', 'ls-files', settings['lib_path'], cwd=root).stdout.split()
+    present = [p for p in (root/settings['lib_path']).rglob('*') if p.is_file() and p.suffix != '.pyc']
+    files = tracked or [p.relative_to(root).as_posix() for p in present]
     with zipfile.ZipFile(wheel) as z:
         assert {*files, f'{name}.dist-info/licenses/LICENSE'} <= set(z.namelist())
         metadata = z.read(f'{name}.dist-info/METADATA').decode()
-    with tarfile.open(sdist) as t: assert {f'{name}/{f}' for f in [*files, 'LICENSE', 'CHANGELOG.md', 'README.md', 'settings.ini']} <= set(t.getnames())
-    for line in ('License-Expression: Apache-2.0', 'License-File: LICENSE', f"Version: {settings['version']}", f"Requires-Python: >={settings['min_python']}",
-                 'Description-Content-Type: text/markdown'): assert line in metadata
+    files += ['LICENSE', 'CHANGELOG.md', 'README.md', 'settings.ini']
+    with tarfile.open(sdist) as t: assert {f'{name}/{f}' for f in files} <= set(t.getnames())
+    lines = ['License-Expression: Apache-2.0', 'License-File: LICENSE', 'Description-Content-Type: text/markdown',
+             f"Version: {settings['version']}", f"Requires-Python: >={settings['min_python']}"]
+    for line in lines: assert line in metadata
     assert '# simam_ema_fastai' in metadata
 
 
@@ -69,16 +78,20 @@ def use(env):
     "A user's first minutes, in the order of the README; every file that comes of it is looked at."
     for command in commands: assert f'usage: simam_ema {command}' in env('simam_ema', command, '--help')
     assert env('simam_ema', '--version').strip() == env.versions()['simam-ema-fastai']
-    env('simam_ema', 'ablate', '--data', 'digits', '--arch', 'resnet18', '--weights', 'none', '--variants', 'baseline,hybrid', '--n-train', '128', '--n-valid', '60',
-        '--bs', '32', '--epochs', '1', '--freeze-epochs', '0', '--out', 'runs')
-    assert 'runs' in env('simam_ema', 'report', 'runs') and (env.work/'runs'/'report'/'report.html').stat().st_size > 10_000
+    tiny = ['--n-train', '128', '--n-valid', '60', '--bs', '32', '--epochs', '1', '--freeze-epochs', '0']
+    env('simam_ema', 'ablate', '--data', 'digits', '--arch', 'resnet18', '--weights', 'none',
+        '--variants', 'baseline,hybrid', *tiny, '--out', 'runs')
+    assert 'runs' in env('simam_ema', 'report', 'runs')
+    assert (env.work/'runs'/'report'/'report.html').stat().st_size > 10_000
     run = env.work/'runs'/'hybrid-discriminative+freeze-s1'
     image = env.work/'images'/'seven.png'
     image.parent.mkdir()
     shutil.copy(env.folder/'cache'/'digits'/'0007.png', image)
     env('simam_ema', 'predict', run, image.parent, '--out', 'predictions.csv')
     (label,) = pd.read_csv(env.work/'predictions.csv', dtype=str).label
-    stock = env('python', '-W', 'ignore', '-c', 'import sys; from fastai.learner import load_learner; print(load_learner(sys.argv[1]).predict(sys.argv[2])[0])', run/'model.pkl', image)
+    code = ('import sys; from fastai.learner import load_learner; '
+            'print(load_learner(sys.argv[1]).predict(sys.argv[2])[0])')
+    stock = env('python', '-W', 'ignore', '-c', code, run/'model.pkl', image)
     assert stock.split()[-1] == label
     return run, image, label
 
@@ -97,7 +110,8 @@ def test_as_a_user(built, uv, tmp_path):
 
     suite = {p: version(p) for p in ('fastai', 'fastcore')}
     users = {p: v for p, v in env.versions().items() if p in suite}
-    assert suite == users, f'this suite runs on {suite}, users get {users}: renew the locked requirements (bash scripts/lock.sh) and see what still holds'
+    advice = 'renew the locked requirements (bash scripts/lock.sh) and see what still holds'
+    assert suite == users, f'this suite runs on {suite}, users get {users}: {advice}'
 
 
 def test_lowest_versions(built, uv, tmp_path):
@@ -129,5 +143,5 @@ def test_extras_resolve(built, uv, settings, tmp_path, extra):
     "Each extra can be installed outside a checkout, with all its requirements kept."
     assert f'{extra}_requirements' in settings
     (tmp_path/'in.txt').write_text(f'simam_ema_fastai[{extra}] @ {built[0].as_uri()}\n')
-    r = subprocess.run([uv, 'pip', 'compile', '-q', tmp_path/'in.txt'], capture_output=True, text=True)
+    r = ran(uv, 'pip', 'compile', '-q', tmp_path/'in.txt')
     assert r.returncode == 0 and '\nfastai==' in r.stdout, r.stderr

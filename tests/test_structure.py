@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 package = Path(__file__).parents[1]/'simam_ema_fastai'
-wings = ['core', 'runtime', 'attention', 'models', 'data', 'training', 'deploy', 'experiments', 'report', 'options', 'commands', 'cli']
+wings = ['core', 'runtime', 'attention', 'models', 'data', 'training', 'deploy', 'experiments', 'report',
+         'options', 'commands', 'cli']
 exceptions = {('runtime.classifier', 'deploy.load')}  # a PyTorch bundle is opened lazily, where PyTorch is installed
 outside = {'all', '__main__'}  # what a user meets: may import everything
 
@@ -16,7 +17,8 @@ outside = {'all', '__main__'}  # what a user meets: may import everything
 @cache
 def modules() -> dict[str,ast.Module]:
     files = [f for f in package.rglob('*.py') if f.name not in ('__init__.py', '_modidx.py')]
-    return {'.'.join(f.relative_to(package).with_suffix('').parts): ast.parse(f.read_text(encoding='utf-8')) for f in files}
+    def name(f): return '.'.join(f.relative_to(package).with_suffix('').parts)
+    return {name(f): ast.parse(f.read_text(encoding='utf-8')) for f in files}
 
 
 @cache
@@ -49,7 +51,8 @@ def numbers() -> dict[str,str]:
     "The number of the notebook that a module is exported from."
     found = {}
     for f in (package.parent/'nbs').rglob('[0-9]*.ipynb'):
-        if module := re.search(r'#\| default_exp ([\w.]+)', f.read_text(encoding='utf-8')): found[module[1]] = f.stem[:2]
+        text = f.read_text(encoding='utf-8')
+        if module := re.search(r'#\| default_exp ([\w.]+)', text): found[module[1]] = f.stem[:2]
     return found
 
 
@@ -68,7 +71,8 @@ def test_no_circle():
 
 
 def test_modules_are_short():
-    lengths = {m: len((package/f'{m.replace(".", "/")}.py').read_text(encoding='utf-8').splitlines()) for m in modules()}
+    def length(m): return len((package/f'{m.replace(".", "/")}.py').read_text(encoding='utf-8').splitlines())
+    lengths = {m: length(m) for m in modules()}
     assert not {m: n for m, n in lengths.items() if n > 400}
     assert statistics.median(lengths.values()) <= 150
 
@@ -79,8 +83,10 @@ def test_the_wings_open_without_torch():
 
 @pytest.mark.parametrize('folder', ['simam_ema_fastai', 'scripts', 'tests'])
 def test_no_f_string_inside_another(folder):
-    def nested(tree): return [n.lineno for s in ast.walk(tree) if isinstance(s, ast.JoinedStr) for part in s.values
-                              for n in ast.walk(part) if isinstance(n, ast.JoinedStr) and isinstance(part, ast.FormattedValue)
-                              and n is not part.format_spec]
+    def nested(tree):
+        parts = [part for s in ast.walk(tree) if isinstance(s, ast.JoinedStr)
+                 for part in s.values if isinstance(part, ast.FormattedValue)]
+        return [n.lineno for part in parts for n in ast.walk(part)
+                if isinstance(n, ast.JoinedStr) and n is not part.format_spec]
     files = (package.parent/folder).rglob('*.py')
     assert not {f.name: lines for f in files if (lines := nested(ast.parse(f.read_text(encoding='utf-8'))))}

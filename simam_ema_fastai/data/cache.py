@@ -10,23 +10,18 @@ import gc
 import hashlib
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-try:
-    import fcntl
-except ImportError:
-    fcntl = None  # Windows: there what is open cannot be deleted
 
 import numpy as np
 from PIL import Image
 
 from ..core.cache import cache_dir
 from ..core.errors import UserError
-from ..core.locks import build_once
+from ..core.files import remove_leftovers
+from ..core.locks import build_once, evict
 from ..core.progress import progress
 from .decoded import DecodedImages, open_map, write_index
 from .fingerprints import FileStamp, file_keys, stamp_files
@@ -81,21 +76,11 @@ def find_decoded(
 max_auto_bytes = 16*10**9  # of a map that is made without being asked for
 _max_cache_bytes, _max_idle_days = 2*max_auto_bytes, 30  # of all maps, and since the last use of each
 
-def _drop(folder:Path):
-    "Delete the map in `folder`, unless it is in use."
-    aside = folder.with_name(f'.{folder.name}.dropped')
-    with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
-        if (folder/'map.json').exists():
-            f = opened.enter_context(open(folder/'map.json', 'rb'))
-            if fcntl: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        folder.rename(aside)
-    shutil.rmtree(aside, ignore_errors=True)
-
 def _evict(new:DecodedImages):
     "Delete what `new` replaces, what has been idle for long, and the least recently used of too much."
     gc.collect()  # learners that are out of reach may still hold maps
     root = _maps_folder()
-    for left in root.glob('.*.dropped'): shutil.rmtree(left, ignore_errors=True)
+    remove_leftovers(root)
     others = [f for f in root.iterdir() if f.is_dir() and f != new.folder and not f.name.startswith('.')]
     size = {f: sum(p.stat().st_size for p in f.iterdir()) for f in others}
     held, oldest, total = new.places().keys(), time.time() - 86400*_max_idle_days, sum(size.values())
@@ -103,7 +88,7 @@ def _evict(new:DecodedImages):
     replaced = {m.folder for m in _maps() if m.folder in size and is_replaced(m)}
     for f in sorted(size, key=_last_used):
         if f in replaced or _last_used(f) < oldest or total > _max_cache_bytes:
-            _drop(f)
+            with contextlib.suppress(OSError): evict(f)
             total -= size[f]
 
 # %% ../../nbs/data/04_cache.ipynb #6d86b5bb

@@ -5,17 +5,10 @@
 # %% ../../nbs/data/03_decoded.ipynb #2f3b498a
 from __future__ import annotations
 
-import contextlib
 import copy
-import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-
-try:
-    import fcntl
-except ImportError:
-    fcntl = None  # Windows: there what is open cannot be deleted
 
 import numpy as np
 import torch
@@ -23,27 +16,19 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from ..core.files import read_json, write_json
+from ..core.locks import InUse
 
 # %% auto #0
 __all__ = ['DecodedImages', 'open_map', 'write_index']
 
 # %% ../../nbs/data/03_decoded.ipynb #4e1028ef
-class _ReadLock:
-    "A shared lock on a map, which is not evicted as long as this lives."
-    def __init__(self, folder:Path):
-        self.fd = os.open(folder/'map.json', os.O_RDONLY)
-        with contextlib.suppress(OSError):  # there are file systems without locks
-            if fcntl: fcntl.flock(self.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    def __del__(self):
-        with contextlib.suppress(AttributeError, OSError): os.close(self.fd)
-
 class DecodedImages(Sequence):
     "Images in a memory map: `images[i]` is `(H, W, 3)` or, if it is gray, `(H, W, 1)` of uint8."
     _lock, _resident = None, (None, None)
     def __init__(self,
         folder:Path # From `data.cache.decode`
     ):
-        self.folder, self._lock = folder, _ReadLock(folder)
+        self.folder, self._lock = folder, InUse(folder)
         about = read_json(folder/'map.json')
         self.bad:dict[str,str] = about['bad'] # Unreadable file to what is wrong with it
         self.limit:int = about['limit'] # Largest shorter side

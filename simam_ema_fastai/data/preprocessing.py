@@ -87,7 +87,8 @@ def normalization_of(
     return (tuple(mean.tolist()), tuple(std.tolist())) if found else None
 
 # %% ../../nbs/data/17_preprocessing.ipynb #59bbdd3c
-_remedy = "Validate with Resize or RandomResizedCrop as item_tfms, or export to a .pkl: export(learn, 'model.pkl')."
+_remedy = ("Validate with Resize or RandomResizedCrop as item_tfms, "
+           "or export to a .pkl: export_bundle(learn, 'model.pkl').")
 
 def _is_bilinear(f) -> bool: return f.mode == Image.Resampling.BILINEAR
 
@@ -169,7 +170,7 @@ def _compare(dl, t:dict):
     if False not in otherwise:
         raise UserError("these DataLoaders read images in another way than an exported model does (transparency, EXIF "
                         "orientation, 16 bits, a transform of their own): use ImageBlock(RGBImage) (data.transforms), "
-                        "or export to a .pkl: export(learn, 'model.pkl').")
+                        "or export to a .pkl: export_bundle(learn, 'model.pkl').")
     source = source_of(dl.dataset, otherwise.index(True))
     named = source if isinstance(source, (str, Path)) else 'one'
     print("these DataLoaders read some images in another way than an exported model does (transparency, EXIF "

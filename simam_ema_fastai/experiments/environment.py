@@ -84,7 +84,8 @@ def provenance(
     versions = [f'{p} {packages[p]}' for p in ('torch', 'fastai') if p in packages]
     commit = (env.get('commit') or 'unknown')[:12]
     machine = env.get('gpu') or env.get('cpu') or 'unknown machine'
-    return f"{machine}, {env.get('cores', '?')} cores; {', '.join([*versions, f'commit {commit}'])}"
+    parts = ', '.join([*versions, f'commit {commit}'])
+    return f"{machine}, {env.get('cores', '?')} cores; {parts}"
 
 # %% ../../nbs/experiments/01_environment.ipynb #5e1a7c09
 def environments(

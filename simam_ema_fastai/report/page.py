@@ -13,7 +13,7 @@ import pandas as pd
 
 from ..core.errors import UserError
 from ..core.files import atomic_path, remove_leftovers, write_text
-from ..experiments.environment import environments
+from ..experiments.environment import environments, provenance
 from .answers import describe_differences
 from .changes import explain_changes
 from .evidence import Evidence
@@ -99,15 +99,8 @@ def _thesis_tables(e:Evidence) -> Iterator[tuple[pd.DataFrame,str,str]]:
         caption = 'Expected calibration error (bins of equal mass) and negative log-likelihood, means over seeds.'
         yield calibration_table(e.calibrations), caption, 'calibration'
 
-def _provenance(env:dict) -> str:
-    "Machine, packages and commit in one sentence."
-    packages, machine = env.get('packages', {}), env.get('gpu') or env.get('cpu')
-    commit = (env.get('commit') or 'unknown')[:12]
-    return (f"{machine}, {env.get('cores')} cores; torch {packages.get('torch')}, fastai {packages.get('fastai')}, "
-            f"commit {commit}")
-
 def _markdown(e:Evidence) -> str:
     envs = [env for r in e.runs.run for env in environments(e.folder/r)]
     return fill('report.md', e=e, table=to_markdown(comparison_table(e.runs)), answers=describe_differences(e.diffs),
-                machines=list(dict.fromkeys(map(_provenance, envs))),
+                machines=list(dict.fromkeys(map(provenance, envs))),
                 commands=list(dict.fromkeys(env.get('command', 'unknown') for env in envs)))
