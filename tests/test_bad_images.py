@@ -112,7 +112,7 @@ from reader import memory
 from simam_ema_fastai.core.errors import UserError
 from simam_ema_fastai.data.checks import find_unreadable
 from simam_ema_fastai.data.dls import get_dls
-from simam_ema_fastai.runtime.predict import predict
+from simam_ema_fastai.deploy.predict import predict_images
 from simam_ema_fastai.training.learner import variant_learner
 from simam_ema_fastai.training.recipe import Recipe
 
@@ -144,10 +144,10 @@ assert {Path(f).name for f in bad} == set(refused) and all(Path(f).name in why f
 learn = variant_learner(dls, 'baseline', arch='resnet18', weights=None, recipe=Recipe(epochs=1))
 reset_peak()
 good = [f for f in files if f.name in readable]
-assert len(predict(learn, good, bs=8)) == len(good)
+assert len(predict_images(learn, good, bs=8)) == len(good)
 for f in files:
     if f.name in refused:
-        try: predict(learn, f); raise SystemExit(f'{f} not refused')
+        try: predict_images(learn, f); raise SystemExit(f'{f} not refused')
         except UserError as e: assert f.name in str(e) and one_line(e), e
 print('MiB', memory('VmHWM') - base)
 '''

@@ -37,7 +37,7 @@ def test_corrupt_picture(refused, simam_ema, images, tmp_path):
     (images/'blue'/'3.png').write_bytes(b'')
     refused(*folder_args(images, tmp_path/'out'), says='not a readable image')
     status, out, err = simam_ema(*folder_args(images, tmp_path/'out'), '--skip-bad')
-    assert status == 0 and '2 of 40 pictures cannot be read and are left out' in out, err
+    assert status == 0 and '2 of 40 images cannot be read and are left out' in out, err
 
 
 def test_empty_class(refused, images, tmp_path):

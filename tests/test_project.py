@@ -67,6 +67,7 @@ def exported(root, folder, *command):
 def test_both_nbdevs_export_the_package(root, uv, tmp_path):
     "nbdev 2, which reads settings.ini, and nbdev 3, which reads pyproject.toml, write what stands in the repository."
     there = {p.relative_to(root).as_posix(): p.read_bytes() for p in (root/'simam_ema_fastai').rglob('*.py')}
+    del there['simam_ema_fastai/all/__init__.py']  # written by hand
     (tmp_path/'2').mkdir(), (tmp_path/'3').mkdir()
     beside = ['--with', 'fastcore<2', '--with', 'execnb<0.2', '--with', 'ghapi<2']
     old = exported(root, tmp_path/'2', uv, 'tool', 'run', '--from', 'nbdev>=2.4.14,<3', *beside, 'nbdev_export')

@@ -141,7 +141,7 @@ def test_export_command(simam_ema, refused, arch, digits, tmp_path):
     assert (a.label == c.label).mean() > .9
     assert load_exported(tmp_path/'b').about['metrics'] == load_exported(bundle).about['metrics']
     refused('export', tmp_path/'b'/'model.pkl', '--onnx', tmp_path/'x.onnx', says='is a pickle, which can run any code')
-    refused('export', tmp_path/'b', '--int8', tmp_path/'x.onnx', says='eight bits need real pictures')
+    refused('export', tmp_path/'b', '--int8', tmp_path/'x.onnx', says='eight bits need real images')
     refused('export', tmp_path/'b', '--bundle', digits, says='holds other things than an exported learner')
 
 

@@ -78,7 +78,7 @@ def test_modules_are_short():
 
 
 def test_the_wings_open_without_torch():
-    assert all(not f.read_text().strip() for f in package.glob('*/__init__.py'))
+    assert all(not f.read_text().strip() for f in package.glob('*/__init__.py') if f.parent.name != 'all')
 
 
 @pytest.mark.parametrize('folder', ['simam_ema_fastai', 'scripts', 'tests'])

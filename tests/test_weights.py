@@ -7,7 +7,7 @@ from sklearn.datasets import load_sample_image
 from torchvision.transforms import functional as F
 
 from simam_ema_fastai.models.create import create_model
-from simam_ema_fastai.models.sources import load_weights
+from simam_ema_fastai.models.weight_sources import load_weights
 
 daisy, palaces = 985, {663, 698, 832}  # ImageNet's classes: daisy; monastery, palace, stupa
 

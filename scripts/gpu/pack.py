@@ -15,7 +15,7 @@ from pathlib import Path
 from simam_ema_fastai.core.errors import UserError
 from simam_ema_fastai.core.files import file_hash
 from simam_ema_fastai.data.tiny_imagenet import tiny_imagenet
-from simam_ema_fastai.models.sources import load_weights
+from simam_ema_fastai.models.weight_sources import load_weights
 
 here, root = Path(__file__).resolve().parent, Path(__file__).resolve().parents[2]
 

@@ -61,7 +61,7 @@ def _fits(m:DecodedImages, limit:int|None, white:dict|None) -> bool:
 def find_decoded(
     keys:Sequence[bytes], # From `data.fingerprints.file_keys`
     limit:int=None, # Shorter side that images are reduced to; None for any
-    white:dict=None, # As for `runtime.rgb.to_rgb`
+    white:dict=None, # As for `runtime.pixel_formats.to_rgb`
     maps:Iterable[DecodedImages]=None # Where to look; in the whole cache if None
 ) -> DecodedImages|None: # Exactly these images, in this order
     "A map that holds all of `keys`, if there is one; it then counts as used."
@@ -146,7 +146,7 @@ def decode(
     files:Sequence[Path], # Images
     read:Callable[[Path],Image.Image], # Opens one as RGB; raises `UserError` if it cannot
     limit:int=512, # Reduce images to this shorter side
-    white:dict=None, # The white level that `read` uses, see `runtime.rgb.to_rgb`
+    white:dict=None, # The white level that `read` uses, see `runtime.pixel_formats.to_rgb`
     stamps:Sequence[FileStamp]=None # Of `files`, if they are known
 ) -> DecodedImages: # In the order of `files`; those in its `bad` have no pixels
     """Decode every image once, in parallel, into a map in the cache; at once if one there holds them all.

@@ -25,7 +25,7 @@ from .fingerprints import FileStamp, file_keys, fingerprint, stamp_files
 from .samples import Samples
 from .transforms import RGBImage
 from ..runtime.images import deep_range, is_transient
-from ..runtime.rgb import white_level
+from ..runtime.pixel_formats import white_level
 
 # %% auto #0
 __all__ = ['check_whole_numbers', 'quoted', 'remembered', 'check_digest', 'find_unreadable', 'drop_unreadable',
@@ -87,7 +87,7 @@ def _fault(file:Path, read:Callable) -> str|None:
 def find_unreadable(
     files:Sequence[Path],
     stamps:Sequence[FileStamp]=None, # Of `files`, if they are known
-    white:dict=None # As for `runtime.rgb.to_rgb`
+    white:dict=None # As for `runtime.pixel_formats.to_rgb`
 ) -> dict[str,str]: # File to what is wrong with it
     "Decode every file once and report those that cannot be read; remembered until a file changes."
     stamps = stamp_files(files) if stamps is None else stamps
@@ -135,7 +135,7 @@ def _clipping(lo:float, hi:float, top:float) -> str:
 def find_white_level(
     files:Sequence[Path],
     stamps:Sequence[FileStamp] # Of `files`
-) -> dict|None: # As for `runtime.rgb.to_rgb`; None if no image has more than eight bits
+) -> dict|None: # As for `runtime.pixel_formats.to_rgb`; None if no image has more than eight bits
     "Find which value is white in all of `files`; warns how deep images are scaled, unless that goes without saying."
     deep = [(f, s) for f,s in zip(files, stamps) if s.deep]
     if not deep: return None

@@ -33,7 +33,7 @@ class DecodedImages(Sequence):
         self.bad:dict[str,str] = about['bad'] # Unreadable file to what is wrong with it
         self.limit:int = about['limit'] # Largest shorter side
         self.reduced:bool = about['reduced'] # Whether any image exceeded it
-        self.white = about.get('white') # See `runtime.rgb.to_rgb`
+        self.white = about.get('white') # See `runtime.pixel_formats.to_rgb`
         self.shapes, self._keys = np.load(folder/'shapes.npy'), np.load(folder/'keys.npy') # (N, 3), (N, 16)
         self.starts = np.r_[0, self.shapes.prod(1, dtype=np.int64).cumsum()[:-1]]
 

@@ -30,7 +30,7 @@ class RGBImage(PILImage):
     @classmethod
     def create(cls,
         fn:Path|str|bytes|np.ndarray|torch.Tensor|Image.Image, # What to read
-        white:dict|None=None, # As for `runtime.rgb.to_rgb`
+        white:dict|None=None, # As for `runtime.pixel_formats.to_rgb`
         **kwargs # Ignored; fastai passes options of `PILImage.create`
     ) -> RGBImage:
         if isinstance(fn, torch.Tensor):
@@ -41,7 +41,7 @@ class ReadImage(Transform):
     "Read images as those of a data set are read: where they have more than eight bits, with one white level for all."
     input_types = (Path, str, bytes, np.ndarray, torch.Tensor, Image.Image)
     def __init__(self,
-        white:dict=None # As for `runtime.rgb.to_rgb`
+        white:dict=None # As for `runtime.pixel_formats.to_rgb`
     ):
         super().__init__()
         self.white = white
@@ -49,7 +49,7 @@ class ReadImage(Transform):
 
 def dls_white_level(
     dl # A loader, or `DataLoaders`
-) -> dict|None: # As for `runtime.rgb.to_rgb`
+) -> dict|None: # As for `runtime.pixel_formats.to_rgb`
     "The white level that `dl` reads images with; None where no `ReadImage` decided on one."
     dataset = getattr(getattr(dl, 'loaders', [dl])[-1], 'dataset', None)
     tfms = (f for tl in getattr(dataset, 'tls', ()) for f in getattr(tl.tfms, 'fs', ()))

@@ -36,7 +36,7 @@ moved_names = {  # within this package: as version 0.1 pickled it → as it is c
     'data.Picture': 'data.transforms.RGBImage',
     'data.LabelOf': 'data.transforms.FileLabeler',
     'data.ReadPicture': 'data.transforms.ReadImage',
-    'data.to_rgb': 'runtime.rgb.to_rgb',
+    'data.to_rgb': 'runtime.pixel_formats.to_rgb',
     'data.RandAugmentItem': 'data.transforms.RandAugmentItem',
     'feed.DecodedDL': 'data.loader.DecodedDL',
     'recipe.Recipe': 'training.recipe.Recipe',

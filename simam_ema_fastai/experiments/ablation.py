@@ -18,7 +18,7 @@ from ..core.errors import UserError
 from ..core.files import write_json, write_text
 from .config import RunConfig
 from .identity import changed_settings, describe_changes, identity
-from .logs import check_logger
+from .loggers import check_logger
 from simam_ema_fastai.experiments.parts import (
     RunMismatch,
     check_same,

@@ -23,7 +23,7 @@ from simam_ema_fastai.experiments.identity import (
     weights_digest,
 )
 from .runs import read_config
-from ..models.sources import load_weights
+from ..models.weight_sources import load_weights
 from ..models.weights import Weights
 from ..training.ranks import broadcast_object, local_rank0_first
 

@@ -20,7 +20,7 @@ from ..deploy.bundle import read_bundle, write_bundle
 from ..deploy.load import export_bundle
 from .config import RunConfig
 from .environment import environment, note_environment
-from .logs import check_logger, logging_callbacks
+from .loggers import check_logger, logging_callbacks
 from .parts import Parts, RunMismatch, check_same, prepare
 from simam_ema_fastai.experiments.runs import (
     Failure,
@@ -35,7 +35,7 @@ from ..models.variants import Variant
 from ..training.checkpoint import Checkpoint
 from ..training.evaluate import evaluate
 from ..training.failures import explain_out_of_memory
-from ..training.learner import fit_recipe, variant_learner
+from ..training.learner import build_learner, fit_recipe
 from ..training.ranks import broadcast_object, check_shared_file, is_distributed, is_rank0
 from ..training.recipe import Recipe
 from ..training.recorder import StopAtNaN
@@ -102,7 +102,7 @@ def _train(
     measured:bool, log:str|None # As for `run`
 ) -> dict|None: # The metrics; None in all processes but the first
     "Train and evaluate what is prepared, from the last checkpoint on; only the first process writes."
-    learn = variant_learner(parts.dls, variant, weights=parts.weights, recipe=recipe)
+    learn = build_learner(parts.dls, variant, parts.weights, recipe)
     checkpoint = Checkpoint(folder)
     if is_rank0(): write_json(folder/'config.json', settings)
     check_shared_file(folder/'config.json')

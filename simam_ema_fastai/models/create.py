@@ -16,12 +16,12 @@ from torchvision.models.resnet import Bottleneck
 from ..core.errors import UserError, one_of
 from .backbones import archs, set_activation
 from .insert import Placement, gate_modules, insert_gates
-from .sources import load_weights
 from .variants import Variant, get_variant
+from .weight_sources import load_weights
 from .weights import Weights
 
 # %% auto #0
-__all__ = ['trainable_parts', 'get_head', 'create_model', 'trainable_modules']
+__all__ = ['trainable_parts', 'get_head', 'build_model', 'create_model', 'trainable_modules']
 
 # %% ../../nbs/models/07_create.ipynb #0e8469ce
 def _stride_on_conv1(model:nn.Module):
@@ -77,27 +77,37 @@ def get_head(model:nn.Module) -> nn.Module:
     "Return the classification head of a model from `create_model`: one linear layer."
     return model.get_submodule(model.head_name)
 
+def build_model(
+    variant:Variant, # From `get_variant`
+    n_out:int, # Number of classes
+    weights:Weights|None=None # From `load_weights`
+) -> nn.Module: # `(N, 3, H, W)` to `(N, n_out)` logits
+    """Build the backbone with the gates of `variant` and one linear layer as its head.
+
+    A head for other classes starts fresh, as do gates that are not in the weights.
+    Raises `UserError` for weights that do not fit."""
+    arch = archs[variant.arch]
+    model = arch.build(n_out)
+    model.arch_name, model.head_name, model.variant = variant.arch, arch.head, variant
+    model.weights = replace(weights, state_dict={}) if weights else Weights({}, variant.arch, 'scratch', 'none')
+    get_head(model).reset_parameters()  # the same start for every backbone: timm's own grows with the inverse of n_out
+    if weights and weights.stride_on == 'conv1': _stride_on_conv1(model)
+    if variant.act != 'relu': set_activation(model, variant.act)
+    insert_gates(arch.slots(model), variant.placements)
+    if weights: _load(model, weights.state_dict, variant.arch)
+    return model
+
 def create_model(
     variant:str|Variant|Sequence[Placement], # From `get_variant`, or what it takes
     n_out:int, # Number of classes
     arch:str=None, # A name in `archs`; None for the variant's own, or 'resnet50'
     weights:None|str|Path|dict|Weights=None # See `load_weights`
 ) -> nn.Module: # `(N, 3, H, W)` to `(N, n_out)` logits
-    """Build the backbone with the gates of `variant` and one linear layer as its head.
+    """Resolve `variant` and `weights`, and build the model.
 
-    A head for other classes starts fresh, as do gates that are not in the weights.
-    Raises `UserError` for unknown names, impossible placements and weights that do not fit."""
+    Raises `UserError` for unknown names, impossible placements and weights that cannot be had or do not fit."""
     v = get_variant(variant, arch)
-    a, w = archs[v.arch], load_weights(weights, v.arch)
-    model = a.build(n_out)
-    model.arch_name, model.head_name, model.variant = v.arch, a.head, v
-    model.weights = Weights({}, v.arch, 'scratch', 'none') if w is None else replace(w, state_dict={})
-    get_head(model).reset_parameters()  # the same start for every backbone: timm's own grows with the inverse of n_out
-    if w is not None and w.stride_on == 'conv1': _stride_on_conv1(model)
-    if v.act != 'relu': set_activation(model, v.act)
-    insert_gates(a.slots(model), v.placements)
-    if w is not None: _load(model, w.state_dict, v.arch)
-    return model
+    return build_model(v, n_out, load_weights(weights, v.arch))
 
 # %% ../../nbs/models/07_create.ipynb #35534c56
 trainable_parts = ('all', 'layer4', 'head')

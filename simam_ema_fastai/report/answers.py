@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from .stats import format_p, format_points
+from .intervals import format_p, format_points
 
 # %% auto #0
 __all__ = ['and_more', 'explain_verdict', 'describe_differences', 'headline', 'detection_limits']

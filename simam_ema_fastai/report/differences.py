@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 from .factorial import factorial
+from .intervals import over_seeds_and_images
 from .outcomes import Outcomes
 from .significance import difference, holm, minimum_detectable
-from .stats import over_seeds_and_images
 
 # %% auto #0
 __all__ = ['verdict_labels', 'reference_of', 'differences', 'factor_effects']

@@ -21,10 +21,10 @@ from .factorial import describe_split
 from .figures import ReportFigure, draw_figures
 from .findings import findings
 from .formats import one_line
+from .intervals import over_seeds_and_images
 from .outcomes import load_outcomes
 from .plots import confusion_percent
 from .significance import class_changes
-from .stats import over_seeds_and_images
 from .style import Palette
 from .tables import comparison_table, input_size
 

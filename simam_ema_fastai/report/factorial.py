@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from .intervals import contrast, format_points, over_seeds_and_images
 from .significance import holm
-from .stats import contrast, format_points, over_seeds_and_images
 
 # %% auto #0
 __all__ = ['factorial', 'describe_split']

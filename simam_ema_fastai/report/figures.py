@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 import simam_ema_fastai.report.plots as plots
 from .answers import and_more
 from .differences import verdict_labels
-from .stats import format_points, over_seeds_and_images
+from .intervals import format_points, over_seeds_and_images
 from .style import inline_svg, to_svg
 from .tables import pool_latency
 

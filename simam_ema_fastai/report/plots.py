@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from .calibration import Calibration
+from .intervals import accuracy_interval, over_seeds_and_images
 from .outcomes import Outcomes
-from .stats import accuracy_interval, over_seeds_and_images
 from .style import Palette, in_style, ink, new_figure, row_figure, shorten
 
 # %% auto #0

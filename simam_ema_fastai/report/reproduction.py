@@ -14,10 +14,10 @@ from ..core.errors import UserError
 from ..models.cost import count_flops, count_params
 from ..models.create import create_model
 from ..models.variants import get_variant
+from .intervals import accuracy_interval
 from .outcomes import Outcomes
 from .published import in_study, study
 from .significance import difference
-from .stats import accuracy_interval
 
 # %% auto #0
 __all__ = ['reproduction', 'reproduced_counts']

@@ -20,8 +20,8 @@ from .changes import maps_file
 from .checks import Finding
 from .differences import verdict_labels
 from .evidence import Evidence
+from .intervals import format_points, over_seeds_and_images
 from .published import in_study, study_note
-from .stats import format_points, over_seeds_and_images
 from simam_ema_fastai.report.tables import (
     calibration_table,
     class_table,

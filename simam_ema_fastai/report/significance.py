@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
-from .stats import Effect, contrast, hierarchical_bootstrap
+from .intervals import Effect, contrast, hierarchical_bootstrap
 
 # %% auto #0
 __all__ = ['sign_test', 'mcnemar_exact', 'holm', 'Difference', 'difference', 'minimum_detectable', 'class_changes']

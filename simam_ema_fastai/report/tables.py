@@ -10,8 +10,8 @@ import pandas as pd
 
 from .calibration import Calibration
 from .differences import verdict_labels
+from .intervals import accuracy_interval, format_p, format_points, over_seeds_and_images
 from .published import in_study, study
-from .stats import accuracy_interval, format_p, format_points, over_seeds_and_images
 
 # %% auto #0
 __all__ = ['noisy_from', 'pool_latency', 'input_size', 'comparison_table', 'difference_table', 'effect_table',

@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 from ..deploy.page import style
 from .formats import escape_markdown, one_line
-from .stats import over_images, over_seeds, over_seeds_and_images
+from .intervals import over_images, over_seeds, over_seeds_and_images
 
 # %% auto #0
 __all__ = ['templates', 'fill']

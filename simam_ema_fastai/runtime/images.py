@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..core.errors import UserError
-from .rgb import _from_array, is_deep, to_rgb, value_range
+from .pixel_formats import _from_array, is_deep, to_rgb, value_range
 
 # %% auto #0
 __all__ = ['max_pixels', 'pixel_budget', 'suffixes', 'is_transient', 'read_image', 'deep_range', 'find_images']

@@ -33,10 +33,10 @@ from fastcore.foundation import L
 from torch import nn
 
 from ..models.backbones import check_size
-from ..models.create import create_model
+from ..models.create import build_model
 from ..models.insert import Placement, gate_modules
-from ..models.sources import load_weights
 from ..models.variants import Variant, get_variant
+from ..models.weight_sources import load_weights
 from ..models.weights import Weights
 from simam_ema_fastai.training.callbacks import (
     AverageWeights,
@@ -56,13 +56,37 @@ from .recipe import Recipe, recipes
 from .recorder import record_on_device
 
 # %% auto #0
-__all__ = ['variant_learner', 'fit_recipe', 'Recipe', 'recipes']
+__all__ = ['build_learner', 'variant_learner', 'fit_recipe', 'Recipe', 'recipes']
 
 # %% ../../nbs/training/08_learner.ipynb #041e86fa
 _all_ = ['Recipe', 'recipes']
 
 # %% ../../nbs/training/08_learner.ipynb #062b0336
 _from_recipe = ('loss_func', 'metrics', 'opt_func', 'lr', 'wd', 'splitter')  # arguments of `Learner` that it decides
+
+def build_learner(
+    dls:DataLoaders, # From `get_dls`, or any image classification `DataLoaders`
+    variant:Variant, # From `get_variant`
+    weights:Weights|None, # From `load_weights`
+    recipe:Recipe, # How to train
+    cbs=None, # More callbacks
+    **kwargs # As for `variant_learner`
+) -> Learner:
+    "Make the `Learner` of `variant_learner` from what that has resolved."
+    check_data = CheckData(variant.arch, n_out := get_c(dls), weights and weights.stats, vocab_of(dls))
+    check_data.check(dls)
+    if recipe.compile: check_compiler()
+    set_seed(recipe.seed)
+    model = build_model(variant, n_out, weights)
+    given = {k: o for k in _from_recipe if (o := kwargs.pop(k, None)) is not None}
+    numbers = {k: given[k] for k in ('lr', 'wd') if isinstance(given.get(k), Real)}
+    recipe = replace(recipe, strategy=recipe.strategy or variant.strategy, **numbers)
+    cbs = L(check_data, *_callbacks(recipe, variant.arch, model, dls)) + L(cbs)
+    learn = Learner(dls, model, cbs=cbs, **_arguments(recipe, given, n_out), **kwargs)
+    learn.recipe = recipe
+    if given and is_rank0():
+        print("instead of the recipe's:", ', '.join(f'{k} {_name(o)}' for k,o in sorted(given.items())))
+    return record_on_device(learn)
 
 def variant_learner(
     dls:DataLoaders, # From `get_dls`, or any image classification `DataLoaders`
@@ -82,22 +106,8 @@ def variant_learner(
     Raises `UserError` for unknown names, weights that do not fit or cannot be had, images that the backbone cannot
     take, data normalized for other weights, and data that are not color images with one class each."""
     v = get_variant(variant, arch)
-    check_data = CheckData(v.arch, n_out := get_c(dls), vocab=vocab_of(dls))
-    check_data.check(dls)
-    w = load_weights(weights, v.arch)
-    if w is not None: check_data.stats = w.stats; check_data.check(dls)
-    if recipe.compile: check_compiler()
-    set_seed(recipe.seed)
-    model = create_model(v, n_out, weights=w)
-    given = {k: o for k in _from_recipe if (o := kwargs.pop(k, None)) is not None}
-    numbers = {k: given[k] for k in ('lr', 'wd') if isinstance(given.get(k), Real)}
-    recipe = replace(recipe, strategy=recipe.strategy or v.strategy, **numbers)
-    cbs = L(check_data, *_callbacks(recipe, v.arch, model, dls)) + L(cbs)
-    learn = Learner(dls, model, cbs=cbs, **_arguments(recipe, given, n_out), **kwargs)
-    learn.recipe = recipe
-    if given and is_rank0():
-        print("instead of the recipe's:", ', '.join(f'{k} {_name(o)}' for k,o in sorted(given.items())))
-    return record_on_device(learn)
+    CheckData(v.arch, get_c(dls), vocab=vocab_of(dls)).check(dls)  # before anything is fetched
+    return build_learner(dls, v, load_weights(weights, v.arch), recipe, cbs, **kwargs)
 
 # %% ../../nbs/training/08_learner.ipynb #3472fabf
 def _callbacks(recipe:Recipe, arch:str, model:nn.Module, dls:DataLoaders) -> list[Callback]:
