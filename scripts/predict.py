@@ -1,4 +1,4 @@
-"Classes and probabilities for pictures: `python scripts/predict.py --help`."
+"Classes and probabilities for images: `python scripts/predict.py --help`."
 import sys
 
 from simam_ema_fastai.cli import main

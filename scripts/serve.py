@@ -1,4 +1,4 @@
-"Answer pictures over HTTP, and show a page to drop one on: `python scripts/serve.py --help`."
+"Classify images over HTTP, and show a page to drop one on: `python scripts/serve.py --help`."
 import sys
 
 from simam_ema_fastai.cli import main

@@ -31,7 +31,7 @@ def forked(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def args():
-    "Three epochs of two batches, validated on 30 pictures."
+    "Three epochs of two batches, validated on 30 images."
     return ['--data', 'digits', '--arch', 'resnet18', '--weights', 'none', '--n-train', 64, '--n-valid', 30, '--bs', 32,
             '--epochs', 3, '--freeze-epochs', 1]
 
