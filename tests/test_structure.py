@@ -70,6 +70,14 @@ def test_no_circle():
     assert not graph
 
 
+def test_no_name_means_two_things():
+    homes = {}
+    for module, tree in modules().items():
+        exported = [n.value for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '') == '__all__']
+        for name in ast.literal_eval(exported[0]) if exported else []: homes.setdefault(name, []).append(module)
+    assert not {name: where for name, where in homes.items() if len(where) > 1}
+
+
 def test_modules_are_short():
     def length(m): return len((package/f'{m.replace(".", "/")}.py').read_text(encoding='utf-8').splitlines())
     lengths = {m: length(m) for m in modules()}

@@ -29,13 +29,13 @@ with warnings.catch_warnings():  # of what these import, in a process that share
     from simam_ema_fastai.report.templating import fill
 
 # %% auto #0
-__all__ = ['fingerprint', 'live_page', 'ReportServer', 'bind_localhost', 'server_url', 'serve_in_background']
+__all__ = ['folder_state', 'live_page', 'ReportServer', 'bind_localhost', 'server_url', 'serve_in_background']
 
 # %% ../../nbs/report/24_watch.ipynb #a07cf1b3
 _sources = ('grid.json', 'notes.txt', '*/config.json', '*/history.csv', '*/metrics.json', '*/failed.json',
             'maps/*.json')
 
-def fingerprint(
+def folder_state(
     folder:str|Path # A run folder
 ) -> str: # 16 hexadecimal digits
     "A text that changes whenever the page would: made of the names and times of the files behind it."
@@ -49,7 +49,7 @@ def live_page(
     folder:str|Path # A run folder, in which perhaps nothing was started yet
 ) -> str: # HTML
     "The page of `folder`, with a line that says how far it is and the script that refreshes it."
-    live = _live(folder, fingerprint(folder), _status(folder))
+    live = _live(folder, folder_state(folder), _status(folder))
     started = any(f for pattern in ('grid.json', '*/config.json') for f in Path(folder).glob(pattern))
     return render(folder, live=live) if started else fill('waiting.html', heading='Nothing was started yet', live=live)
 
@@ -109,7 +109,7 @@ class ReportServer(ThreadingHTTPServer):
     def page(self) -> str:
         "The page as the files are now, or as they were when it could last be made."
         with self._one:
-            now = fingerprint(self.folder)
+            now = folder_state(self.folder)
             waiting = self._error and time.monotonic() <= self._retry_at
             if now != self._made_of and not self._is_gone and not waiting: self._make(now)
             if self._page: return self._page
@@ -128,7 +128,7 @@ class ReportServer(ThreadingHTTPServer):
 
     def state(self) -> dict: # stamp: the fingerprint now; text: a line for the page
         "What an open page asks for."
-        return dict(stamp=fingerprint(self.folder), text=self._text())
+        return dict(stamp=folder_state(self.folder), text=self._text())
 
     def _text(self) -> str:
         if self._is_gone: return f'The run folder {self.folder} is gone: this is the last that was seen.'

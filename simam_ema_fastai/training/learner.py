@@ -56,10 +56,7 @@ from .recipe import Recipe, recipes
 from .recorder import record_on_device
 
 # %% auto #0
-__all__ = ['build_learner', 'variant_learner', 'fit_recipe', 'Recipe', 'recipes']
-
-# %% ../../nbs/training/08_learner.ipynb #041e86fa
-_all_ = ['Recipe', 'recipes']
+__all__ = ['build_learner', 'variant_learner', 'fit_recipe']
 
 # %% ../../nbs/training/08_learner.ipynb #062b0336
 _from_recipe = ('loss_func', 'metrics', 'opt_func', 'lr', 'wd', 'splitter')  # arguments of `Learner` that it decides
