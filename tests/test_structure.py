@@ -73,8 +73,9 @@ def test_no_circle():
 def test_no_name_means_two_things():
     homes = {}
     for module, tree in modules().items():
-        exported = [n.value for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '') == '__all__']
-        for name in ast.literal_eval(exported[0]) if exported else []: homes.setdefault(name, []).append(module)
+        assigned = {getattr(n.targets[0], 'id', ''): n.value for n in tree.body if isinstance(n, ast.Assign)}
+        names = ast.literal_eval(assigned['__all__']) if '__all__' in assigned else []
+        for name in names: homes.setdefault(name, []).append(module)
     assert not {name: where for name, where in homes.items() if len(where) > 1}
 
 
