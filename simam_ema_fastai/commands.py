@@ -32,7 +32,7 @@ _output = 'out log no_report'
     shared=training_groups, groups={'what to train': 'variant', 'output': _output},
     first='variant data path size arch weights epochs bs lr out')
 def train(
-    variant:str=None, # baseline, simam, ema, se, …, or spelled: ema@residual34+simam@spatial34; hybrid if left out
+    variant:str=None, # baseline, ema, …, or spelled: simam(e_lambda=0.1)@spatial34+timm.gca@stage; hybrid if left out
     out:Path='runs/train', # Run folder
     log:str=None, # Also log to tensorboard or wandb
     no_report:bool=False, # Accuracy alone: no latency, throughput and memory, and no report

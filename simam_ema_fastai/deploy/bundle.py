@@ -127,7 +127,7 @@ def _rebuilt(folder:str|Path, about:dict, weights:Weights) -> nn.Module:
         v = Variant(placed, arch=about['arch'], act=about['act'])
         with torch.random.fork_rng(devices=[]): model = create_model(v, n_out, weights=weights)
     except UserError as e:
-        if all(p['gate'] in gates for p in placements): raise
+        if all(p['gate'] in gates or p['gate'].startswith('timm.') for p in placements): raise
         raise UserError(f"{folder}: {e} If it is a gate of your own, run the code that registers it first.") from None
     except Exception as e:
         why = ' '.join(str(e).split())[:200]

@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from fastai.torch_core import default_device
 from torch import nn
 
-from ..attention.modules import gates
-from ..core.errors import UserError, import_extra, one_of
+from ..core.errors import UserError, one_of
 from ..data.datasets import datasets
 from ..data.dls import get_dls
 from ..data.throughput import compare_loaders, torchvision_loader
@@ -27,7 +26,6 @@ from ..deploy.optimize import optimize
 from .timing import interleaved, machine_rates, noting_failures, paired_ratios, roofline
 from ..models.cost import LiveBytes
 from ..models.create import create_model
-from ..models.insert import Placement
 from ..models.variants import Variant, get_variant
 
 # %% auto #0
@@ -35,15 +33,6 @@ __all__ = ['timed_tasks', 'tasks', 'compare_times', 'training_memory', 'compare_
 
 # %% ../../nbs/experiments/13_candidates.ipynb #24a045ed
 _timm_gates = ('se', 'eca', 'cbam')
-
-@contextlib.contextmanager
-def _timm_registered():
-    "Have timm's attention layers in the table of gates, for a while."
-    create_attn = import_extra('timm', 'backbones').layers.create_attn
-    gates.update({f'timm_{a}': lambda channels, a=a: create_attn(a, channels) for a in _timm_gates})
-    try: yield
-    finally:
-        for a in _timm_gates: del gates[f'timm_{a}']
 
 def _published(variant:str, arch:str) -> Variant:
     "`variant` with EMA computed step by step."
@@ -61,11 +50,10 @@ def _make_each(of:dict, make:Callable, failed:dict|None) -> dict:
 def _networks(variants:Sequence[str], arch:str, device, failed:dict=None) -> dict[tuple[str,str],nn.Module]:
     "(form, name) to network, all with the weights they would start training from."
     def make(v): return create_model(get_variant(v, arch), 200).to(device)
-    with _timm_registered():
-        wanted = {('eager', v): v for v in dict.fromkeys(['baseline', *variants])}
-        wanted |= {('published', v): _published(v, arch) for v in variants if v != 'baseline'}
-        wanted |= {('timm', a): [Placement(f'timm_{a}', 'residual', (3,4))] for a in _timm_gates}
-        return _make_each(wanted, make, failed)
+    wanted = {('eager', v): v for v in dict.fromkeys(['baseline', *variants])}
+    wanted |= {('published', v): _published(v, arch) for v in variants if v != 'baseline'}
+    wanted |= {('timm', a): f'timm.{a}@residual34' for a in _timm_gates}
+    return _make_each(wanted, make, failed)
 
 # %% ../../nbs/experiments/13_candidates.ipynb #7c0461c5
 def _forward(nets:dict, x:torch.Tensor, compiled:bool, failed:dict=None) -> dict[tuple[str,str],Callable]:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from ..core.errors import UserError, one_of
 from ..data.datasets import datasets
+from .identity import run_name
 from ..models.backbones import check_size
 from ..models.variants import Variant, get_variant
 from ..models.weights import Weights
@@ -40,7 +41,7 @@ class RunConfig:
     @property
     def name(self) -> str:
         "What its folder is called."
-        return f'{self.variant.name}-{self.recipe.strategy}-s{self.recipe.seed}'
+        return run_name(self.variant.name, self.recipe.strategy, self.recipe.seed)
 
     @property
     def weights_name(self) -> str|None:

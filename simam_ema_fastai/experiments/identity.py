@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,7 +21,19 @@ from ..models.weights import Weights
 from ..training.recipe import Recipe
 
 # %% auto #0
-__all__ = ['identity', 'changed_settings', 'describe_changes', 'digests', 'weights_digest']
+__all__ = ['run_name', 'identity', 'changed_settings', 'describe_changes', 'digests', 'weights_digest']
+
+# %% ../../nbs/experiments/02_identity.ipynb #d60432d9
+def run_name(
+    variant:str, # Name of a variant, or a spec
+    strategy:str, # One of `models.variants.strategies`
+    seed:int
+) -> str: # Valid on every file system
+    "Return what the folder of a run is called."
+    if '(' in variant and '@' in variant:
+        readable = re.sub(r'[^\w@+.-]+', '_', variant, flags=re.ASCII)[:80].rstrip('_')
+        variant = f'{readable}-{hashlib.sha256(variant.encode()).hexdigest()[:8]}'
+    return f'{variant}-{strategy}-s{seed}'
 
 # %% ../../nbs/experiments/02_identity.ipynb #5e1a7c06
 _how_read = ('path', 'num_workers', 'skip_bad', 'loader', 'on_device') # How data were reached, not what they were

@@ -13,6 +13,7 @@ import pandas as pd
 from ..core.errors import UserError
 from ..core.files import read_json
 from .environment import environments
+from .identity import run_name
 from .runs import read_config
 from ..models.variants import get_variant, strategies, variants
 
@@ -93,7 +94,7 @@ def _readable_rows(folder:Path) -> tuple[list[dict],dict[str,str]]:
 def _without_copies(rows:list[dict]) -> tuple[list[dict],dict[str,str]]:
     "`rows` with every seed once, and a word on each that goes. A copied folder has another name, or a longer one."
     kept, left_out = {}, {}
-    for r in sorted(rows, key=lambda r: r['run'] != '{variant}-{strategy}-s{seed}'.format(**r)):
+    for r in sorted(rows, key=lambda r: r['run'] != run_name(r['variant'], r['strategy'], r['seed'])):
         first = kept.setdefault((r['variant'], r['strategy'], r['seed']), r)
         if first is r: continue
         what = '{run} is {variant}, {strategy}, seed {seed}'.format(**r)

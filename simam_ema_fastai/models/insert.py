@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from ..attention.modules import gates
+from ..attention.lookup import build_gate, check_gate
 from ..core.errors import UserError, one_of
 
 # %% auto #0
@@ -30,13 +30,13 @@ class Slot(NamedTuple):
 @dataclass(frozen=True)
 class Placement:
     "Which gate stands at which site of which stages."
-    gate:str # A name in `attention.modules.gates`
+    gate:str # A name in `attention.modules.gates`, or 'timm.' and a layer of timm's: see `attention.lookup.find_gate`
     site:str # One of `sites`
     stages:tuple[int,...] = (1,2,3,4)
     options:dict = field(default_factory=dict, hash=False) # For the gate, e.g. dict(factor=16)
 
     def __post_init__(self):
-        one_of(self.gate, gates, 'gate')
+        check_gate(self.gate, self.options)
         one_of(self.site, sites, 'site')
         if not self.stages or not set(self.stages) <= {1,2,3,4}:
             raise UserError(f"stages {self.stages} of {self.gate}: give some of 1, 2, 3, 4.")
@@ -61,7 +61,7 @@ def insert_gates(
     for p in placements:
         for s in slots:
             if s.site != p.site or s.stage not in p.stages: continue
-            gate = gates[p.gate](s.channels, **p.options)
+            gate = build_gate(p.gate, s.channels, **p.options)
             gate.is_gate = True
             s.fill(gate)
 

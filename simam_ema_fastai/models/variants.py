@@ -5,12 +5,12 @@
 # %% ../../nbs/models/04_variants.ipynb #dd1467ed
 from __future__ import annotations
 
-import inspect
+import ast
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from ..attention.modules import gates
+from ..attention.lookup import find_gate, gate_options
 from ..core.errors import UserError, one_of
 from .backbones import activations, archs
 from .insert import Placement
@@ -54,6 +54,7 @@ variants = {
     'eca':        Variant((Placement('eca', 'residual'),)),
     'cbam':       Variant((Placement('cbam', 'stage'),)),
     'bam':        Variant((Placement('bam', 'stage', (1,2,3)),)),
+    'coord':      Variant((Placement('coord', 'residual'),)),
     'sresnet':    Variant(_sresnet()),
     'sresnet_skips':    Variant(_sresnet(skips=True)),
     'sresnet_dilation': Variant(_sresnet(dilation=2)),
@@ -72,20 +73,38 @@ _published_with = {
 variants |= {name: replace(variants[v], arch=arch) for name,(v,arch) in _published_with.items()}
 
 # %% ../../nbs/models/04_variants.ipynb #6a1368aa
+_part = re.compile(r'(\w[\w.]*)(?:\((.*)\))?@([a-z]+)(\d*)')  # GATE(OPTIONS)@SITE34
+_joint = re.compile(r'\+(?=\w[\w.]*[(@]|$)')  # a plus before a gate; those in a number stay
+
+def _options(text:str, spec:str) -> dict:
+    "The options that `text` gives, such as 'factor=16, plain=True': keywords with values, evaluated as literals only."
+    try:
+        call = ast.parse(f'_({text})', mode='eval').body
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args: raise ValueError(text)
+        options = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+        if None in options or len(options) < len(call.keywords): raise ValueError(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        raise UserError(f"variant '{spec}': write options as NAME=VALUE, separated by commas, "
+                        'e.g. ema(factor=16)@residual34.') from None
+    return options
+
 def _spelled(spec:str) -> Variant:
-    "The variant that a spec such as 'ema@residual34+simam@spatial' spells."
-    parts = [re.fullmatch(r'(\w+)@([a-z]+)(\d*)', part) for part in spec.split('+')]
-    if not all(parts) or any(len(set(m[3])) < len(m[3]) for m in parts):
+    "The variant that a spec such as 'ema(factor=16)@residual34+simam@spatial' spells."
+    parts = [_part.fullmatch(part) for part in _joint.split(spec)]
+    if not all(parts) or any(len(set(m[4])) < len(m[4]) for m in parts):
         raise UserError(f"variant '{spec}': write GATE@SITE with the digits of its stages, joined by +, "
                         'e.g. ema@residual34+simam@spatial.')
-    return Variant(tuple(Placement(m[1], m[2], tuple(map(int, m[3])) or (1,2,3,4)) for m in parts), name=spec)
+    placements = tuple(Placement(m[1], m[3], tuple(map(int, m[4])) or (1,2,3,4), _options(m[2] or '', spec))
+                       for m in parts)
+    return Variant(placements, name='+'.join(map(_spec, placements)) if '(' in spec else spec)
 
 def _spec(p:Placement) -> str:
     stages = '' if len(p.stages) == 4 else ''.join(map(str, p.stages))
-    return f'{p.gate}@{p.site}{stages}'
+    options = ','.join(f'{k}={v!r}' for k,v in p.options.items())
+    return f'{p.gate}({options})@{p.site}{stages}' if options else f'{p.gate}@{p.site}{stages}'
 
 def variant_name(v:Variant) -> str:
-    "Name in `variants` of the network that `v` is, or else the spec that spells it, without the gates' options."
+    "Name in `variants` of the network that `v` is, or else the spec that spells it."
     for name, known in variants.items():
         if (known.placements, known.act) == (v.placements, v.act) and known.arch in (None, v.arch): return name
     return '+'.join(map(_spec, v.placements))
@@ -102,7 +121,7 @@ def _lookup(variant:str|Variant|Sequence[Placement]) -> Variant:
 
 def _changed(p:Placement, stages, sites, **options) -> Placement:
     "`p` at other places, with those of `options` that its gate takes."
-    takes = inspect.signature(gates[p.gate]).parameters
+    takes = gate_options(p.gate)
     given = {k: o for k,o in options.items() if o is not None and k in takes}
     stages = p.stages if stages is None else tuple(stages)
     return Placement(p.gate, sites.get(p.gate, p.site), stages, {**p.options, **given})
@@ -112,7 +131,7 @@ def get_variant(
     arch:str=None, # A name in `archs`; None for the variant's own, or 'resnet50'
     stages:Sequence[int]=None, # Put every gate into these stages instead
     factor:int=None, # Number of groups of EMA instead of 32
-    reduction:int=None, # Of the gates with a bottleneck (SE, CBAM, BAM), instead of 16
+    reduction:int=None, # Of the gates with a bottleneck (SE, CBAM, BAM: 16, Coordinate Attention: 32)
     sites:dict[str,str]=None, # Other sites by gate, e.g. dict(simam='residual')
     act:str=None # A name in `activations`, in the place of the backbone's ReLUs; None for the variant's own
 ) -> Variant: # With its backbone
@@ -124,7 +143,7 @@ def get_variant(
     if arch and v.arch not in (None, arch):
         raise UserError(f"'{v.name}' is made of {v.arch}, not of {arch}: "
                         'leave the architecture out, or choose a variant that fits any.')
-    for gate in sites or {}: one_of(gate, gates, 'gate')
+    for gate in sites or {}: find_gate(gate)
     for name in ('factor', 'reduction'):
         if (value := asked[name]) is not None and value < 1: raise UserError(f"{name} {value}: at least 1 is needed.")
     arch = one_of(arch or v.arch or 'resnet50', archs, 'architecture')
