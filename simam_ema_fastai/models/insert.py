@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from ..attention.lookup import build_gate, check_gate
 from ..core.errors import UserError, one_of
 
 # %% auto #0
-__all__ = ['sites', 'Slot', 'Placement', 'gate_after', 'insert_gates', 'gate_modules']
+__all__ = ['sites', 'Slot', 'Placement', 'gate_after', 'remove_after', 'insert_gates', 'gate_modules']
 
 # %% ../../nbs/models/01_insert.ipynb #3dafbcca
 sites = ('spatial', 'residual', 'stage')
@@ -42,15 +43,28 @@ class Placement:
             raise UserError(f"stages {self.stages} of {self.gate}: give some of 1, 2, 3, 4.")
 
 # %% ../../nbs/models/01_insert.ipynb #42413ea7
-def _apply_gate(module:nn.Module, args:tuple, out:Tensor) -> Tensor: return module.gate(out)
+def _apply_gate(module:nn.Module, args:tuple, out:Tensor, name:str='gate') -> Tensor:
+    return module.get_submodule(name)(out)
 
 def gate_after(
     module:nn.Module, # The module behind which the gate stands
-    gate:nn.Module
+    gate:nn.Module,
+    name:str='gate' # Of the gate as a part of `module`
 ):
-    "Pass every output of `module` through `gate`, which becomes `module.gate`."
-    module.add_module('gate', gate)
-    if not isinstance(module, nn.Sequential): module.register_forward_hook(_apply_gate)
+    "Pass every output of `module` through `gate`; hooks that are there already see what comes out of it."
+    module.add_module(name, gate)
+    if isinstance(module, nn.Sequential): return
+    module.register_forward_hook(partial(_apply_gate, name=name), prepend=True)
+
+def remove_after(
+    module:nn.Module, # The module behind which the gate stands
+    name:str='gate' # Of the gate as a part of `module`
+):
+    "Undo `gate_after`."
+    delattr(module, name)
+    for key,hook in [*module._forward_hooks.items()]:
+        if isinstance(hook, partial) and hook.func is _apply_gate and hook.keywords['name'] == name:
+            del module._forward_hooks[key]
 
 def insert_gates(
     slots:Iterable[Slot], # Of one network, which is changed in place
@@ -66,5 +80,5 @@ def insert_gates(
             s.fill(gate)
 
 def gate_modules(model:nn.Module) -> list[nn.Module]:
-    "List the gates that `insert_gates` put into `model`, in order."
+    "List the gates that stand in `model`, in order."
     return [m for m in model.modules() if getattr(m, 'is_gate', False)]
