@@ -13,6 +13,7 @@ from ..deploy.predict import predict_images
 from ..experiments.ablation import ablate
 from ..experiments.config import RunConfig, make_grid
 from ..experiments.results import load_runs
+from ..models.any_network import add_gates, remove_gates
 from ..models.backbones import register_arch
 from ..models.cost import count_flops, count_params
 from ..models.create import create_model
@@ -29,5 +30,5 @@ __all__ = [
     'explain_images', 'gate_maps', 'export_bundle', 'load_exported', 'to_onnx', 'optimize', 'predict_images',
     'ablate', 'RunConfig', 'make_grid', 'load_runs', 'register_arch', 'count_flops', 'count_params', 'create_model',
     'Placement', 'load_weights', 'normalization_stats', 'Variant', 'get_variant', 'report', 'evaluate_files',
-    'fit_recipe', 'variant_learner', 'Recipe', 'recipes',
+    'fit_recipe', 'variant_learner', 'Recipe', 'recipes', 'add_gates', 'remove_gates',
 ]
