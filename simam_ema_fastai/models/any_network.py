@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..attention.modules import gates
-from ..core.errors import UserError, one_of
+from ..attention.lookup import build_gate, check_gate
+from ..core.errors import UserError
 from .insert import gate_after, gate_modules, remove_after
 
 # %% auto #0
@@ -213,8 +213,7 @@ def _check_free(name:str, module:nn.Module):
     raise UserError(f"a gate stands behind '{name}' already: remove_gates(model) takes out what add_gates put in.")
 
 def _build(place:GatePlace, like:_Output, image:_Images, options:dict) -> nn.Module:
-    try: gate = gates[place.gate](place.channels, **options)
-    except TypeError as e: raise UserError(f"{place.gate} does not take the options {options}: {e}.") from None
+    gate = build_gate(place.gate, place.channels, **options)
     gate.is_gate = True
     if place.layout == 'NHWC': gate = ChannelsLastGate(gate)
     if place.layout == 'tokens': gate = TokenGate(gate, place.special, image.h/image.w)
@@ -250,7 +249,7 @@ def add_gates(
 
     The names of the network's own tensors stay; each gate is a part `added_gate` of its module. Channels and layout are
     measured in one forward pass. Raises `UserError` where a gate cannot stand, and leaves the network as it was."""
-    one_of(gate, gates, 'gate')
+    check_gate(gate, options)
     found = _find(model, at)
     for name,module in found.items(): _check_free(name, module)
     example, seen = _measure(model, found, example)
