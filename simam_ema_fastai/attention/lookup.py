@@ -67,6 +67,8 @@ def _spell_options(options:dict[str,inspect.Parameter]) -> str:
     def one(k, p): return k if p.default in (p.empty, None) or callable(p.default) else f'{k}={p.default!r}'
     return ', '.join(one(k, p) for k,p in options.items()) or 'none'
 
+def _reason(e:Exception) -> str: return ' '.join(str(e).split())[:150] or type(e).__name__
+
 def _trial(name:str, options:dict):
     "Build and run a gate without memory, where that can go wrong. Raises `UserError`."
     try:
@@ -78,7 +80,7 @@ def _trial(name:str, options:dict):
                     raise ValueError(f'it makes {tuple(got)} of {tuple(x.shape)}')
     except UserError: raise
     except Exception as e:
-        why = ' '.join(str(e).split())[:150] or type(e).__name__
+        why = _reason(e)
         if name not in gates and not options:
             raise UserError(f'{name} cannot be a gate, which keeps the shape of maps of any size: {why}.') from None
         raise UserError(f'{name} cannot be built with {options}: {why}. '
@@ -105,8 +107,9 @@ def build_gate(
 ) -> nn.Module: # `(N, channels, H, W)` to the same shape
     "Build a gate. Raises `UserError` if there is none of that name, or timm cannot build it for these channels."
     cls = find_gate(name)
-    if name in gates: return cls(channels, **options)
-    try: return cls(channels, **options)
+    try: gate = cls(channels, **options)
     except Exception as e:
-        why = ' '.join(str(e).split())[:150] or type(e).__name__
-        raise UserError(f'{name} cannot be built for {channels} channels: {why}.') from None
+        if name in gates: raise
+        raise UserError(f'{name} cannot be built for {channels} channels: {_reason(e)}.') from None
+    gate.is_gate = True  # by which `gate_modules` finds it
+    return gate

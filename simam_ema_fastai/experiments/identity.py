@@ -26,7 +26,7 @@ __all__ = ['run_name', 'identity', 'changed_settings', 'describe_changes', 'dige
 # %% ../../nbs/experiments/02_identity.ipynb #d60432d9
 def run_name(
     variant:str, # Name of a variant, or a spec
-    strategy:str, # One of `models.variants.strategies`
+    strategy:str, # One of `models.terms.strategies`
     seed:int
 ) -> str: # Valid on every file system
     "Return what the folder of a run is called."

@@ -15,7 +15,8 @@ from ..core.files import read_json
 from .environment import environments
 from .identity import run_name
 from .runs import read_config
-from ..models.variants import get_variant, strategies, variants
+from ..models.terms import strategies
+from ..models.variants import get_variant, variants
 
 # %% auto #0
 __all__ = ['read_table', 'left_out', 'load_runs', 'load_progress', 'time_left', 'format_duration', 'load_history']

@@ -214,7 +214,6 @@ def _check_free(name:str, module:nn.Module):
 
 def _build(place:GatePlace, like:_Output, image:_Images, options:dict) -> nn.Module:
     gate = build_gate(place.gate, place.channels, **options)
-    gate.is_gate = True
     if place.layout == 'NHWC': gate = ChannelsLastGate(gate)
     if place.layout == 'tokens': gate = TokenGate(gate, place.special, image.h/image.w)
     return gate.to(like.device, like.dtype)

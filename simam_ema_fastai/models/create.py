@@ -13,15 +13,16 @@ from fastai.torch_core import rank_distrib
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
-from ..core.errors import UserError, one_of
+from ..core.errors import UserError
 from .backbones import archs, set_activation
 from .insert import Placement, gate_modules, insert_gates
+from .terms import check_trainable
 from .variants import Variant, get_variant
 from .weight_sources import load_weights
 from .weights import Weights
 
 # %% auto #0
-__all__ = ['trainable_parts', 'get_head', 'build_model', 'create_model', 'trainable_modules']
+__all__ = ['get_head', 'build_model', 'create_model', 'trainable_modules']
 
 # %% ../../nbs/models/07_create.ipynb #0e8469ce
 def _stride_on_conv1(model:nn.Module):
@@ -110,14 +111,12 @@ def create_model(
     return build_model(v, n_out, load_weights(weights, v.arch))
 
 # %% ../../nbs/models/07_create.ipynb #35534c56
-trainable_parts = ('all', 'layer4', 'head')
-
 def trainable_modules(
     model:nn.Module, # From `create_model`
     part:str # 'all'; 'layer4': stage 4 and what follows it, the gates and the head; 'head': the gates and the head
 ) -> list[nn.Module]: # None of them inside another
     "List the modules that a training of `part` changes; all others stay as they are."
-    if one_of(part, trainable_parts, 'part to train') == 'all': return [model]
+    if check_trainable(part) == 'all': return [model]
     last = archs[model.arch_name].last(model) if part == 'layer4' else []
     inside = {m for o in last for m in o.modules()}
     return [*last, *(g for g in gate_modules(model) if g not in inside), get_head(model)]

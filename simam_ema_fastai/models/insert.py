@@ -75,9 +75,7 @@ def insert_gates(
     for p in placements:
         for s in slots:
             if s.site != p.site or s.stage not in p.stages: continue
-            gate = build_gate(p.gate, s.channels, **p.options)
-            gate.is_gate = True
-            s.fill(gate)
+            s.fill(build_gate(p.gate, s.channels, **p.options))
 
 def gate_modules(model:nn.Module) -> list[nn.Module]:
     "List the gates that stand in `model`, in order."

@@ -14,13 +14,12 @@ from ..attention.lookup import find_gate, gate_options
 from ..core.errors import UserError, one_of
 from .backbones import activations, archs
 from .insert import Placement
+from .terms import strategies
 
 # %% auto #0
-__all__ = ['strategies', 'variants', 'Variant', 'variant_name', 'get_variant']
+__all__ = ['variants', 'Variant', 'variant_name', 'get_variant']
 
 # %% ../../nbs/models/04_variants.ipynb #8b0e887d
-strategies = ('uniform', 'discriminative', 'discriminative+freeze')
-
 @dataclass(frozen=True)
 class Variant:
     "A network to be compared with others: its gates, its backbone, and the strategy it was published with."

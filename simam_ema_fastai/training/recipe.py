@@ -8,16 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..core.errors import UserError, one_of
-from ..models.variants import strategies
-from .optimizer import opt_funcs
+from ..models.terms import check_trainable, strategies
 
 # %% auto #0
-__all__ = ['schedules', 'precisions', 'recipes', 'Recipe']
+__all__ = ['schedules', 'precisions', 'optimizers', 'recipes', 'Recipe']
 
 # %% ../../nbs/training/03_recipe.ipynb #266699ef
 schedules = ('one_cycle', 'cosine', 'step', 'flat')
 precisions = ('auto', 'fp32', 'bf16', 'fp16')
-_trainable = ('all', 'layer4', 'head')
+optimizers = ('adamw', 'adam', 'sgd')
 
 @dataclass(frozen=True)
 class Recipe:
@@ -51,10 +50,10 @@ class Recipe:
 
     def _check_choices(self):
         if self.strategy is not None: one_of(self.strategy, strategies, 'strategy')
-        one_of(self.opt, opt_funcs, 'optimizer')
+        one_of(self.opt, optimizers, 'optimizer')
         one_of(self.precision, precisions, 'precision')
         one_of(self.schedule, schedules, 'schedule')
-        one_of(self.trainable, _trainable, 'part to train')
+        check_trainable(self.trainable)
 
     def _check_ranges(self):
         def check(ok, name, wanted):  # `ok` is False for NaN
