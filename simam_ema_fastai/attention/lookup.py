@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from math import isfinite
 
 import torch
@@ -18,7 +19,7 @@ from .start import start_as_identity, starts
 from ..core.errors import UserError, import_extra, one_of
 
 # %% auto #0
-__all__ = ['find_gate', 'gate_options', 'check_gate', 'build_gate']
+__all__ = ['find_gate', 'gate_options', 'gate_builder']
 
 # %% ../../nbs/attention/14_lookup.ipynb #9684c9f3
 _timm_names = ('se', 'ese', 'eca', 'ecam', 'ceca', 'ge', 'gc', 'gca', 'cbam', 'lcbam', 'coord', 'scoord', 'ela',
@@ -70,11 +71,11 @@ def _spell_options(options:dict[str,inspect.Parameter]) -> str:
 
 def _reason(e:Exception) -> str: return ' '.join(str(e).split())[:150] or type(e).__name__
 
-def _trial(name:str, options:dict):
+def _trial(cls:Callable, name:str, options:dict):
     "Build and run a gate without memory, where that can go wrong. Raises `UserError`."
     try:
         with torch.device('meta'):
-            gate = _build(name, 64, **options).eval()
+            gate = _made(cls, 64, **options).eval()
             if name in gates: return
             for size in ((7,5), (16,16), (1,1)):
                 if (got := gate(x := torch.zeros(2, 64, *size)).shape) != x.shape:
@@ -87,34 +88,31 @@ def _trial(name:str, options:dict):
         raise UserError(f'{name} cannot be built with {options}: {why}. '
                         f'Its options: {_spell_options(gate_options(name))}.') from None
 
-def check_gate(
-    name:str, # As for `find_gate`
-    options:dict=None # For it
-):
-    "Raise `UserError` unless there is such a gate, takes `options` and keeps the shape of maps (timm's are tried)."
-    find_gate(name)
-    known, options = gate_options(name), options or {}
-    for k,v in options.items():
-        if k not in known and '**' not in known:
-            raise UserError(f"unknown option '{k}' of {name}. Its options: {_spell_options(known)}.")
-        what, fits = _wanted(known[k]) if k in known else ('', lambda v: True)
-        if not fits(v): raise UserError(f'{k}={v!r} of {name}: give {what}. Its options: {_spell_options(known)}.')
-    if options or name not in gates: _trial(name, options)
-
-def _build(name:str, channels:int, start:str=starts[0], **options) -> nn.Module:
-    gate = find_gate(name)(channels, **options)
+def _made(cls:Callable, channels:int, start:str=starts[0], **options) -> nn.Module:
+    gate = cls(channels, **options)
     return start_as_identity(gate) if start == 'identity' else gate
 
-def build_gate(
-    name:str, # As for `find_gate`
-    channels:int, # Of the map it gets
-    **options # Of the gate; `start`: one of `starts`
-) -> nn.Module: # `(N, channels, H, W)` to the same shape
-    "Build a gate. Raises `UserError` if there is none of that name, or timm cannot build it for these channels."
-    find_gate(name)
-    try: gate = _build(name, channels, **options)
+def _build(cls:Callable, name:str, options:dict, channels:int) -> nn.Module:
+    try: gate = _made(cls, channels, **options)
     except Exception as e:
         if name in gates: raise
         raise UserError(f'{name} cannot be built for {channels} channels: {_reason(e)}.') from None
     gate.is_gate = True  # by which `gate_modules` finds it
     return gate
+
+def gate_builder(
+    name:str, # As for `find_gate`
+    options:dict=None # For it, and `start`: one of `starts`
+) -> Callable[[int],nn.Module]: # channels -> gate, which maps `(N, channels, H, W)` to the same shape
+    """Resolve a name and options to what builds the gate.
+
+    Raises `UserError` unless there is such a gate, takes `options` and keeps the shape of maps (timm's are tried); and
+    later, if timm cannot build it for so many channels."""
+    cls, known, options = find_gate(name), gate_options(name), options or {}
+    for k,v in options.items():
+        if k not in known and '**' not in known:
+            raise UserError(f"unknown option '{k}' of {name}. Its options: {_spell_options(known)}.")
+        what, fits = _wanted(known[k]) if k in known else ('', lambda v: True)
+        if not fits(v): raise UserError(f'{k}={v!r} of {name}: give {what}. Its options: {_spell_options(known)}.')
+    if options or name not in gates: _trial(cls, name, options)
+    return partial(_build, cls, name, options)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..attention.lookup import build_gate, check_gate
+from ..attention.lookup import gate_builder
 from ..core.errors import UserError
 from .insert import gate_after, gate_modules, remove_after
 
@@ -212,8 +212,8 @@ def _check_free(name:str, module:nn.Module):
     if not hasattr(module, _name): return
     raise UserError(f"a gate stands behind '{name}' already: remove_gates(model) takes out what add_gates put in.")
 
-def _build(place:GatePlace, like:_Output, image:_Images, options:dict) -> nn.Module:
-    gate = build_gate(place.gate, place.channels, **options)
+def _fitted(gate:nn.Module, place:GatePlace, like:_Output, image:_Images) -> nn.Module:
+    "A gate for NCHW in what the layout of its place asks for."
     if place.layout == 'NHWC': gate = ChannelsLastGate(gate)
     if place.layout == 'tokens': gate = TokenGate(gate, place.special, image.h/image.w)
     return gate.to(like.device, like.dtype)
@@ -248,13 +248,13 @@ def add_gates(
 
     The names of the network's own tensors stay; each gate is a part `added_gate` of its module. Channels and layout are
     measured in one forward pass. Raises `UserError` where a gate cannot stand, and leaves the network as it was."""
-    check_gate(gate, options)
+    build = gate_builder(gate, options)
     found = _find(model, at)
     for name,module in found.items(): _check_free(name, module)
     example, seen = _measure(model, found, example)
     image = _images(example)
     places = [_place(name, gate, calls, image) for name,calls in seen.items()]
-    built = [_build(p, seen[p.module][0], image, options).train(found[p.module].training) for p in places]
+    built = [_fitted(build(p.channels), p, seen[p.module][0], image).train(found[p.module].training) for p in places]
     for place,new in zip(places, built): gate_after(found[place.module], new, _name)
     try: _check_runs(model, found, example)
     except UserError:
