@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from math import sqrt
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 from torch import Tensor, nn
 
-from ..attention.lookup import build_gate, check_gate
+from ..attention.lookup import gate_builder
 from ..core.errors import UserError
 from simam_ema_fastai.models.anatomy import (
     Images,
@@ -178,8 +178,8 @@ def _check_free(name:str, module:nn.Module):
     if not hasattr(module, _name): return
     raise UserError(f"a gate stands behind '{name}' already: remove_gates(model) takes out what add_gates put in.")
 
-def _build(place:GatePlace, like:Output, image:Images, options:dict) -> nn.Module:
-    gate = build_gate(place.gate, place.channels, **options)
+def _fitted(gate:nn.Module, place:GatePlace, like:Output, image:Images) -> nn.Module:
+    "A gate for NCHW in what the layout of its place asks for."
     if place.layout == 'NHWC': gate = ChannelsLastGate(gate)
     if place.layout == 'tokens': gate = TokenGate(gate, place.special, image.h/image.w)
     return gate.to(like.device, like.dtype)
@@ -218,12 +218,14 @@ def _look_for(model:nn.Module, at:Sequence[str], stages:Sequence[int]|None, exam
     names |= {n for site in asked for n in find_sites(parts, look, site, stages)}
     return _once(names, parts), look
 
-def _add(model:nn.Module, gate:str, at:Sequence[str], stages:Sequence[int]|None, example, options:dict):
+def _add(model:nn.Module, gate:str, build:Callable, at:Sequence[str], stages:Sequence[int]|None, example):
     found, look = _look_for(model, at, stages, example)
     for name,module in found.items(): _check_free(name, module)
     places = [_place(name, gate, look.outputs[name], look.images) for name in found]
-    built = [_build(p, look.outputs[p.module][0], look.images, options).train(found[p.module].training) for p in places]
-    for place,new in zip(places, built): gate_after(found[place.module], new, _name)
+    built = [_fitted(build(p.channels), p, look.outputs[p.module][0], look.images) for p in places]
+    for place,new in zip(places, built):
+        module = found[place.module]
+        gate_after(module, new.train(module.training), _name)
     try: _check_runs(model, found, look.example)
     except UserError:
         for module in found.values(): remove_after(module, _name)
@@ -233,7 +235,7 @@ def _add(model:nn.Module, gate:str, at:Sequence[str], stages:Sequence[int]|None,
 def add_gates(
     model:nn.Module|Learner, # Any network, or a learner of it; changed in place
     gate:str='ema', # A name in `attention.modules.gates`, or one of timm's: 'timm.gca'
-    at:str|Sequence[str]='residual', # A site ('spatial', 'residual', 'stage'), a glob of names ('layer3.*.bn3'), or several
+    at:str|Sequence[str]='residual', # A site (spatial, residual, stage), a glob of names ('layer3.*.bn3'), or several
     stages:Sequence[int]=None, # Of a site, 1 to 4; None for all
     example=None, # A small batch as the network is called with (tuple: arguments, dict: by name); None for blank images
     **options # For the gate, e.g. factor=16
@@ -243,11 +245,11 @@ def add_gates(
     The names of the network's own tensors stay; each gate is a part `added_gate` of its module. Channels and layout are
     measured in one forward pass. The optimizer of a learner starts anew with the gates in the group of the head, and
     `freeze` does not freeze them. Raises `UserError` where a gate cannot stand, and leaves the network as it was."""
-    check_gate(gate, options)
+    build = gate_builder(gate, options)
     at = [at] if isinstance(at, str) else [*at]
-    if not isinstance(model, Learner): return _add(model, gate, at, stages, example, options)
+    if not isinstance(model, Learner): return _add(model, gate, build, at, stages, example)
     _check_optimizer(model)
-    table = _add(model.model, gate, at, stages, example, options)
+    table = _add(model.model, gate, build, at, stages, example)
     if not isinstance(model.splitter, GateSplitter): model.splitter = GateSplitter(model.splitter)
     _renew_optimizer(model)
     return table
