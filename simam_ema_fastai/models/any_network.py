@@ -22,7 +22,7 @@ from ..core.errors import UserError
 from .insert import gate_after, gate_modules, remove_after
 
 # %% auto #0
-__all__ = ['ChannelsLastGate', 'TokenGate', 'GatePlace', 'add_gates', 'remove_gates']
+__all__ = ['ChannelsLastGate', 'TokenGate', 'GatePlace', 'place_of', 'adapt_gate', 'add_gates', 'remove_gates']
 
 # %% ../../nbs/models/09_any_network.ipynb #d85ff000
 _name = 'added_gate'  # of the gate as a part of its module; many of timm's have a part `gate` of their own
@@ -177,7 +177,7 @@ _most_special = 16  # a ViT has one class token and up to 16 registers
 
 def _maps(shape:tuple[int,...], image:_Images) -> list[tuple]:
     "(channels, layout, height, width) of a 4-D output, where the proportions of its sides are those of the image."
-    def fits(h, w): return abs(h - w*image.h/image.w) < 1
+    def fits(h, w): return abs(h - w*image.h/image.w) < 1 + .03*h  # Inception's convolutions are unpadded
     _, a, b, c = shape
     return [(a, 'NCHW', b, c)]*fits(b, c) + [(c, 'NHWC', a, b)]*fits(a, b)
 
@@ -207,16 +207,34 @@ def _place(name:str, gate:str, calls:list[_Output], image:_Images) -> GatePlace:
         refuse(f'its output {shape} may be (N, C, H, W) or (N, H, W, C); give an example= with sides that differ')
     return GatePlace(name, gate, *found[0])
 
+def place_of(
+    name:str, # Of the module behind which a gate is to stand
+    out:Tensor|None, # What the module has put out; None for anything but one tensor
+    runs:int, # How often it has run
+    conv:tuple[int,int]|None, # Map size of the last convolution before
+    images:tuple[int,int,int] # How many images the network has worked on, their height and width
+) -> GatePlace: # For no gate in particular
+    "Read off what a gate would see. Raises `UserError` where none can stand."
+    seen = _Output('nothing' if out is None else tuple(out.shape), getattr(out, 'dtype', None), None, conv)
+    return _place(name, '', [seen]*runs, _Images(*images))
+
 # %% ../../nbs/models/09_any_network.ipynb #bd7bf63e
 def _check_free(name:str, module:nn.Module):
     if not hasattr(module, _name): return
     raise UserError(f"a gate stands behind '{name}' already: remove_gates(model) takes out what add_gates put in.")
 
+def adapt_gate(
+    gate:nn.Module, # Maps `(N, C, H, W)` to the same shape
+    place:GatePlace, # Where it is to stand
+    ratio:float=1. # Height over width of the images
+) -> nn.Module:
+    "Put a gate into what gives it maps in its layout, if the network has another."
+    if place.layout == 'NHWC': return ChannelsLastGate(gate)
+    return TokenGate(gate, place.special, ratio) if place.layout == 'tokens' else gate
+
 def _build(place:GatePlace, like:_Output, image:_Images, options:dict) -> nn.Module:
     gate = build_gate(place.gate, place.channels, **options)
-    if place.layout == 'NHWC': gate = ChannelsLastGate(gate)
-    if place.layout == 'tokens': gate = TokenGate(gate, place.special, image.h/image.w)
-    return gate.to(like.device, like.dtype)
+    return adapt_gate(gate, place, image.h/image.w).to(like.device, like.dtype)
 
 def _check_runs(model:nn.Module, places:dict[str,nn.Module], example):
     "Raise a `UserError` if not every gate runs once."

@@ -32,9 +32,9 @@ from fastai.torch_core import default_device, set_seed
 from fastcore.foundation import L
 from torch import nn
 
-from ..models.backbones import check_size
 from ..models.create import build_model
 from ..models.insert import Placement, gate_modules
+from ..models.libraries import check_size
 from ..models.variants import Variant, get_variant
 from ..models.weight_sources import load_weights
 from ..models.weights import Weights
