@@ -66,7 +66,8 @@ def run(
             forget_failure(folder)
         settings = config.as_json() | parts.digests
         settings['data'] |= parts.feeding
-        return broadcast_object(_train(parts, config.variant, config.recipe, folder, settings, measured, log))
+        metrics = _train(parts, config.variant, config.recipe, folder, settings, measured, log)
+        return broadcast_object(metrics)
 
 def prepare_and_run(
     config:RunConfig, # What to run
@@ -110,9 +111,9 @@ def _train(
     if is_rank0(): note_environment(folder, environment(), resumed=done > 0)
     if done: print(f'  going on after epoch {done} of {recipe.epochs}')
     size = _size(parts.dls)
+    callbacks = [checkpoint, StopAtNaN(checkpoint.file), *logging_callbacks(log, folder, settings, done)]
     with explain_out_of_memory(recipe.bs, size), _quiet(learn):
         with _distributed(learn):
-            callbacks = [checkpoint, StopAtNaN(checkpoint.file), *logging_callbacks(log, folder, settings, done)]
             fit_recipe(learn, done, cbs=callbacks)
             result = evaluate(learn)
         if not is_rank0(): return None

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..core.errors import UserError, import_extra, one_of
 from .backbones import Arch, archs
 from .insert import Slot, sites
-from .trace import map_sites, blank_images, feature_ends, meta_twin, slots_of, trace
+from .trace import blank_images, feature_ends, map_sites, meta_twin, slots_of, trace
 from .weights import Weights
 
 # %% auto #0
@@ -68,8 +68,8 @@ def _torchvision_expects(name:str) -> Expects:
 # %% ../../nbs/models/11_libraries.ipynb #28ecae1c
 def _unknown(name:str, known:Sequence[str], how:str):
     library, _, wanted = name.partition(':')
-    near = get_close_matches(wanted.partition('.')[0].lower(), known, n=3, cutoff=.5)
-    hint = f" Near it: {', '.join(f'{library}:{n}' for n in near)}." if near else ''
+    near = [f'{library}:{n}' for n in get_close_matches(wanted.partition('.')[0].lower(), known, n=3, cutoff=.5)]
+    hint = f" Near it: {', '.join(near)}." if near else ''
     raise UserError(f"{library} knows no network '{wanted}'.{hint} {how} lists them all.")
 
 def _check_timm(name:str):

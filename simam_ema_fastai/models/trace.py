@@ -18,7 +18,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from ..core.errors import UserError
-from .any_network import GatePlace, adapt_gate, place_of
+from .anatomy import Images, Output
+from .any_network import GatePlace, adapt, placed
 from .insert import Slot, gate_after
 
 # %% auto #0
@@ -163,8 +164,9 @@ def _branches(
 
 def _place_in(trace:Trace, name:str) -> GatePlace:
     "Read off what a gate behind a module would see. Raises `UserError` where none can stand."
-    call = trace.calls.get(name)
-    return place_of(name, call and call.out, call.runs if call else 0, call and call.conv, (2, *trace.size))
+    call = trace.calls[name]
+    seen = Output('nothing') if call.out is None else Output(tuple(call.out.shape), call.out.dtype, None, call.conv)
+    return placed(name, '', [seen]*call.runs, Images(2, *trace.size))
 
 # %% ../../nbs/models/10_trace.ipynb #fd62d211
 def _quarters(n:int) -> list[int]: return [round(n*i/4) - 1 for i in range(1, 5)]
@@ -249,7 +251,7 @@ def _runs_parts(m:nn.Module) -> bool:
 
 def _put(model:nn.Module, place:GatePlace, ratio:float, gate:nn.Module):
     module = inner = model.get_submodule(place.module)
-    holder, gate = [], adapt_gate(gate, place, ratio)
+    holder, gate = [], adapt(gate, place, ratio)
     if not _runs_parts(module): return gate_after(module, gate, 'added_gate')
     while _runs_parts(inner) or isinstance(inner, nn.Sequential):
         name, inner = [*inner.named_children()][-1]
