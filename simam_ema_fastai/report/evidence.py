@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..experiments.results import load_history, load_progress, load_runs, read_table
+from ..experiments.results import folders_of, load_history, load_progress, load_runs, read_table
 from ..experiments.runs import failures
 from .answers import detection_limits, headline
 from .calibration import Calibration, calibration
@@ -60,7 +60,8 @@ class Evidence:
 
     def class_names(self, run:str) -> list[str]:
         "The classes of a run."
-        return read_table(self.folder/run/'per_class.csv')['class'].map(one_line).tolist()
+        first = folders_of(self.runs[self.runs.run == run])[0]
+        return read_table(self.folder/first/'per_class.csv')['class'].map(one_line).tolist()
 
     def name(self, cell:tuple[str,str]) -> str:
         "A cell in words, with its strategy where there are several."

@@ -47,14 +47,16 @@ def comparison_table(
     rows = []
     for (variant, strategy), g in pool_latency(runs).groupby(['variant','strategy'], sort=False):
         accuracies = {'Top-1 % [95%]': _percent(g, 'top1'), f'Top-{g.k.iloc[0]} % [95%]': _percent(g, 'top5')}
+        if 'test_top1' in g and g.test_top1.notna().all(): accuracies['test Top-1 % [95%]'] = _percent(g, 'test_top1')
         rows.append({'variant': variant, 'strategy': strategy, 'seeds': str(len(g)), **accuracies, **_costs(g)})
         if in_study(g).all(): rows.append(_study_row(variant, strategy))
     return pd.DataFrame(rows)
 
 def _percent(g:pd.DataFrame, column:str) -> str:
     "A column of accuracies with its interval."
-    if g.n.nunique() > 1: return f'{g[column].mean():.2f}'  # on different images: no interval
-    hits = np.arange(g.n.iloc[0]) < (g[column]*g.n/100).round().values[:,None]  # (S, N)
+    n = g.test_n.astype(int) if column.startswith('test_') else g.n
+    if n.nunique() > 1: return f'{g[column].mean():.2f}'  # on different images: no interval
+    hits = np.arange(n.iloc[0]) < (g[column]*n/100).round().values[:,None]  # (S, N)
     i = accuracy_interval(hits)
     return f'{i.value:.2f} [{i.low:.1f}, {i.high:.1f}]'
 
