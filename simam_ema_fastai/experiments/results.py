@@ -17,6 +17,7 @@ from .identity import run_name
 from .runs import read_config
 from ..models.terms import strategies
 from ..models.variants import get_variant, variants
+from ..training.metrics import imbalance_metrics
 
 # %% auto #0
 __all__ = ['read_table', 'left_out', 'load_runs', 'load_progress', 'time_left', 'format_duration', 'load_history']
@@ -70,13 +71,19 @@ def _row(folder:Path) -> dict:
     environments(folder)
     history = read_table(folder/'history.csv', 'epoch', 'accuracy')
     n = read_table(folder/'per_class.csv', 'class', 'n').n
-    images = len(read_table(folder/'predictions.csv', 'file', 'true', 'pred1', 'prob1', 'prob_true'))
+    predictions = read_table(folder/'predictions.csv', 'file', 'true', 'pred1', 'prob1', 'prob_true')
     for name, rows in (('history.csv', history), ('per_class.csv', n)):
         if not len(rows): raise _damaged(folder/name, 'it is empty')
-    if metrics.get('n') != images:
-        raise _damaged(folder/'predictions.csv', f"it holds {images} images of {metrics.get('n')}")
+    if metrics.get('n') != len(predictions):
+        raise _damaged(folder/'predictions.csv', f"it holds {len(predictions)} images of {metrics.get('n')}")
+    if 'balanced_accuracy' not in metrics: metrics = _add_imbalance_metrics(metrics, predictions, len(n), folder)
     part = ', '.join(text.format(c['data'][k]) for k,text in _subset.items() if c['data'].get(k) is not None)
     return dict(_planned(folder.name, c), part=part, commonest=100*n.max()/max(n.sum(), 1), **metrics, **cost)
+
+def _add_imbalance_metrics(metrics:dict, predictions:pd.DataFrame, n_classes:int, folder:Path) -> dict:
+    "The metrics of a run with those that 0.1 did not compute, as far as its predictions tell them."
+    try: return {**metrics, **imbalance_metrics(predictions, n_classes)}
+    except (ValueError, IndexError) as e: raise _damaged(folder/'predictions.csv', str(e)) from e
 
 def _planned(run:str, c:dict) -> dict:
     "What tells a run from the others of its folder."
