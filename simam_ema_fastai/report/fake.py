@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.files import write_json, write_text
+from ..training.metrics import encode_scores
 
 # %% auto #0
 __all__ = ['fake_run', 'fake_grid']
@@ -54,12 +55,18 @@ def _write_predictions(run:Path, right:np.ndarray):
     true = np.arange(n) % 4
     pred, prob = np.where(right, true, (true + 1) % 4), np.where(right, .8, .6)
     predictions = dict(file=[f'{i:05}.png' for i in range(n)], true=true, prob_true=np.where(right, .8, .2),
-                       pred1=pred, pred2=(pred + 1) % 4, prob1=prob, prob2=1 - prob)
+                       pred1=pred, pred2=(pred + 1) % 4, prob1=prob, prob2=1 - prob, scores=_scores(pred, prob))
     per_class = {'class': list('abcd'), 'n': n//4, 'top1': 100*right.mean()}
     history = dict(epoch=[0,1], train_loss=[2.,1.], valid_loss=[2.,1.], accuracy=[.3, right.mean()], train_seconds=1.,
                    seconds=1.)
     for name, table in dict(predictions=predictions, per_class=per_class, history=history).items():
         write_text(run/f'{name}.csv', pd.DataFrame(table).to_csv(index=False))
+
+def _scores(pred:np.ndarray, prob:np.ndarray) -> list[str]:
+    "The two classes that a prediction weighs, and little for the others."
+    p = np.full((len(pred), 4), 1e-4)
+    for which, share in ((pred, prob), ((pred + 1) % 4, 1 - prob)): p[range(len(pred)),which] = share
+    return encode_scores(np.log(p))
 
 _truth = dict(baseline=.70, simam=.70, ema=.76)
 
