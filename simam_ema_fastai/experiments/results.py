@@ -20,7 +20,8 @@ from ..models.variants import get_variant, variants
 from ..training.metrics import imbalance_metrics
 
 # %% auto #0
-__all__ = ['read_table', 'left_out', 'load_runs', 'load_progress', 'time_left', 'format_duration', 'load_history']
+__all__ = ['read_table', 'left_out', 'load_runs', 'planned_metric', 'load_progress', 'time_left', 'format_duration',
+           'load_history']
 
 # %% ../../nbs/experiments/04_results.ipynb #b832ec87
 def _damaged(file:Path, why:str) -> UserError:
@@ -78,7 +79,8 @@ def _row(folder:Path) -> dict:
         raise _damaged(folder/'predictions.csv', f"it holds {len(predictions)} images of {metrics.get('n')}")
     if 'balanced_accuracy' not in metrics: metrics = _add_imbalance_metrics(metrics, predictions, len(n), folder)
     part = ', '.join(text.format(c['data'][k]) for k,text in _subset.items() if c['data'].get(k) is not None)
-    return dict(_planned(folder.name, c), part=part, commonest=100*n.max()/max(n.sum(), 1), **metrics, **cost)
+    return dict(_planned(folder.name, c), part=part, commonest=100*n.max()/max(n.sum(), 1), classes=len(n),
+                **metrics, **cost)
 
 def _add_imbalance_metrics(metrics:dict, predictions:pd.DataFrame, n_classes:int, folder:Path) -> dict:
     "The metrics of a run with those that 0.1 did not compute, as far as its predictions tell them."
@@ -145,6 +147,14 @@ def load_runs(
     why = {**unreadable, **_damage_in_unfinished(folder)}
     none = f"no finished run in '{folder}': run `simam_ema ablate` with --out {folder} first."
     raise UserError(next(iter(why.values()), none))
+
+# %% ../../nbs/experiments/04_results.ipynb #ba1ab54f
+def planned_metric(
+    folder:str|Path # A run folder; nothing need be in it
+) -> tuple[str,float]: # A name in `training.metrics`, and the margin of “no worse” in points
+    "By what the runs of a folder are judged, as `ablate` was told: Top-1 and one point unless it was."
+    plan = read_json(f) if (f := Path(folder)/'grid.json').exists() else {}
+    return plan.get('metric') or 'top1', plan.get('margin') or 1.
 
 # %% ../../nbs/experiments/04_results.ipynb #becb84c7
 _progress = ['run','variant','strategy','seed','arch','data','done','epochs','finished']

@@ -50,7 +50,8 @@ def _why(r) -> str:
 def _no_worse(r, seeds:str) -> str:
     p = f'p = {format_p(max(r.p_worse, r.p_better) if r.p_better < .05 else r.p_worse)}'.replace('= <', '< ')
     if r.p_better < .05: return f'equal to within {format_margin(r.margin)} ({p} in either direction, {seeds}).'
-    return f'no worse by {format_margin(r.margin)} or more ({p}, Holm-corrected, {seeds}); whether it is better is open.'
+    margin = format_margin(r.margin)
+    return f'no worse by {margin} or more ({p}, Holm-corrected, {seeds}); whether it is better is open.'
 
 def _one_seed(r, p:str) -> str:
     once = 'both were' if r.seeds==(1, 1) else f'{r.variant if r.seeds[0]==1 else r.reference} was'
@@ -135,8 +136,8 @@ def _established(groups, diffs, to) -> list[str]:
 
 def _equal(equal, diffs, to) -> list[str]:
     if not len(equal): return []
-    return [f'{_listed(equal, diffs)} {_is(equal)} no worse than {to}: by less than {format_margin(equal.margin.iloc[0])}, '
-            'if at all.']
+    margin = format_margin(equal.margin.iloc[0])
+    return [f'{_listed(equal, diffs)} {_is(equal)} no worse than {to}: by less than {margin}, if at all.']
 
 def _tentative(perhaps, diffs, to) -> list[str]:
     ways = {'better': perhaps[perhaps.value > 0], 'worse': perhaps[perhaps.value < 0]}

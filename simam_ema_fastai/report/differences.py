@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 
 from .factorial import factorial
-from ..core.errors import UserError
 from .intervals import contrast, over_seeds_and_images
 from .outcomes import Outcomes
-from .significance import difference, holm, minimum_detectable, p_worse
+from .significance import difference, holm, minimum_detectable, noninferiority
+from ..training.metrics import check_margin
 
 # %% auto #0
-__all__ = ['verdict_labels', 'reference_of', 'format_margin', 'verdict_label', 'check_margin', 'differences', 'factor_effects']
+__all__ = ['verdict_labels', 'reference_of', 'format_margin', 'verdict_label', 'differences', 'factor_effects']
 
 # %% ../../nbs/report/10_differences.ipynb #6c99ba84
 def reference_of(
@@ -34,8 +34,8 @@ def reference_of(
 
 verdict_labels = {
     'helps': 'helps', 'hurts': 'hurts', 'above': 'above its reference', 'below': 'below its reference',
-    'no worse': 'no worse', 'perhaps': 'perhaps: two seeds', 'open': 'no difference shown', 'one seed': 'not judged: one seed',
-    'void': 'void: runs not comparable',
+    'no worse': 'no worse', 'perhaps': 'perhaps: two seeds', 'open': 'no difference shown',
+    'one seed': 'not judged: one seed', 'void': 'void: runs not comparable',
 }
 
 def _verdict(r) -> str:
@@ -58,13 +58,6 @@ def verdict_label(
     "Its verdict in a few words, with the margin where that belongs to it."
     return verdict_labels[r.verdict] + (f' than {format_margin(r.margin)}' if r.verdict == 'no worse' else '')
 
-def check_margin(
-    margin:float # In points
-) -> float: # `margin`
-    "Raise a `UserError` unless a variant can be worse by less than `margin`."
-    if not 0 < margin < 100: raise UserError(f'margin {margin:g}: points are wanted, above 0 and below 100, e.g. 1.')
-    return margin
-
 def _detectable(r, m:int) -> float:
     "The least difference that a row of `m` would detect; NaN if that is not known, or more than can be gained."
     if r.about != over_seeds_and_images or r.discordant == 0 and r.value == 0: return np.nan
@@ -82,8 +75,8 @@ def _compare(cell, ref, outcomes, metric, margin) -> dict:
     ninety = contrast([values, reference_values], [1, -1], level=.9)
     return dict(variant=cell[0], strategy=cell[1], reference=ref[0], reference_strategy=ref[1], **vars(d),
                 confounded=bool(mixed), mixed=mixed, left=100 - 100*float(reference_values.mean()), margin=margin,
-                low90=ninety.low, high90=ninety.high, p_worse=p_worse(d, d.n, margin),
-                p_better=p_worse(d, d.n, margin, than=-1))
+                low90=ninety.low, high90=ninety.high, p_worse=noninferiority(d, d.n, margin),
+                p_better=noninferiority(d, d.n, margin, than=-1))
 
 def differences(
     outcomes:dict[tuple[str,str],Outcomes], # From `load_outcomes`

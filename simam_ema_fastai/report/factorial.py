@@ -18,7 +18,7 @@ __all__ = ['factorial', 'describe_split']
 
 # %% ../../nbs/report/04_factorial.ipynb #722174f4
 def factorial(
-    cells:Mapping[tuple[str,str],np.ndarray], # As for `contrast`, by architecture and strategy; the first of either is the reference
+    cells:Mapping[tuple[str,str],np.ndarray], # By architecture and strategy; the first of either is the reference
     **kwargs # Passed to `contrast`
 ) -> pd.DataFrame: # A row per effect: kind, architecture, strategy, the fields of `Effect`, and p_holm within its kind
     """Main effects and interactions in points.
