@@ -52,7 +52,7 @@ def train(
     first='variants seeds data path size arch weights epochs lr out')
 def ablate(
     variants:str=None, # Which to compare, separated by commas, as for train; baseline,simam,ema,hybrid if left out
-    grid:str=None, # A comparison by name instead: factorial, positions, reduction
+    grid:str=None, # A comparison by name instead: factorial, positions, reduction, start
     out:Path='runs/ablation', # Run folder
     seeds:str=None, # A run each, separated by commas; the recipe's (study: 1) if left out
     strategies:str=None, # uniform, discriminative, discriminative+freeze: a run with each; left out: the variant's

@@ -28,8 +28,8 @@ from ..runtime.images import deep_range, is_transient
 from ..runtime.pixel_formats import white_level
 
 # %% auto #0
-__all__ = ['check_whole_numbers', 'quoted', 'remembered', 'check_digest', 'find_unreadable', 'drop_unreadable',
-           'find_white_level', 'drop_duplicates', 'warn_of_small_classes']
+__all__ = ['check_whole_numbers', 'quoted', 'check_digest', 'find_unreadable', 'drop_unreadable', 'find_white_level',
+           'drop_duplicates', 'warn_of_small_classes']
 
 # %% ../../nbs/data/09_checks.ipynb #582cc665
 def check_whole_numbers(
@@ -46,7 +46,7 @@ def quoted(names:Sequence[str]) -> str:
     return ', '.join(f"'{n}'" for n in list(names)[:4]) + (', …' if len(names) > 4 else '')
 
 # %% ../../nbs/data/09_checks.ipynb #9040315b
-def remembered(
+def _remembered(
     key:str, # Names the question, and the files that it is asked of
     find:Callable[[], object] # Finds the answer, which JSON can hold
 ):
@@ -73,7 +73,7 @@ def check_digest(
         digest = hashlib.sha256()
         for f in files: digest.update(f.read_bytes())
         return digest.hexdigest()
-    found = remembered(f'{fingerprint(files)}-sha256', find)
+    found = _remembered(f'{fingerprint(files)}-sha256', find)
     if found != sha256:
         raise UserError(f"{files[0].parent} is damaged or another release: its sha256 is {found}, "
                         f"it should be {sha256}. Install {what} again.")
@@ -98,7 +98,7 @@ def find_unreadable(
             faults = pool.map(lambda f: _fault(f, read), files)
             faults = list(progress(faults, total=len(files), comment='checking images'))
         return {str(f): fault for f,fault in zip(files, faults) if fault}
-    return remembered(fingerprint(files, stamps) + (f'-{white}' if white else ''), find)
+    return _remembered(fingerprint(files, stamps) + (f'-{white}' if white else ''), find)
 
 def drop_unreadable(
     s:Samples,
@@ -144,7 +144,7 @@ def find_white_level(
         with ThreadPoolExecutor() as pool:
             depths = progress(pool.map(_depth, paths), total=len(paths), comment='finding the white level')
             return [r for r in depths if r]
-    ranges = remembered(f'{fingerprint(paths, stamps)}-depth', find)
+    ranges = _remembered(f'{fingerprint(paths, stamps)}-depth', find)
     white = white_level(ranges)
     for kind,top in (white or {}).items():
         los, his = zip(*((lo, hi) for k,lo,hi in ranges if k == kind))

@@ -27,7 +27,7 @@ from ..runtime.classifier import resize_and_crop
 from ..runtime.images import read_image
 
 # %% auto #0
-__all__ = ['dls_attr', 'first_batch', 'source_of', 'normalization_of', 'validation_transforms', 'check_classification']
+__all__ = ['dls_attr', 'source_of', 'normalization_of', 'validation_transforms', 'check_classification']
 
 # %% ../../nbs/data/17_preprocessing.ipynb #6c906c75
 def dls_attr(
@@ -43,7 +43,7 @@ class _FirstIdxs:
     def __init__(self, n:int): self.n = n
     def __call__(self): return list(range(self.n))
 
-def first_batch(
+def _first_batch(
     dl, # A loader; one of PyTorch's gives its next batch
     n:int=8 # How many items
 ) -> tuple: # As the network gets them
@@ -157,7 +157,7 @@ def _read_otherwise(dl, i:int, row:np.ndarray, t:dict) -> bool|None:
 
 def _compare(dl, t:dict):
     "Raise `UserError` if the first validation images are not what `t` says; print a line if some are read otherwise."
-    x = first_batch(dl)[0]  # (N, 3, H, W)
+    x = _first_batch(dl)[0]  # (N, 3, H, W)
     if list(x.shape[1:]) != [3, *t['crop'][::-1]]:
         w,h = t['crop']
         raise UserError(f"a validation image has the shape {tuple(x.shape[1:])}, "
@@ -218,7 +218,7 @@ def check_classification(
     Raises `UserError`, one line that names what would be right."""
     dl = next((dl for dl in dls.loaders[1:2] + dls.loaders[:1] if getattr(dl, 'n', 1) != 0), None)
     if dl is None: raise UserError('these DataLoaders hold no image.')
-    try: batch = first_batch(dl)
+    try: batch = _first_batch(dl)
     except (RuntimeError, TypeError) as e:
         if not any(t in str(e) for t in ('equal size', 'ismatch')): raise
         raise UserError('the images are of different sizes, and a batch takes one: '

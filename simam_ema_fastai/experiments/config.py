@@ -65,7 +65,7 @@ def make_grid(
     arch:str=None, # A name in `archs`; None for each variant's own, or 'resnet50'
     weights:str|None='imagenet', # As for `load_weights`; None trains from scratch
     recipe:Recipe=recipes['study'], # Seed and strategy are replaced
-    overrides:dict=None # stages, factor, reduction, sites, act, as for `get_variant`
+    overrides:dict=None # stages, factor, reduction, start, sites, act, as for `get_variant`
 ) -> list[RunConfig]:
     """List the configs of variants × strategies × seeds, a complete comparison for the first seed first.
 
@@ -88,5 +88,7 @@ _sites = 'simam@spatial', 'simam@residual', 'ema@residual', 'ema@stage'
 grids = {
     'factorial': Grid(('baseline', 'simam', 'ema', 'hybrid'), ('uniform', 'discriminative+freeze')),
     'positions': Grid(('baseline', *(f'{site}{stages}' for site in _sites for stages in ('4', '34', '234', '')))),
+    'start':     Grid(('baseline', *(f'{v}{s}' for v in ('simam', 'ema', 'hybrid') for s in ('', '_identity'))),
+                      ('uniform', 'discriminative+freeze')),
     'reduction': Grid(('baseline', 'se4', 'se8', 'se', 'se32')),
 }

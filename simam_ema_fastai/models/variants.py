@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from ..attention.lookup import find_gate, gate_options
+from ..attention.start import starts
 from ..core.errors import UserError, one_of
 from .backbones import activations, archs
 from .insert import Placement
@@ -71,6 +72,13 @@ _published_with = {
 }
 variants |= {name: replace(variants[v], arch=arch) for name,(v,arch) in _published_with.items()}
 
+def _identity(v:Variant) -> Variant:
+    "`v` with gates that start as the identity."
+    return replace(v, placements=tuple(replace(p, options={**p.options, 'start': 'identity'}) for p in v.placements))
+
+_with_identity = ('simam', 'ema', 'hybrid', 'hybrid_all', 'se', 'eca', 'cbam', 'bam', 'coord')
+variants |= {f'{name}_identity': _identity(variants[name]) for name in _with_identity}
+
 # %% ../../nbs/models/04_variants.ipynb #6a1368aa
 _part = re.compile(r'(\w[\w.]*)(?:\((.*)\))?@([a-z]+)(\d*)')  # GATE(OPTIONS)@SITE34
 _joint = re.compile(r'\+(?=\w[\w.]*[(@]|$)')  # a plus before a gate; those in a number stay
@@ -121,9 +129,9 @@ def _lookup(variant:str|Variant|Sequence[Placement]) -> Variant:
 def _changed(p:Placement, stages, sites, **options) -> Placement:
     "`p` at other places, with those of `options` that its gate takes."
     takes = gate_options(p.gate)
-    given = {k: o for k,o in options.items() if o is not None and k in takes}
-    stages = p.stages if stages is None else tuple(stages)
-    return Placement(p.gate, sites.get(p.gate, p.site), stages, {**p.options, **given})
+    new = {**p.options, **{k: o for k,o in options.items() if o is not None and k in takes}}
+    if new.get('start') == 'published': del new['start']  # which needs no word
+    return Placement(p.gate, sites.get(p.gate, p.site), p.stages if stages is None else tuple(stages), new)
 
 def get_variant(
     variant:str|Variant|Sequence[Placement]='hybrid', # A name in `variants`, a spec ('ema@residual34'), or placements
@@ -131,6 +139,7 @@ def get_variant(
     stages:Sequence[int]=None, # Put every gate into these stages instead
     factor:int=None, # Number of groups of EMA instead of 32
     reduction:int=None, # Of the gates with a bottleneck (SE, CBAM, BAM: 16, Coordinate Attention: 32)
+    start:str=None, # How gates begin: 'published', or 'identity', see `attention.start`
     sites:dict[str,str]=None, # Other sites by gate, e.g. dict(simam='residual')
     act:str=None # A name in `activations`, in the place of the backbone's ReLUs; None for the variant's own
 ) -> Variant: # With its backbone
@@ -138,7 +147,7 @@ def get_variant(
 
     Raises `UserError` for names that do not exist and combinations that cannot be."""
     v = _lookup(variant)
-    asked = dict(stages=stages, factor=factor, reduction=reduction, sites=sites, act=act)
+    asked = dict(stages=stages, factor=factor, reduction=reduction, start=start, sites=sites, act=act)
     if arch and v.arch not in (None, arch):
         raise UserError(f"'{v.name}' is made of {v.arch}, not of {arch}: "
                         'leave the architecture out, or choose a variant that fits any.')
@@ -148,6 +157,8 @@ def get_variant(
     arch = one_of(arch or v.arch or 'resnet50', archs, 'architecture')
     act = one_of(act or v.act, activations, 'activation')
     if act != 'relu' and not archs[arch].has_relu: raise UserError(f"act '{act}' replaces ReLUs, and {arch} has none.")
-    placements = tuple(_changed(p, stages, sites or {}, factor=factor, reduction=reduction) for p in v.placements)
+    if start: one_of(start, starts, 'start')
+    options = dict(factor=factor, reduction=reduction, start=start)
+    placements = tuple(_changed(p, stages, sites or {}, **options) for p in v.placements)
     overrides = {**(v.overrides or {}), **{k: o for k,o in asked.items() if o is not None}}
     return replace(v, placements=placements, arch=arch, act=act, overrides=overrides or None)
