@@ -72,7 +72,7 @@ def _compare(cell, ref, outcomes, metric, margin) -> dict:
     values, reference_values = o.values(metric), r.values(metric)
     right = None if metric in ('top1', 'top5') else (o.top1, r.top1)
     d = difference(values, reference_values, right=right)
-    ninety = contrast([values, reference_values], [1, -1], level=.9)
+    ninety = contrast([values, reference_values], [1, -1], level=.9, n_boot=1)
     return dict(variant=cell[0], strategy=cell[1], reference=ref[0], reference_strategy=ref[1], **vars(d),
                 confounded=bool(mixed), mixed=mixed, left=100 - 100*float(reference_values.mean()), margin=margin,
                 low90=ninety.low, high90=ninety.high, p_worse=noninferiority(d, d.n, margin),

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..experiments.results import planned_metric, load_history, load_progress, load_runs, read_table
+from ..experiments.results import load_history, load_progress, load_runs, planned_metric, read_table
 from ..experiments.runs import failures
 from .answers import detection_limits, headline
 from .calibration import Calibration, calibration
@@ -103,7 +103,8 @@ class Evidence:
         "Colors and lines of the cells, the best variants first."
         cells = list(dict.fromkeys(zip(self.progress.variant, self.progress.strategy)))
         if not len(self.runs): return Palette(cells)
-        return Palette(cells, self.runs.groupby('variant')[self.metric].mean().sort_values(ascending=False).index.tolist())
+        means = self.runs.groupby('variant')[self.metric].mean().sort_values(ascending=False)
+        return Palette(cells, means.index.tolist())
 
     @cached_property
     def figures(self) -> dict[str,ReportFigure]:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.files import write_json, write_text
-from ..training.metrics import encode_scores
+from ..training.metrics import encode_scores, imbalance_metrics
 
 # %% auto #0
 __all__ = ['fake_run', 'fake_grid']
@@ -30,12 +30,13 @@ def fake_run(
     "Write a finished run whose predictions are drawn at random, on images of different difficulty."
     run = Path(folder)/f'{variant}-{strategy}-s{seed}'
     right = _draw(run.name, accuracy, n)
-    _write_predictions(run, right)
+    predictions = _write_predictions(run, right)
     config = dict(variant=variant, recipe=dict(epochs=2, strategy=strategy, seed=seed, lr=.001),
                   data=dict(name='elpv', size=64), arch='resnet18', weights=None, overrides=None)
     env = dict(packages=dict(torch='2'), python='3.11', commit='a1b2c3', cpu='one', cores=2, gpu=None,
                command='simam_ema ablate')
-    metrics = dict(n=n, loss=.5, top1=100*right.mean(), top5=100., k=2, epochs=2, train_seconds=2., seconds=2.)
+    metrics = dict(n=n, loss=.5, top1=100*right.mean(), top5=100., k=2, epochs=2, train_seconds=2., seconds=2.,
+                   **imbalance_metrics(predictions, 4))
     efficiency = dict(parameters=10**6, gflops=.1, size=64, device='cpu', latency_ms=3.)
     for name,value in changes.items():
         for settings in (config, config['recipe'], config['data'], env):
@@ -49,8 +50,8 @@ def _draw(name:str, accuracy:float, n:int) -> np.ndarray: # `(n,)`
     luck, difficulty = np.random.default_rng(list(name.encode())), np.random.default_rng(0).normal(size=n)
     return .3*luck.normal(size=n) + difficulty < np.quantile(difficulty, accuracy)
 
-def _write_predictions(run:Path, right:np.ndarray):
-    "The tables of a run: its answers among four classes, its classes and its two epochs."
+def _write_predictions(run:Path, right:np.ndarray) -> pd.DataFrame:
+    "The tables of a run: its answers among four classes, which are returned, its classes and its two epochs."
     n = len(right)
     true = np.arange(n) % 4
     pred, prob = np.where(right, true, (true + 1) % 4), np.where(right, .8, .6)
@@ -61,6 +62,7 @@ def _write_predictions(run:Path, right:np.ndarray):
                    seconds=1.)
     for name, table in dict(predictions=predictions, per_class=per_class, history=history).items():
         write_text(run/f'{name}.csv', pd.DataFrame(table).to_csv(index=False))
+    return pd.DataFrame(predictions)
 
 def _scores(pred:np.ndarray, prob:np.ndarray) -> list[str]:
     "The two classes that a prediction weighs, and little for the others."

@@ -114,7 +114,8 @@ def _thesis_tables(e:Evidence) -> Iterator[tuple[pd.DataFrame,str,str]]:
 
 def _markdown(e:Evidence) -> str:
     envs = [env for r in e.runs.run for env in environments(e.folder/r)]
-    return fill('report.md', e=e, table=to_markdown(comparison_table(e.runs, e.metric)), metrics=to_markdown(imbalance_table(e.runs)),
+    return fill('report.md', e=e, table=to_markdown(comparison_table(e.runs, e.metric)),
+                metrics=to_markdown(imbalance_table(e.runs)),
                 answers=describe_differences(e.diffs, e.metric_label),
                 machines=list(dict.fromkeys(map(provenance, envs))),
                 commands=list(dict.fromkeys(env.get('command', 'unknown') for env in envs)))
