@@ -163,6 +163,7 @@ class Network:
     stages:str = None # Put every gate into these stages, e.g. 3,4
     factor:int = None # EMA's number of groups (32)
     reduction:int = None # Reduction of SE, CBAM and BAM (16), and of Coordinate Attention (32)
+    start:str = None # How gates begin: published, or identity (a learned scale that is 0 at first)
     sites:str = None # Put gates at other sites (spatial, residual, stage), e.g. simam=residual,ema=stage
     act:str = None # Activation in place of the backbone's ReLUs: relu, mish; the variant's own if left out
 
@@ -233,7 +234,8 @@ def _recipe(was:dict|None, name:str|None, given:dict):
     return dataclasses.replace(start, **{k: given[k] for k in fields if k in given})
 
 def _overrides(was:dict, given:dict) -> dict|None:
-    asked = {k: given[k] for k in ('stages', 'factor', 'reduction', 'sites', 'act') if given.get(k) is not None}
+    names = 'stages', 'factor', 'reduction', 'start', 'sites', 'act'
+    asked = {k: given[k] for k in names if given.get(k) is not None}
     if 'stages' in asked: asked['stages'] = split_commas(asked['stages'], int, 'stages')
     if 'sites' in asked: asked['sites'] = _split_pairs(asked['sites'], 'sites')
     return {**(was.get('overrides') or {}), **asked} or None

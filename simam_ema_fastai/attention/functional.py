@@ -11,7 +11,7 @@ from torch import Tensor
 from .agreement import disagreement, kernels_agree
 from .backends import backends, plain_only, plain_switch
 from .cpp import ema_cpp, pack_ema, simam_cpp
-from .reference import ema_collapsed, simam_plain, wide_dtype
+from .reference import blend, ema_collapsed, simam_plain, wide_dtype
 from .triton_common import fits_int32, interpreted, needs_grad, triton
 from .triton_ema import ema_triton, group_fits, triton_constants
 from .triton_simam import simam_affine_triton, simam_triton
@@ -53,9 +53,11 @@ def _choose(
 def simam(
     x:Tensor, # `(N, C, H, W)`
     e_lambda:float=1e-4, # λ, added to the variance
-    backend:str='auto' # 'auto', 'plain', 'triton' or 'cpp'
+    backend:str='auto', # 'auto', 'plain', 'triton' or 'cpp'
+    mix:Tensor|None=None # γ of the identity start, a scalar, see `start`
 ) -> Tensor: # `(N, C, H, W)`
     "SimAM (Yang et al., ICML 2021): every neuron weighted by its energy."
+    if mix is not None: return blend(x, simam(x, e_lambda, backend), mix)
     chosen = _choose(backend, x)
     if chosen == 'triton': return simam_triton(x, e_lambda)
     if chosen == 'cpp': return simam_cpp(x, e_lambda=e_lambda)
@@ -66,14 +68,15 @@ def simam_bn_relu(
     scale:Tensor, shift:Tensor, # `(C,)` each: a batch norm in evaluation mode, folded
     e_lambda:float=1e-4, # λ, added to the variance
     relu:bool=True, # Whether a ReLU follows
-    backend:str='auto' # As in `simam`
+    backend:str='auto', # As in `simam`
+    mix:Tensor|None=None # As in `simam`
 ) -> Tensor: # `(N, C, H, W)`, of the dtype of `x`
     "SimAM, then `scale` and `shift` per channel, then a ReLU; in one pass by Triton (without a gradient) and C++."
-    chosen = _choose(backend, x)
+    chosen = _choose(backend, x) if mix is None else 'plain'
     if chosen == 'triton' and not needs_grad(x, scale, shift):
         return simam_affine_triton(x, scale, shift, e_lambda, relu)
     if chosen == 'cpp': return simam_cpp(x, scale, shift, e_lambda, relu)
-    y = simam(x.to(wide_dtype(x)), e_lambda, backend)*scale[:,None,None] + shift[:,None,None]
+    y = simam(x.to(wide_dtype(x)), e_lambda, backend, mix)*scale[:,None,None] + shift[:,None,None]
     return (y.relu() if relu else y).to(x.dtype)
 
 def ema(
@@ -83,10 +86,11 @@ def ema(
     gamma:Tensor, beta:Tensor, # `gn`, one group per channel: `(c,)` each
     eps:float=1e-5, # Of the norm
     constants:tuple[Tensor,...]|None=None, # From `ema_constants`, for inference
-    backend:str='auto' # As in `simam`
+    backend:str='auto', # As in `simam`
+    mix:Tensor|None=None # As in `simam`
 ) -> Tensor: # `(N, C, H, W)`
     "EMA (Ouyang et al., ICASSP 2023): efficient multi-scale attention within groups of channels."
-    return ema_add_relu(x, None, w1, b1, w3, b3, gamma, beta, eps, constants, relu=False, backend=backend)
+    return ema_add_relu(x, None, w1, b1, w3, b3, gamma, beta, eps, constants, False, backend, mix)
 
 def ema_add_relu(
     x:Tensor, # `(N, C, H, W)`
@@ -95,14 +99,16 @@ def ema_add_relu(
     eps:float=1e-5, # Of the norm
     constants:tuple[Tensor,...]|None=None, # As in `ema`
     relu:bool=True, # Whether a ReLU follows the sum
-    backend:str='auto' # As in `simam`
+    backend:str='auto', # As in `simam`
+    mix:Tensor|None=None # As in `simam`
 ) -> Tensor: # `(N, C, H, W)`
     "EMA, the residual sum behind it and the ReLU; in one pass over `x` and `shortcut` by Triton and C++."
     params = w1, b1, w3, b3, gamma, beta
     chosen = _choose(backend, x, len(w1), shortcut)
-    if chosen == 'triton': return ema_triton(x, shortcut, params, eps, constants, relu)
-    if chosen == 'cpp': return ema_cpp(x, *(constants or [pack_ema(*params)]), eps, shortcut, relu)
-    y = ema_collapsed(x, *params, eps)
+    if mix is not None: y = blend(x, ema(x, *params, eps, constants, backend), mix)
+    elif chosen == 'triton': return ema_triton(x, shortcut, params, eps, constants, relu)
+    elif chosen == 'cpp': return ema_cpp(x, *(constants or [pack_ema(*params)]), eps, shortcut, relu)
+    else: y = ema_collapsed(x, *params, eps)
     if shortcut is not None: y = y + shortcut
     return y.relu() if relu else y
 

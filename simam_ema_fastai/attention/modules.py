@@ -52,6 +52,7 @@ class SimAM(nn.Module):
 
     Yang et al., *SimAM: A Simple, Parameter-Free Attention Module for Convolutional Neural Networks*, ICML 2021,
     https://proceedings.mlr.press/v139/yang21o.html"""
+    takes_gamma = True  # see `start.start_as_identity`
     def __init__(self,
         channels:int=None, # Ignored: SimAM has no parameters
         e_lambda:float=1e-4 # λ, added to the variance
@@ -60,7 +61,7 @@ class SimAM(nn.Module):
         if not e_lambda >= 0: raise UserError(f'e_lambda {e_lambda}: it is added to a variance, and at least 0.')
         self.e_lambda = e_lambda
 
-    def forward(self, x:Tensor) -> Tensor: return simam(x, self.e_lambda)
+    def forward(self, x:Tensor) -> Tensor: return simam(x, self.e_lambda, mix=self._parameters.get('gamma'))
 
     def extra_repr(self): return f'e_lambda={self.e_lambda}'
 
@@ -88,8 +89,12 @@ class EMA(nn.Module):
         self.gn = nn.GroupNorm(c, c)
 
     def forward(self, x:Tensor) -> Tensor:
-        compute, conv1, conv3, gn = ema_published if self.plain else ema, self.conv1x1, self.conv3x3, self.gn
-        return compute(x, conv1.weight, conv1.bias, conv3.weight, conv3.bias, gn.weight, gn.bias, gn.eps)
+        conv1, conv3, gn = self.conv1x1, self.conv3x3, self.gn
+        params = conv1.weight, conv1.bias, conv3.weight, conv3.bias, gn.weight, gn.bias, gn.eps
+        return ema_published(x, *params) if self.plain else ema(x, *params, mix=self._parameters.get('gamma'))
+
+    @property
+    def takes_gamma(self) -> bool: return not self.plain  # see `start.start_as_identity`
 
     def extra_repr(self): return f'groups={self.groups}'
 

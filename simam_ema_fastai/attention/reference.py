@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['simam_plain', 'ema_published', 'ema_collapsed']
+__all__ = ['blend', 'simam_plain', 'ema_published', 'ema_collapsed']
 
 # %% ../../nbs/attention/02_reference.ipynb #79c5089d
 def wide_dtype(x:Tensor) -> torch.dtype:
@@ -22,6 +22,15 @@ def wide_dtype(x:Tensor) -> torch.dtype:
 def no_autocast(x:Tensor) -> contextlib.AbstractContextManager:
     "Disable autocast on the device of `x`."
     return contextlib.nullcontext() if x.device.type == 'meta' else torch.autocast(x.device.type, enabled=False)
+
+# %% ../../nbs/attention/02_reference.ipynb #35928d1f
+def blend(
+    x:Tensor, # `(N, C, H, W)`
+    y:Tensor, # What a gate made of it
+    gamma:Tensor # γ, a scalar
+) -> Tensor: # `(N, C, H, W)`, of the dtype of `y`
+    "`x + γ·(y - x)`: how much of a gate counts, see `start`."
+    return x + gamma.to(y.dtype)*(y - x)
 
 # %% ../../nbs/attention/02_reference.ipynb #63fb760d
 def simam_plain(

@@ -5,7 +5,6 @@
 # %% ../../nbs/deploy/01_bundle.ipynb #4b644017
 from __future__ import annotations
 
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -58,7 +57,7 @@ def _sealed(about:dict) -> dict: return about | dict(digest=manifest_digest(abou
 def _network(v:Variant|None) -> dict:
     "How to build the network again; all None for one that `create_model` did not make."
     if v is None: return dict.fromkeys(('variant', 'placements', 'arch', 'act'))
-    placements = [asdict(p) | dict(stages=list(p.stages)) for p in v.placements]
+    placements = [dict(gate=p.gate, site=p.site, stages=list(p.stages), options=p.options) for p in v.placements]
     return dict(variant=variant_name(v), placements=placements, arch=v.arch, act=v.act)
 
 def _origin(learn:Learner, weights:Weights|None) -> dict:

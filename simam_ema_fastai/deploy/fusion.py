@@ -30,13 +30,14 @@ class FusedSimAM(nn.Module):
     ):
         super().__init__()
         self.e_lambda, self.relu, self.backend = gate.e_lambda, relu, backend
+        self.register_parameter('gamma', gate._parameters.get('gamma'))  # of the identity start
         scale = norm.weight*(norm.running_var + norm.eps).rsqrt() if norm else None
         self.register_buffer('scale', scale)
         self.register_buffer('shift', norm.bias - norm.running_mean*scale if norm else None)
 
     def forward(self, x:Tensor) -> Tensor:
-        if self.scale is None: return simam(x, self.e_lambda, self.backend)
-        return simam_bn_relu(x, self.scale, self.shift, self.e_lambda, self.relu, self.backend)
+        if self.scale is None: return simam(x, self.e_lambda, self.backend, self.gamma)
+        return simam_bn_relu(x, self.scale, self.shift, self.e_lambda, self.relu, self.backend, self.gamma)
 
 class FusedEMA(nn.Module):
     "EMA with the residual sum and the ReLU that may follow it; what depends on its parameters alone is computed once."
@@ -47,6 +48,7 @@ class FusedEMA(nn.Module):
         super().__init__()
         self.backend, self.eps = backend, gate.gn.eps
         self.params = nn.ParameterList(p for m in (gate.conv1x1, gate.conv3x3, gate.gn) for p in (m.weight, m.bias))
+        self.register_parameter('gamma', gate._parameters.get('gamma'))  # of the identity start
         self._compute_constants()
 
     @torch.no_grad()
@@ -67,7 +69,7 @@ class FusedEMA(nn.Module):
 
     def forward(self, x:Tensor, shortcut:Tensor=None) -> Tensor:
         relu = shortcut is not None
-        return ema_add_relu(x, shortcut, *self.params, self.eps, self.constants, relu, self.backend)
+        return ema_add_relu(x, shortcut, *self.params, self.eps, self.constants, relu, self.backend, self.gamma)
 
 # %% ../../nbs/deploy/03_fusion.ipynb #4c7ed6ac
 class _Tracer(fx.Tracer):

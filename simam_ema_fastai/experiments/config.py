@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ..core.errors import UserError, one_of
 from ..data.datasets import datasets
 from .identity import run_name
-from ..models.backbones import check_size
+from ..models.libraries import check_size
 from ..models.variants import Variant, get_variant
 from ..models.weights import Weights
 from ..training.recipe import Recipe, recipes
@@ -65,7 +65,7 @@ def make_grid(
     arch:str=None, # A name in `archs`; None for each variant's own, or 'resnet50'
     weights:str|None='imagenet', # As for `load_weights`; None trains from scratch
     recipe:Recipe=recipes['study'], # Seed and strategy are replaced
-    overrides:dict=None # stages, factor, reduction, sites, act, as for `get_variant`
+    overrides:dict=None # stages, factor, reduction, start, sites, act, as for `get_variant`
 ) -> list[RunConfig]:
     """List the configs of variants × strategies × seeds, a complete comparison for the first seed first.
 
@@ -88,5 +88,7 @@ _sites = 'simam@spatial', 'simam@residual', 'ema@residual', 'ema@stage'
 grids = {
     'factorial': Grid(('baseline', 'simam', 'ema', 'hybrid'), ('uniform', 'discriminative+freeze')),
     'positions': Grid(('baseline', *(f'{site}{stages}' for site in _sites for stages in ('4', '34', '234', '')))),
+    'start':     Grid(('baseline', *(f'{v}{s}' for v in ('simam', 'ema', 'hybrid') for s in ('', '_identity'))),
+                      ('uniform', 'discriminative+freeze')),
     'reduction': Grid(('baseline', 'se4', 'se8', 'se', 'se32')),
 }

@@ -67,7 +67,8 @@ def run(
             forget_failure(folder)
         settings = config.as_json() | parts.digests
         settings['data'] |= parts.feeding
-        return broadcast_object(_train(parts, config.variant, config.recipe, folder, settings, measured, log))
+        metrics = _train(parts, config.variant, config.recipe, folder, settings, measured, log)
+        return broadcast_object(metrics)
 
 def prepare_and_run(
     config:RunConfig, # What to run
@@ -111,9 +112,9 @@ def _train(
     if is_rank0(): note_environment(folder, environment(), resumed=done > 0)
     if done: print(f'  going on after epoch {done} of {recipe.epochs}')
     size = _size(parts.dls)
+    callbacks = [checkpoint, StopAtNaN(checkpoint.file), *logging_callbacks(log, folder, settings, done)]
     with explain_out_of_memory(recipe.bs, size), _quiet(learn):
         with _distributed(learn):
-            callbacks = [checkpoint, StopAtNaN(checkpoint.file), *logging_callbacks(log, folder, settings, done)]
             fit_recipe(learn, done, cbs=callbacks)
             result = evaluate(learn)
         if not is_rank0(): return None
@@ -124,7 +125,7 @@ def _write_result(learn:Learner, result, checkpoint:Checkpoint, folder:Path) -> 
     "Write the evaluation, the model and, last, metrics.json, with which the run is done."
     write_text(folder/'predictions.csv', result.predictions.to_csv(index=False))
     write_text(folder/'per_class.csv', result.per_class.to_csv(index=False))
-    calibrated = calibrate(result)
+    calibrated = calibrate(result, vars(learn.dls).get('valid_groups'))
     write_text(folder/'calibration.csv', calibrated.images.to_csv(index=False))
     learn.calibration = calibrated.about
     write_bundle(learn, folder, result.metrics)

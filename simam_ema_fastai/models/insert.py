@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from ..attention.lookup import build_gate, check_gate
+from ..attention.lookup import gate_builder
 from ..core.errors import UserError, one_of
 
 # %% auto #0
@@ -36,8 +36,10 @@ class Placement:
     stages:tuple[int,...] = (1,2,3,4)
     options:dict = field(default_factory=dict, hash=False) # For the gate, e.g. dict(factor=16)
 
+    build:Callable[[int],nn.Module] = field(init=False, repr=False, compare=False) # channels -> gate
+
     def __post_init__(self):
-        check_gate(self.gate, self.options)
+        object.__setattr__(self, 'build', gate_builder(self.gate, self.options))
         one_of(self.site, sites, 'site')
         if not self.stages or not set(self.stages) <= {1,2,3,4}:
             raise UserError(f"stages {self.stages} of {self.gate}: give some of 1, 2, 3, 4.")
@@ -49,12 +51,13 @@ def _apply_gate(module:nn.Module, args:tuple, out:Tensor, name:str='gate') -> Te
 def gate_after(
     module:nn.Module, # The module behind which the gate stands
     gate:nn.Module,
-    name:str='gate' # Of the gate as a part of `module`
+    name:str='gate', # Of the gate as a part of `module`
+    holder:str='' # The part of `module` that it is a part of instead, where `module` runs all of its own in turn
 ):
     "Pass every output of `module` through `gate`; hooks that are there already see what comes out of it."
-    module.add_module(name, gate)
-    if isinstance(module, nn.Sequential): return
-    module.register_forward_hook(partial(_apply_gate, name=name), prepend=True)
+    module.get_submodule(holder).add_module(name, gate)
+    if isinstance(module, nn.Sequential) and not holder: return
+    module.register_forward_hook(partial(_apply_gate, name=f'{holder}.{name}'.lstrip('.')), prepend=True)
 
 def remove_after(
     module:nn.Module, # The module behind which the gate stands
@@ -70,12 +73,13 @@ def insert_gates(
     slots:Iterable[Slot], # Of one network, which is changed in place
     placements:Iterable[Placement]
 ):
-    "Put every gate into the slots that its placement names."
-    slots = list(slots)
+    "Put every gate into the slots that its placement names. Raises `UserError` for one that names none."
+    placements = list(placements)
+    slots = list(slots) if placements else []  # a look into the network, for some
     for p in placements:
-        for s in slots:
-            if s.site != p.site or s.stage not in p.stages: continue
-            s.fill(build_gate(p.gate, s.channels, **p.options))
+        here = [s for s in slots if s.site == p.site and s.stage in p.stages]
+        if not here: raise UserError(f"{p.gate}: this backbone has no site '{p.site}' in stages {p.stages}.")
+        for s in here: s.fill(p.build(s.channels))
 
 def gate_modules(model:nn.Module) -> list[nn.Module]:
     "List the gates that stand in `model`, in order."

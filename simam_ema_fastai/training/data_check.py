@@ -12,7 +12,7 @@ from fastai.data.transforms import Normalize, get_c
 
 from ..core.errors import UserError
 from ..data.preprocessing import check_classification, dls_attr, normalization_of
-from ..models.backbones import check_size
+from ..models.libraries import check_size
 from .ranks import is_rank0
 
 # %% auto #0
@@ -41,10 +41,13 @@ class CheckData(Callback):
     def before_fit(self):
         if dls_attr(self.dls, '_checked_for') != self._wanted: self.check(self.dls)
 
-    def check(self, dls:DataLoaders):
-        "Raise `UserError` for data that the model cannot take; add the `Normalize` that is missing."
+    def check(self, dls:DataLoaders, start_size:int=0):
+        """Raise `UserError` for data that the model cannot take; add the `Normalize` that is missing.
+
+        `start_size` is the side in pixels with which a progressive resizing starts."""
         if getattr(dls.train, 'n', 1) == 0 and len(dls.train_ds) == 0: return  # an exported learner has no data
-        check_size(self.arch, min(check_classification(dls)))
+        sides = check_classification(dls)
+        check_size(self.arch, min(start_size or sides[0], *sides))
         self._check_classes(dls)
         if self.stats: self._check_normalization(dls)
         dls._checked_for = self._wanted

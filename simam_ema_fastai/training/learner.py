@@ -30,11 +30,9 @@ from fastai.metrics import accuracy, top_k_accuracy
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import default_device, set_seed
 from fastcore.foundation import L
-from torch import nn
 
-from ..models.backbones import check_size
 from ..models.create import build_model
-from ..models.insert import Placement, gate_modules
+from ..models.insert import Placement
 from ..models.variants import Variant, get_variant
 from ..models.weight_sources import load_weights
 from ..models.weights import Weights
@@ -71,14 +69,14 @@ def build_learner(
 ) -> Learner:
     "Make the `Learner` of `variant_learner` from what that has resolved."
     check_data = CheckData(variant.arch, n_out := get_c(dls), weights and weights.stats, vocab_of(dls))
-    check_data.check(dls)
+    check_data.check(dls, recipe.start_size)
     if recipe.compile: check_compiler()
     set_seed(recipe.seed)
     model = build_model(variant, n_out, weights)
     given = {k: o for k in _from_recipe if (o := kwargs.pop(k, None)) is not None}
     numbers = {k: given[k] for k in ('lr', 'wd') if isinstance(given.get(k), Real)}
     recipe = replace(recipe, strategy=recipe.strategy or variant.strategy, **numbers)
-    cbs = L(check_data, *_callbacks(recipe, variant.arch, model, dls)) + L(cbs)
+    cbs = L(check_data, *_callbacks(recipe, variant, dls)) + L(cbs)
     learn = Learner(dls, model, cbs=cbs, **_arguments(recipe, given, n_out), **kwargs)
     learn.recipe = recipe
     if given and is_rank0():
@@ -103,19 +101,18 @@ def variant_learner(
     Raises `UserError` for unknown names, weights that do not fit or cannot be had, images that the backbone cannot
     take, data normalized for other weights, and data that are not color images with one class each."""
     v = get_variant(variant, arch)
-    CheckData(v.arch, get_c(dls), vocab=vocab_of(dls)).check(dls)  # before anything is fetched
+    CheckData(v.arch, get_c(dls), vocab=vocab_of(dls)).check(dls, recipe.start_size)  # before anything is fetched
     return build_learner(dls, v, load_weights(weights, v.arch), recipe, cbs, **kwargs)
 
 # %% ../../nbs/training/08_learner.ipynb #3472fabf
-def _callbacks(recipe:Recipe, arch:str, model:nn.Module, dls:DataLoaders) -> list[Callback]:
+def _callbacks(recipe:Recipe, variant:Variant, dls:DataLoaders) -> list[Callback]:
     "What `recipe` adds to a fastai `Learner`."
     cbs = [SeedEpochs(recipe.seed), LastMixedPrecision()]
     if recipe.start_size:
-        check_size(arch, recipe.start_size)
         cbs.append(resizing := ProgressiveResizing(recipe.start_size, recipe.resize_epochs))
         resizing.check(dls)
     if recipe.average: cbs += [AverageWeights(recipe.average), RestoreTrainedWeights()]
-    if recipe.strategy == 'discriminative+freeze' and recipe.freeze_epochs and gate_modules(model):
+    if recipe.strategy == 'discriminative+freeze' and recipe.freeze_epochs and variant.placements:
         cbs += [FreezeAttention(recipe.freeze_epochs, recipe.epochs), WarnUntrained()]
     if recipe.trainable != 'all': cbs.append(TrainOnly(recipe.trainable))
     if recipe.mixup or recipe.cutmix: cbs.append(MixUpCutMix(recipe.mixup, recipe.cutmix))
