@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 
 # %% auto #0
-__all__ = ['images_per_second', 'compare_loaders', 'torchvision_loader']
+__all__ = ['compare_loaders', 'torchvision_loader']
 
 # %% ../../nbs/data/07_throughput.ipynb #7ebc3c31
-def images_per_second(
+def _images_per_second(
     dl, # Any loader of batches that begin with images
     seconds:float=2. # How long to draw, the first batch not counted
 ) -> float:
@@ -38,7 +38,7 @@ def compare_loaders(
     rounds:int=5 # Turns
 ) -> pd.DataFrame: # A row per loader: images_per_s, and the ratio to the first: median, lowest and highest
     "Measure loaders in turns."
-    turns = [{name: images_per_second(dl, seconds) for name,dl in loaders.items()} for _ in range(rounds)]
+    turns = [{name: _images_per_second(dl, seconds) for name,dl in loaders.items()} for _ in range(rounds)]
     rates = pd.DataFrame(turns)
     ratios = rates.div(rates.iloc[:,0], axis=0)
     found = dict(images_per_s=rates.median(), ratio=ratios.median(), lowest=ratios.min(), highest=ratios.max())

@@ -8,12 +8,12 @@ from __future__ import annotations
 import pickle
 
 # %% auto #0
-__all__ = ['moved_names', 'LegacyPickle']
+__all__ = ['LegacyPickle']
 
 # %% ../../nbs/deploy/05_legacy.ipynb #03b8ca2e
 _package = 'simam_ema_fastai'
 
-moved_names = {  # within this package: as version 0.1 pickled it → as it is called now
+_moved_names = {  # within this package: as version 0.1 pickled it → as it is called now
     'attention.SimAM': 'attention.modules.SimAM',
     'attention.EMA': 'attention.modules.EMA',
     'attention.SE': 'attention.modules.SE',
@@ -65,10 +65,10 @@ moved_names = {  # within this package: as version 0.1 pickled it → as it is c
 
 # %% ../../nbs/deploy/05_legacy.ipynb #44d03f01
 class LegacyPickle:
-    "A `pickle_module` for `torch.load` and `load_learner` that follows `moved_names`."
+    "A `pickle_module` for `torch.load` and `load_learner` that follows `_moved_names`."
     class Unpickler(pickle.Unpickler):
         def find_class(self, module:str, name:str):
-            if new := moved_names.get(f'{module}.{name}'.removeprefix(f'{_package}.')):
+            if new := _moved_names.get(f'{module}.{name}'.removeprefix(f'{_package}.')):
                 module, _, name = f'{_package}.{new}'.rpartition('.')
             return super().find_class(module, name)
 

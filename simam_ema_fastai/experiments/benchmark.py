@@ -24,10 +24,10 @@ from .timing import noting_failures
 from ..models.variants import get_variant
 
 # %% auto #0
-__all__ = ['plot_ratios', 'summarize', 'failed_measurements', 'measured_columns', 'benchmark']
+__all__ = ['summarize', 'failed_measurements', 'measured_columns', 'benchmark']
 
 # %% ../../nbs/experiments/14_benchmark.ipynb #0732a4b9
-def plot_ratios(
+def _plot_ratios(
     df:pd.DataFrame # What benchmark.csv holds
 ) -> Figure:
     "Plot time over the baseline's in the same form, a panel per setting."
@@ -160,7 +160,7 @@ def benchmark(
         df = pd.read_csv(out/'benchmark.csv')
         timed = df[df.ratio.notna()] if 'ratio' in df else df[:0]
         if timed.task.isin(timed_tasks).any():
-            with atomic_path(out/'benchmark.png') as tmp: plot_ratios(timed).savefig(tmp, dpi=150, format='png')
+            with atomic_path(out/'benchmark.png') as tmp: _plot_ratios(timed).savefig(tmp, dpi=150, format='png')
     return df
 
 def _read_measurements(out:Path, about:dict) -> pd.DataFrame:

@@ -29,7 +29,7 @@ from ..models.create import create_model
 from ..models.variants import Variant, get_variant
 
 # %% auto #0
-__all__ = ['timed_tasks', 'tasks', 'compare_times', 'training_memory', 'compare_memory', 'time_loaders']
+__all__ = ['timed_tasks', 'tasks', 'compare_times', 'compare_memory', 'time_loaders']
 
 # %% ../../nbs/experiments/13_candidates.ipynb #24a045ed
 _timm_gates = ('se', 'eca', 'cbam')
@@ -134,7 +134,7 @@ def _table(about:dict, rows:list[dict], failed:dict[tuple[str,str],str]) -> pd.D
     return pd.DataFrame([dict(about, **r) for r in [*rows, *errors]])
 
 # %% ../../nbs/experiments/13_candidates.ipynb #afbd598f
-def training_memory(
+def _training_memory(
     model:nn.Module,
     size:int, # Side in pixels
     bs:int # Images per batch
@@ -167,7 +167,7 @@ def compare_memory(
 ) -> pd.DataFrame: # A row per form and variant: MiB and ratio to the baseline
     "Compare the peak memory of a training step of every form. Raises `UserError` if the baseline fails."
     device, failed = torch.device(device or default_device()), {}
-    mib = _make_each(_networks(variants, arch, device, failed), lambda m: training_memory(m, size, bs), failed)
+    mib = _make_each(_networks(variants, arch, device, failed), lambda m: _training_memory(m, size, bs), failed)
     if _reference not in mib: raise UserError(f'the baseline cannot be measured: {failed[_reference]}')
     rows = [dict(form=form, variant=v, mib=m, ratio=m/mib[_reference]) for (form, v),m in mib.items()]
     return _table(dict(task='memory', device=device.type, size=size, bs=bs), rows, failed)

@@ -18,10 +18,10 @@ from .results import format_duration, time_left
 from ..training.ranks import is_rank0
 
 # %% auto #0
-__all__ = ['ShowProgress', 'check_logger', 'logging_callbacks']
+__all__ = ['check_logger', 'logging_callbacks']
 
 # %% ../../nbs/experiments/06_loggers.ipynb #a280affc
-class ShowProgress(Callback):
+class _ShowProgress(Callback):
     "Print the epochs of a run and the time left for its grid."
     order = 96  # after Checkpoint
     def __init__(self,
@@ -99,7 +99,7 @@ def logging_callbacks(
     start_epoch:int=0 # Epochs already trained, when resuming
 ) -> list[Callback]:
     "List what shows and logs a run. Raises `UserError` if Weights & Biases cannot be reached."
-    callbacks = [] if in_notebook() else [ShowProgress(folder.parent, start_epoch)]
+    callbacks = [] if in_notebook() else [_ShowProgress(folder.parent, start_epoch)]
     if log is None or not is_rank0(): return callbacks
     check_logger(log)
     if log == 'wandb': return [*callbacks, _wandb(folder/'log', config, folder.name, start_epoch)]

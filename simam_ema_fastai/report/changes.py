@@ -18,10 +18,10 @@ from .evidence import Evidence
 from .outcomes import Outcomes
 
 # %% auto #0
-__all__ = ['most_changed', 'maps_file', 'explain_changes']
+__all__ = ['maps_file', 'explain_changes']
 
 # %% ../../nbs/report/21_changes.ipynb #c497db6f
-def most_changed(
+def _most_changed(
     a:Outcomes,
     b:Outcomes,
     n:int=3 # In either direction
@@ -49,7 +49,7 @@ def explain_changes(
     if _is_current(out, [e.folder/o.runs[0]/'model.safetensors' for o in (a, b)]): return out
     from simam_ema_fastai.deploy.bundle import read_bundle
     from simam_ema_fastai.deploy.explain import explain_images
-    images = most_changed(a, b, n)
+    images = _most_changed(a, b, n)
     files = _find(read_json(e.folder/a.runs[0]/'config.json')['data'], [a.files[i] for i in images])
     maps_a, maps_b = (explain_images(read_bundle(e.folder/o.runs[0]), files) for o in (a, b))
     classes = e.class_names(a.runs[0])

@@ -10,7 +10,7 @@ import re
 import pandas as pd
 
 # %% auto #0
-__all__ = ['one_line', 'escape_markdown', 'to_markdown', 'escape_latex', 'to_latex']
+__all__ = ['one_line', 'escape_markdown', 'to_markdown', 'to_latex']
 
 # %% ../../nbs/report/07_formats.ipynb #aaa69612
 _invisible = re.compile(r'[\x00-\x08\x0b-\x1f\x7f\u200e\u200f\u202a-\u202e\u2066-\u2069]')
@@ -32,7 +32,7 @@ def to_markdown(table:pd.DataFrame) -> str:
 _tex = {'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '<': '$<$', '>': '$>$',
         '–': '--', '×': r'$\times$', **{c: f'\\{c}' for c in '&%$#_{}'}}
 
-def escape_latex(text) -> str:
+def _escape_latex(text) -> str:
     "Text that LaTeX typesets as it stands; differences with a true minus sign."
     tex = re.sub('|'.join(map(re.escape, _tex)), lambda m: _tex[m[0]], one_line(text))
     return re.sub(r'(?<![\w.])[+−]\d+(?:\.\d+)?', lambda m: f'${m[0]}$'.replace('−', '-'), tex)
@@ -43,7 +43,7 @@ def to_latex(
     label:str # For \ref
 ) -> str:
     r"A table environment in the style of the package booktabs; \usepackage{booktabs} is all it needs."
-    tex = table.fillna('–').map(escape_latex).rename(columns=escape_latex)
+    tex = table.fillna('–').map(_escape_latex).rename(columns=_escape_latex)
     align = 'll' + 'r'*(len(table.columns) - 2)
-    return tex.to_latex(index=False, escape=False, column_format=align, caption=escape_latex(caption), label=label,
+    return tex.to_latex(index=False, escape=False, column_format=align, caption=_escape_latex(caption), label=label,
                         position='htbp')

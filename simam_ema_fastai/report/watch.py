@@ -29,13 +29,13 @@ with warnings.catch_warnings():  # of what these import, in a process that share
     from simam_ema_fastai.report.templating import fill
 
 # %% auto #0
-__all__ = ['folder_state', 'live_page', 'ReportServer', 'bind_localhost', 'server_url', 'serve_in_background']
+__all__ = ['ReportServer', 'bind_localhost', 'server_url', 'serve_in_background']
 
 # %% ../../nbs/report/24_watch.ipynb #a07cf1b3
 _sources = ('grid.json', 'notes.txt', '*/config.json', '*/history.csv', '*/metrics.json', '*/failed.json',
             'maps/*.json')
 
-def folder_state(
+def _folder_state(
     folder:str|Path # A run folder
 ) -> str: # 16 hexadecimal digits
     "A text that changes whenever the page would: made of the names and times of the files behind it."
@@ -45,11 +45,11 @@ def folder_state(
             with contextlib.suppress(FileNotFoundError): seen.append((str(f), f.stat().st_mtime_ns))
     return hashlib.sha256(repr(seen).encode('utf-8', 'backslashreplace')).hexdigest()[:16]
 
-def live_page(
+def _live_page(
     folder:str|Path # A run folder, in which perhaps nothing was started yet
 ) -> str: # HTML
     "The page of `folder`, with a line that says how far it is and the script that refreshes it."
-    live = _live(folder, folder_state(folder), _status(folder))
+    live = _live(folder, _folder_state(folder), _status(folder))
     started = any(f for pattern in ('grid.json', '*/config.json') for f in Path(folder).glob(pattern))
     return render(folder, live=live) if started else fill('waiting.html', heading='Nothing was started yet', live=live)
 
@@ -109,7 +109,7 @@ class ReportServer(ThreadingHTTPServer):
     def page(self) -> str:
         "The page as the files are now, or as they were when it could last be made."
         with self._one:
-            now = folder_state(self.folder)
+            now = _folder_state(self.folder)
             waiting = self._error and time.monotonic() <= self._retry_at
             if now != self._made_of and not self._is_gone and not waiting: self._make(now)
             if self._page: return self._page
@@ -118,7 +118,7 @@ class ReportServer(ThreadingHTTPServer):
 
     def _make(self, made_of:str):
         start = time.monotonic()
-        try: self._page, self._made_of, self._error = live_page(self.folder), made_of, ''
+        try: self._page, self._made_of, self._error = _live_page(self.folder), made_of, ''
         except Exception as e:  # a file was removed while it was read, is damaged, or the report has a bug
             self._error = _in_one_line(e)
             self._retry_at = time.monotonic() + max(5, 4*(time.monotonic() - start))
@@ -128,7 +128,7 @@ class ReportServer(ThreadingHTTPServer):
 
     def state(self) -> dict: # stamp: the fingerprint now; text: a line for the page
         "What an open page asks for."
-        return dict(stamp=folder_state(self.folder), text=self._text())
+        return dict(stamp=_folder_state(self.folder), text=self._text())
 
     def _text(self) -> str:
         if self._is_gone: return f'The run folder {self.folder} is gone: this is the last that was seen.'
