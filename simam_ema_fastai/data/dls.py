@@ -164,4 +164,5 @@ def get_dls(
     dls.size, dls.stats, dls.dataset, dls.loader = size, stats, name, 'decoded' if memory else 'files'
     dls.on_device = bool(memory and memory['dl_kwargs'][0]['on_device'])
     dls.digest, dls.white, dls.near_duplicates = s.digest(), white, near
+    dls.valid_groups = s.groups and [s.groups[i] for i in s.idxs(True)]
     return dls
