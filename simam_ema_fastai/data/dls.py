@@ -173,4 +173,5 @@ def get_dls(
     dls.on_device = bool(memory and memory['dl_kwargs'][0]['on_device'])
     dls.digest, dls.white, dls.near_duplicates = s.digest(), white, _named(near, s)
     dls.has_test = 'test' in s.parts
+    dls.valid_groups = s.groups and [s.groups[i] for i in s.idxs(True)]
     return dls

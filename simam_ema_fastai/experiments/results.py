@@ -19,10 +19,11 @@ from .identity import run_name
 from .runs import read_config
 from ..models.terms import strategies
 from ..models.variants import get_variant, variants
+from ..training.metrics import imbalance_metrics
 
 # %% auto #0
-__all__ = ['read_table', 'read_per_class', 'read_predictions', 'folders_of', 'left_out', 'load_runs', 'load_progress',
-           'time_left', 'format_duration', 'load_history']
+__all__ = ['read_table', 'read_per_class', 'read_predictions', 'folders_of', 'left_out', 'load_runs', 'planned_metric',
+           'load_progress', 'time_left', 'format_duration', 'load_history']
 
 # %% ../../nbs/experiments/04_results.ipynb #b832ec87
 def _damaged(file:Path, why:str) -> UserError:
@@ -74,15 +75,21 @@ def _row(folder:Path) -> dict:
     environments(folder)
     history = read_table(folder/'history.csv', 'epoch', 'accuracy')
     n = read_table(folder/'per_class.csv', 'class', 'n').n
-    images = len(read_table(folder/'predictions.csv', 'file', 'true', 'pred1', 'prob1', 'prob_true'))
+    predictions = read_table(folder/'predictions.csv', 'file', 'true', 'pred1', 'prob1', 'prob_true')
     for name, rows in (('history.csv', history), ('per_class.csv', n)):
         if not len(rows): raise _damaged(folder/name, 'it is empty')
-    if metrics.get('n') != images:
-        raise _damaged(folder/'predictions.csv', f"it holds {images} images of {metrics.get('n')}")
+    if metrics.get('n') != len(predictions):
+        raise _damaged(folder/'predictions.csv', f"it holds {len(predictions)} images of {metrics.get('n')}")
+    if 'balanced_accuracy' not in metrics: metrics = _add_imbalance_metrics(metrics, predictions, len(n), folder)
     if 'test_n' in metrics: read_table(folder/'test_predictions.csv', 'file', 'true', 'pred1', 'prob1', 'prob_true')
     part = ', '.join(text.format(c['data'][k]) for k,text in _subset.items() if c['data'].get(k) is not None)
-    how = dict(folders=folder.name, folds=c['data'].get('folds'), part=part)
+    how = dict(folders=folder.name, folds=c['data'].get('folds'), part=part, classes=len(n))
     return dict(_planned(folder.name, c), **how, commonest=100*n.max()/max(n.sum(), 1), **metrics, **cost)
+
+def _add_imbalance_metrics(metrics:dict, predictions:pd.DataFrame, n_classes:int, folder:Path) -> dict:
+    "The metrics of a run with those that 0.1 did not compute, as far as its predictions tell them."
+    try: return {**metrics, **imbalance_metrics(predictions, n_classes)}
+    except (ValueError, IndexError) as e: raise _damaged(folder/'predictions.csv', str(e)) from e
 
 def _planned(run:str, c:dict) -> dict:
     "What tells a run from the others of its folder."
@@ -118,10 +125,12 @@ def _pool(folder:Path, rows:list[dict]) -> dict:
         elif k not in _kept and isinstance(v, (int, float)) and all(isinstance(r.get(k), (int, float)) for r in rows):
             pooled[k] = float(np.average([r[k] for r in rows], weights=n))
     per_class = read_per_class(folder, pooled['folders'])
-    return dict(pooled, commonest=100*per_class.n.max()/max(per_class.n.sum(), 1))
+    predictions = read_predictions(folder, pooled['folders'])
+    commonest = 100*per_class.n.max()/max(per_class.n.sum(), 1)
+    return pooled | imbalance_metrics(predictions, len(per_class)) | dict(commonest=commonest)
 
 _added = 'train_seconds', 'seconds' # Over the folds
-_kept = 'seed', 'n', 'k', 'epochs', 'size', 'folds', 'parameters', 'test_n'
+_kept = 'seed', 'n', 'k', 'classes', 'epochs', 'size', 'folds', 'parameters', 'test_n'
 
 def _with_pooled_folds(folder:Path, rows:list[dict]) -> tuple[list[dict],dict[str,str]]:
     """`rows` with the folds of a seed in one, and a word on each seed that goes.
@@ -208,6 +217,14 @@ def load_runs(
     why = {**unreadable, **_damage_in_unfinished(folder)}
     none = f"no finished run in '{folder}': run `simam_ema ablate` with --out {folder} first."
     raise UserError(next(iter(why.values()), none))
+
+# %% ../../nbs/experiments/04_results.ipynb #ba1ab54f
+def planned_metric(
+    folder:str|Path # A run folder; nothing need be in it
+) -> tuple[str,float]: # A name in `training.metrics`, and the margin of “no worse” in points
+    "By what the runs of a folder are judged, as `ablate` was told: Top-1 and one point unless it was."
+    plan = read_json(f) if (f := Path(folder)/'grid.json').exists() else {}
+    return plan.get('metric') or 'top1', plan.get('margin') or 1.
 
 # %% ../../nbs/experiments/04_results.ipynb #becb84c7
 _progress = ['run','variant','strategy','seed','fold','arch','data','done','epochs','finished']
