@@ -68,9 +68,10 @@ def ablate(
     """Compare variants: fine-tune, evaluate and measure each under the same data and recipe, and write the report.
 
     Interrupted, the same command goes on."""
-    from simam_ema_fastai.experiments.config import grids
+    from simam_ema_fastai.experiments.config import check_comparable, grids
     if grid and variants: raise UserError(f'--grid {grid} says which variants: leave --variants out, or the grid.')
     given = dict(variants=('baseline', 'simam', 'ema', 'hybrid')) | settings(**options)
+    check_comparable(given['recipe'])
     if grid: given |= grids[one_of(grid, grids, 'grid')]._asdict()
     if variants is not None: given['variants'] = split_commas(variants, str, 'variants')
     if seeds is not None: given['seeds'] = split_commas(seeds, int, 'seeds')

@@ -100,6 +100,7 @@ class Checkpoint(Callback):
         learn.opt.load_state_dict(saved['opt'])
         self.history, self._scaler = saved['history'], saved['scaler']
         if hasattr(learn, 'average_weights'): learn.average_weights.averages = saved['averages']
+        if hasattr(learn, 'keep_best'): learn.keep_best.weights = saved['best']
         if is_rank0(): self._write_history()  # the run may have been killed, or the disk full, just before
         return len(self.history)
 
@@ -121,10 +122,11 @@ class Checkpoint(Callback):
 
     def _state(self) -> dict:
         opt, scaler = self.opt.state_dict(), getattr(self.learn, 'scaler', None)
-        average = getattr(self.learn, 'average_weights', None)
+        average, best = (getattr(self.learn, name, None) for name in ('average_weights', 'keep_best'))
         return dict(model=get_model(self.model).state_dict(), history=self.history,
                     opt={k: [_plain_numbers(d) for d in opt[k]] for k in ('state','hypers')},
-                    scaler=scaler and scaler.state_dict(), averages=average and average.averages)
+                    scaler=scaler and scaler.state_dict(), averages=average and average.averages,
+                    best=best and best.weights)
 
     def _write_history(self): write_text(self.folder/'history.csv', pd.DataFrame(self.history).to_csv(index=False))
 

@@ -23,6 +23,7 @@ from fastai.callback.schedule import (  # Learner with fit_one_cycle and lr_find
     SchedNo,
     combine_scheds,
 )
+from fastai.callback.training import GradientClip
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import get_c
 from fastai.losses import CrossEntropyLossFlat
@@ -52,6 +53,7 @@ from .optimizer import opt_funcs
 from .ranks import is_rank0
 from .recipe import Recipe, recipes
 from .recorder import record_on_device
+from .stopping import AccumulateGradients, KeepBest, StopEarly
 
 # %% auto #0
 __all__ = ['build_learner', 'variant_learner', 'fit_recipe']
@@ -115,10 +117,20 @@ def _callbacks(recipe:Recipe, variant:Variant, dls:DataLoaders) -> list[Callback
     if recipe.strategy == 'discriminative+freeze' and recipe.freeze_epochs and variant.placements:
         cbs += [FreezeAttention(recipe.freeze_epochs, recipe.epochs), WarnUntrained()]
     if recipe.trainable != 'all': cbs.append(TrainOnly(recipe.trainable))
+    cbs += _of_one_training(recipe, frozen=any(isinstance(cb, FreezeAttention) for cb in cbs))
     if recipe.mixup or recipe.cutmix: cbs.append(MixUpCutMix(recipe.mixup, recipe.cutmix))
     if recipe.compile: cbs.append(Compile())
     if torch.device(getattr(dls, 'device', None) or default_device()).type == 'cuda':
         cbs += [ChannelsLast(), *_mixed_precision(recipe.precision)]
+    return cbs
+
+def _of_one_training(recipe:Recipe, frozen:bool) -> list[Callback]:
+    "What no comparison does, see `stopping`."
+    cbs = []
+    if recipe.patience: cbs.append(StopEarly(recipe.patience, recipe.freeze_epochs if frozen else 0))
+    if recipe.best_epoch: cbs.append(KeepBest())
+    if recipe.accumulate > 1: cbs.append(AccumulateGradients(recipe.accumulate))
+    if recipe.clip: cbs.append(GradientClip(recipe.clip))
     return cbs
 
 def _mixed_precision(precision:str) -> list[Callback]:
