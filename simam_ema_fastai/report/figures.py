@@ -119,9 +119,18 @@ def _reliability(e) -> Iterator[ReportFigure]:
                        'sides of the largest difference, with 95% Wilson intervals. Below the diagonal a network is '
                        'too sure.')
 
+def _coverage(e) -> Iterator[ReportFigure]:
+    if not e.selections: return
+    shown = {c: by_seed[0] for c,by_seed in e.selections.items() if not e.focus or c in e.focus}
+    said = ' '.join(f'{e.name(c)}: {100*s.accuracy[-1]:.1f}% right of all, {100*s.coverage(.97):.0f}% of the images '
+                    'answered at 97% right.' for c,s in shown.items())
+    yield ReportFigure(plots.plot_coverage(shown, e.palette), 'coverage', 'Accuracy by the share that is answered',
+                       'Line: the surest first, as measured. Dots: what the answers above each threshold reach at '
+                       'least, with 95% confidence for all together. First seed.', said)
+
 def draw_figures(
     e # `Evidence`
 ) -> dict[str,ReportFigure]: # By name, in the order of the report
     "Every figure that the runs allow."
-    parts = _differences, _learning_curves, _tradeoffs, _factors, _classes, _reliability
+    parts = _differences, _learning_curves, _tradeoffs, _factors, _classes, _reliability, _coverage
     return {f.name: f for part in parts for f in part(e)}

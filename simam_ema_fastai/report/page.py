@@ -73,7 +73,8 @@ def _write_results(out:Path, e:Evidence):
     write_text(out/'tables.tex', '\n'.join(['% \\usepackage{booktabs}', f'% {one_line(e.headline)}', *tables]))
     write_text(out/'report.md', _markdown(e))
 
-_ours = re.compile(r'(differences|curves_\w+|cost_\w+|factors|effects|classes|confusion_[ab]|reliability)\.(svg|pdf)')
+_ours = re.compile(r'(differences|curves_\w+|cost_\w+|factors|effects|classes|confusion_[ab]|reliability|coverage)'
+                   r'\.(svg|pdf)')
 
 def _remove_outdated(out:Path, e:Evidence):
     "Remove what an earlier report concluded and this one does not."

@@ -29,6 +29,7 @@ from simam_ema_fastai.report.tables import (
     comparison_table,
     difference_table,
     effect_table,
+    selection_tables,
 )
 from .templating import templates
 
@@ -157,6 +158,10 @@ def _confusion(e):
 @section('Can the probabilities be trusted?', nav='Calibration')
 def _calibration(e):
     if e.calibrations: return dict(calibration=calibration_table(e.calibrations))
+
+@section('How sure is sure enough?', nav='Thresholds')
+def _thresholds(e):
+    if e.selections: return dict(zip(('scaled', 'selected'), selection_tables(e.selections)))
 
 # %% ../../nbs/report/22_sections.ipynb #29b180c6
 def _percent(p:float) -> str: return f'{100*p:.0f}%'
