@@ -131,7 +131,8 @@ def _write_result(learn:Learner, result, checkpoint:Checkpoint, folder:Path) -> 
     write_bundle(learn, folder, result.metrics)
     export_bundle(learn, folder/'model.pkl')
     seconds = {k: sum(h[k] for h in checkpoint.history) for k in ('train_seconds', 'seconds')}
-    metrics = dict(result.metrics, epochs=learn.recipe.epochs, **seconds)
+    metrics = dict(result.metrics, epochs=len(checkpoint.history), temperature=calibrated.temperature, **seconds)
+    if learn.recipe.best_epoch: metrics['best_epoch'] = learn.keep_best.best_epoch + 1
     write_json(folder/'metrics.json', metrics)
     checkpoint.remove()
     return metrics
