@@ -72,9 +72,10 @@ def ablate(
     """Compare variants: fine-tune, evaluate and measure each under the same data and recipe, and write the report.
 
     Interrupted, the same command goes on."""
-    from simam_ema_fastai.experiments.config import grids
+    from simam_ema_fastai.experiments.config import check_comparable, grids
     if grid and variants: raise UserError(f'--grid {grid} says which variants: leave --variants out, or the grid.')
     given = dict(variants=('baseline', 'simam', 'ema', 'hybrid')) | settings(**options)
+    check_comparable(given['recipe'])
     if grid: given |= grids[one_of(grid, grids, 'grid')]._asdict()
     if variants is not None: given['variants'] = split_commas(variants, str, 'variants')
     if seeds is not None: given['seeds'] = split_commas(seeds, int, 'seeds')
@@ -238,6 +239,8 @@ def serve(
     queue:int=128, # Images that may wait; more are refused with 503
     bs:int=32, # Images that are computed together
     wait_ms:float=5., # Milliseconds for which they wait for each other
+    min_confidence:float=0., # Mark answers of a lower probability as unsure
+    accuracy:str=None, # Or mark so many as unsure that this share of the others is right, e.g. 97%
 ):
     "Answer images over HTTP, and show a page to drop one on."
     from simam_ema_fastai.core.errors import import_extra
@@ -247,7 +250,7 @@ def serve(
     from simam_ema_fastai.deploy.serve import serve
     limits = Limits(body=max_mb*2**20, pixels=max_megapixels*1e6, images=max_images, seconds=timeout,
                     queue=queue, bs=bs, wait=wait_ms/1e3)
-    serve(model, host, port, read_token(token_file), limits, trust)
+    serve(model, host, port, read_token(token_file), limits, trust, min_confidence, accuracy)
 
 # %% ../nbs/91_commands.ipynb #80a9f810
 @register_command()

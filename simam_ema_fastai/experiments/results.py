@@ -266,7 +266,7 @@ def time_left(
     per_epoch = (latest - plan['started'])/new
     idle = (now or time.time()) - latest
     if idle >= max(60, 5*per_epoch): return None
-    left = (p.epochs - p.done).sum()
+    left = (p.epochs - p.done)[~p.finished.astype(bool)].sum()  # a finished run may have been stopped early
     return max(1., per_epoch*left - idle) if left else 0.
 
 def format_duration(seconds:float) -> str:

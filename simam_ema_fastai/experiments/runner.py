@@ -137,7 +137,9 @@ def _write_result(learn:Learner, result, tested, checkpoint:Checkpoint, folder:P
     export_bundle(learn, folder/'model.pkl')
     seconds = {k: sum(h[k] for h in checkpoint.history) for k in ('train_seconds', 'seconds')}
     of_test = {f'test_{k}': v for k,v in tested.metrics.items() if k != 'k'} if tested else {}
-    metrics = dict(result.metrics, **of_test, epochs=learn.recipe.epochs, **seconds)
+    metrics = dict(result.metrics, **of_test, epochs=len(checkpoint.history), temperature=calibrated.temperature,
+                   **seconds)
+    if learn.recipe.best_epoch: metrics['best_epoch'] = learn.keep_best.best_epoch + 1
     write_json(folder/'metrics.json', metrics)
     checkpoint.remove()
     return metrics
