@@ -128,11 +128,13 @@ def evaluate(
     path:Path=None, # Where the data are; a folder that is not the run's is evaluated whole, unless it has its own split
     labels:str=None, # Labeling of elpv: cell, grade, defect; of cifar100: fine, coarse
     n_valid:int=None, # Use only so many validation images
+    columns:str=None, # Of csv: the names of its columns, file,label[,split,group]
+    test:bool=False, # On the test images that the run held out, instead of the validation images
     skip_bad:bool=False, # Leave unreadable images out instead of stopping
     trust:bool=False, # Open a .pkl, which can run any code: only where you trust who wrote it
     out:Path=None, # Write every prediction to this CSV file
 ):
-    """Evaluate an exported learner, or an ensemble of them, on the validation images of a data set.
+    """Evaluate an exported learner, or an ensemble of them, on the validation or test images of a data set.
 
     One pass each, no test-time augmentation."""
     if bool(model) == bool(ensemble): raise UserError('evaluate what? Give one model, or several after --ensemble.')
@@ -142,11 +144,12 @@ def evaluate(
     from simam_ema_fastai.training.evaluate import ensemble as mean_of
     from simam_ema_fastai.training.evaluate import evaluate_files
     from simam_ema_fastai.training.ranks import is_rank0
-    asked = dict(name=data, path=path, labels=labels, n_valid=n_valid, skip_bad=skip_bad or None)
+    asked = dict(name=data, path=path, labels=labels, columns=columns, n_valid=n_valid, skip_bad=skip_bad or None)
     models = ensemble or [model]
     samples = _samples(models, {k: v for k,v in asked.items() if v is not None})
-    valid = samples.subset(samples.idxs(True))
-    print(f'{len(valid.files)} of {len(samples.files)} images: {samples.split}')
+    valid = samples.subset(samples.idxs_of('test' if test else 'validation'))
+    if not valid.files: raise UserError('there are no test images: leave --test out.')
+    print(f'{len(valid.files)} of {len(samples.files)} images: {"held out for the test" if test else samples.split}')
     results = {}
     for m in models:
         results[m] = evaluate_files(load_exported(m, trust), valid.files, valid.labels)

@@ -39,13 +39,17 @@ from ..models.weight_sources import load_weights
 from ..models.weights import Weights
 from simam_ema_fastai.training.callbacks import (
     AverageWeights,
+    BalancedSampling,
     Compile,
     LastMixedPrecision,
     MixUpCutMix,
     ProgressiveResizing,
     RestoreTrainedWeights,
     SeedEpochs,
+    WeightedCrossEntropy,
     check_compiler,
+    class_weights,
+    train_targets,
 )
 from .data_check import CheckData, vocab_of
 from .freezing import FreezeAttention, TrainOnly, WarnUntrained, attention_splitter
@@ -79,7 +83,7 @@ def build_learner(
     numbers = {k: given[k] for k in ('lr', 'wd') if isinstance(given.get(k), Real)}
     recipe = replace(recipe, strategy=recipe.strategy or variant.strategy, **numbers)
     cbs = L(check_data, *_callbacks(recipe, variant, dls)) + L(cbs)
-    learn = Learner(dls, model, cbs=cbs, **_arguments(recipe, given, n_out), **kwargs)
+    learn = Learner(dls, model, cbs=cbs, **_arguments(recipe, given, n_out, dls), **kwargs)
     learn.recipe = recipe
     if given and is_rank0():
         print("instead of the recipe's:", ', '.join(f'{k} {_name(o)}' for k,o in sorted(given.items())))
@@ -113,6 +117,7 @@ def _callbacks(recipe:Recipe, variant:Variant, dls:DataLoaders) -> list[Callback
     if recipe.start_size:
         cbs.append(resizing := ProgressiveResizing(recipe.start_size, recipe.resize_epochs))
         resizing.check(dls)
+    if recipe.sampling == 'balanced': cbs.append(BalancedSampling())
     if recipe.average: cbs += [AverageWeights(recipe.average), RestoreTrainedWeights()]
     if recipe.strategy == 'discriminative+freeze' and recipe.freeze_epochs and variant.placements:
         cbs += [FreezeAttention(recipe.freeze_epochs, recipe.epochs), WarnUntrained()]
@@ -137,15 +142,20 @@ def _mixed_precision(precision:str) -> list[Callback]:
     if precision == 'auto': precision = 'bf16' if torch.cuda.is_bf16_supported() else 'fp16'
     return [] if precision == 'fp32' else [MixedPrecision(precision)]
 
-def _arguments(recipe:Recipe, given:dict, n_out:int) -> dict:
+def _arguments(recipe:Recipe, given:dict, n_out:int, dls:DataLoaders) -> dict:
     "The arguments of `Learner` that `recipe` decides, or those `given` in their place."
     lr = recipe.lr if recipe.strategy == 'uniform' else slice(recipe.lr/recipe.backbone_lr_div, recipe.lr)
-    args = dict(loss_func=CrossEntropyLossFlat(label_smoothing=recipe.label_smoothing), lr=lr, wd=recipe.wd,
+    args = dict(loss_func=_loss(recipe, dls, n_out), lr=lr, wd=recipe.wd,
                 metrics=[accuracy, partial(top_k_accuracy, k=min(5, n_out))],
                 opt_func=opt_funcs[recipe.opt], splitter=attention_splitter)
     args |= {k: o for k,o in given.items() if k != 'lr' or not isinstance(o, Real)}
     if 'opt_func' in given: args['opt_func'] = _with_group_lrs(given['opt_func'])
     return args
+
+def _loss(recipe:Recipe, dls:DataLoaders, n_out:int) -> CrossEntropyLossFlat:
+    if recipe.class_weights == 'none': return CrossEntropyLossFlat(label_smoothing=recipe.label_smoothing)
+    weights = class_weights(train_targets(dls), n_out)
+    return WeightedCrossEntropy(weight=weights, label_smoothing=recipe.label_smoothing)
 
 def _with_group_lrs(opt_func):
     "`opt_func`; one that wraps an optimizer of PyTorch's, which takes a number, also takes a learning rate per group."

@@ -11,10 +11,12 @@ from ..core.errors import UserError, one_of
 from ..models.terms import check_trainable, strategies
 
 # %% auto #0
-__all__ = ['schedules', 'precisions', 'optimizers', 'train_only', 'recipes', 'Recipe']
+__all__ = ['schedules', 'class_weightings', 'samplings', 'precisions', 'optimizers', 'train_only', 'recipes', 'Recipe']
 
 # %% ../../nbs/training/03_recipe.ipynb #266699ef
 schedules = ('one_cycle', 'cosine', 'step', 'flat')
+class_weightings = ('none', 'balanced')
+samplings = ('natural', 'balanced')
 precisions = ('auto', 'fp32', 'bf16', 'fp16')
 optimizers = ('adamw', 'adam', 'sgd')
 train_only = ('patience', 'best_epoch', 'accumulate', 'clip') # fields that a comparison leaves alone
@@ -33,6 +35,8 @@ class Recipe:
     opt:str = 'adamw' # Optimizer: adamw, adam or sgd
     wd:float = 1e-2 # Weight decay, of all but biases and batch norms
     bs:int = 64 # Images per batch
+    class_weights:str = 'none' # Weight of an image in the loss: none, or balanced: rare classes weigh as much as others
+    sampling:str = 'natural' # Images of an epoch: natural, each once, or balanced: drawn so that classes come alike
     label_smoothing:float = 0. # Label smoothing: share of the target that is spread over all classes
     mixup:float = 0. # α of MixUp, e.g. 0.4; 0 for none. Together with cutmix, each batch gets one of the two
     cutmix:float = 0. # α of CutMix, e.g. 1; 0 for none
@@ -58,6 +62,11 @@ class Recipe:
         one_of(self.opt, optimizers, 'optimizer')
         one_of(self.precision, precisions, 'precision')
         one_of(self.schedule, schedules, 'schedule')
+        one_of(self.class_weights, class_weightings, 'class_weights')
+        one_of(self.sampling, samplings, 'sampling')
+        if self.class_weights == self.sampling == 'balanced':
+            raise UserError('class_weights balanced and sampling balanced: each makes up for rare classes by itself; '
+                            'give one of them.')
         check_trainable(self.trainable)
 
     def _check_ranges(self):
