@@ -77,7 +77,7 @@ def hub_errors(
                 404: f'there is no model {name} on the Hub, or the token does not show it'}
         if type(e).__name__ in ('HFValidationError', 'HfUriError'):
             said[status] = f"'{name}' is not a name on the Hub: ORG/NAME is wanted"
-        raise UserError(f"{said.get(status) or f'the Hub cannot be reached, or failed ({why})'}.") from e
+        raise UserError(said.get(status, f'the Hub cannot be reached, or failed ({why})') + '.') from e
 
 def hub_api():
     "The client of the Hub. Raises `UserError` if it is not installed."
