@@ -26,7 +26,7 @@ from .runtime.predict import predict
 from .runtime.predict import predict_parser as predict_parser
 
 # %% ../nbs/91_commands.ipynb #3f1400d6
-_output = 'out log no_report'
+_output = 'out log no_report metric margin'
 
 @register_command(
     shared=training_groups, groups={'what to train': 'variant', 'output': _output},
@@ -36,6 +36,8 @@ def train(
     out:Path='runs/train', # Run folder
     log:str=None, # Also log to tensorboard or wandb
     no_report:bool=False, # Accuracy alone: no latency, throughput and memory, and no report
+    metric:str=None, # What the report judges by, as for ablate; top1 if left out
+    margin:float=None, # Points within which a variant is no worse; 1 if left out
     **options
 ):
     """Fine-tune one variant, evaluate and measure it, and export it for inference.
@@ -43,7 +45,7 @@ def train(
     Interrupted, the same command goes on."""
     given = settings(**options)
     variants = [variant] if variant else given.pop('variants', ['hybrid'])
-    _ablate(dict(given, variants=variants), out, log, measured=not no_report)
+    _ablate(dict(given, variants=variants), out, log, measured=not no_report, metric=metric, margin=margin)
 
 @register_command(
     shared=training_groups, without='seed strategy',
@@ -61,6 +63,8 @@ def ablate(
     run_cpus:float=1, # Cores that ray gives a run
     run_gpus:float=None, # GPUs that ray gives a run, e.g. 0.5; 1 if left out and the cluster has any
     no_report:bool=False, # Accuracy alone: no latency, throughput and memory, and no report
+    metric:str=None, # The report judges by top1, top5, balanced_accuracy, macro_f1, kappa, auroc, … (top1 if left out)
+    margin:float=None, # Points within which a variant is no worse than its reference; 1 if left out
     watch:bool=False, # Show the report on this machine as it grows
     port:int=8765, # Its port on 127.0.0.1; 0 for any that is free
     **options
@@ -68,9 +72,10 @@ def ablate(
     """Compare variants: fine-tune, evaluate and measure each under the same data and recipe, and write the report.
 
     Interrupted, the same command goes on."""
-    from simam_ema_fastai.experiments.config import grids
+    from simam_ema_fastai.experiments.config import check_comparable, grids
     if grid and variants: raise UserError(f'--grid {grid} says which variants: leave --variants out, or the grid.')
     given = dict(variants=('baseline', 'simam', 'ema', 'hybrid')) | settings(**options)
+    check_comparable(given['recipe'])
     if grid: given |= grids[one_of(grid, grids, 'grid')]._asdict()
     if variants is not None: given['variants'] = split_commas(variants, str, 'variants')
     if seeds is not None: given['seeds'] = split_commas(seeds, int, 'seeds')
@@ -79,9 +84,9 @@ def ablate(
     if one_of(executor, ('local','ray'), 'executor') == 'ray':
         from simam_ema_fastai.experiments.ray import on_ray
         do = partial(on_ray, cpus=run_cpus, gpus=run_gpus)
-    _ablate(given, out, log, measured=not no_report, executor=do, port=port if watch else None)
+    _ablate(given, out, log, not no_report, do, port if watch else None, metric, margin)
 
-def _ablate(given:dict, out, log:str|None, measured:bool, executor=None, port:int=None):
+def _ablate(given:dict, out, log:str|None, measured:bool, executor=None, port:int=None, metric=None, margin=None):
     "Do the runs of `make_grid(**given)`, and report them: also if some failed, since the others were finished."
     from simam_ema_fastai.experiments.ablation import RunsFailed, ablate
     from simam_ema_fastai.experiments.config import make_grid
@@ -93,7 +98,7 @@ def _ablate(given:dict, out, log:str|None, measured:bool, executor=None, port:in
     if port is not None and is_rank0():
         from simam_ema_fastai.report.watch import serve_in_background
         print(f'watch: {serve_in_background(out, port)}', flush=True)
-    try: ablate(configs, out, measured, log, executor)
+    try: ablate(configs, out, measured, log, executor, metric, margin)
     except RunsFailed as e: failed = e
     done = [c.name for c in configs if (Path(out)/c.name/'metrics.json').exists()]
     if done and measured and is_rank0():
@@ -107,13 +112,12 @@ def _ablate(given:dict, out, log:str|None, measured:bool, executor=None, port:in
 
 def _print_report(folder):
     "Write the report, and print what it comes to."
-    from simam_ema_fastai.experiments.results import load_runs
     from simam_ema_fastai.report.evidence import Evidence
     from simam_ema_fastai.report.page import report
     from simam_ema_fastai.report.tables import comparison_table
     page = report(folder)
-    table = comparison_table(load_runs(folder)).to_string(index=False)
-    print(f'\n{table}\n\n{Evidence(folder).headline}\nreport: {page}')
+    e = Evidence(folder)
+    print(f'\n{comparison_table(e.runs, e.metric).to_string(index=False)}\n\n{e.headline}\nreport: {page}')
 
 # %% ../nbs/91_commands.ipynb #a82df23c
 @register_command(positional='model')
@@ -124,11 +128,13 @@ def evaluate(
     path:Path=None, # Where the data are; a folder that is not the run's is evaluated whole, unless it has its own split
     labels:str=None, # Labeling of elpv: cell, grade, defect; of cifar100: fine, coarse
     n_valid:int=None, # Use only so many validation images
+    columns:str=None, # Of csv: the names of its columns, file,label[,split,group]
+    test:bool=False, # On the test images that the run held out, instead of the validation images
     skip_bad:bool=False, # Leave unreadable images out instead of stopping
     trust:bool=False, # Open a .pkl, which can run any code: only where you trust who wrote it
     out:Path=None, # Write every prediction to this CSV file
 ):
-    """Evaluate an exported learner, or an ensemble of them, on the validation images of a data set.
+    """Evaluate an exported learner, or an ensemble of them, on the validation or test images of a data set.
 
     One pass each, no test-time augmentation."""
     if bool(model) == bool(ensemble): raise UserError('evaluate what? Give one model, or several after --ensemble.')
@@ -138,11 +144,12 @@ def evaluate(
     from simam_ema_fastai.training.evaluate import ensemble as mean_of
     from simam_ema_fastai.training.evaluate import evaluate_files
     from simam_ema_fastai.training.ranks import is_rank0
-    asked = dict(name=data, path=path, labels=labels, n_valid=n_valid, skip_bad=skip_bad or None)
+    asked = dict(name=data, path=path, labels=labels, columns=columns, n_valid=n_valid, skip_bad=skip_bad or None)
     models = ensemble or [model]
     samples = _samples(models, {k: v for k,v in asked.items() if v is not None})
-    valid = samples.subset(samples.idxs(True))
-    print(f'{len(valid.files)} of {len(samples.files)} images: {samples.split}')
+    valid = samples.subset(samples.idxs_of('test' if test else 'validation'))
+    if not valid.files: raise UserError('there are no test images: leave --test out.')
+    print(f'{len(valid.files)} of {len(samples.files)} images: {"held out for the test" if test else samples.split}')
     results = {}
     for m in models:
         results[m] = evaluate_files(load_exported(m, trust), valid.files, valid.labels)
@@ -165,7 +172,9 @@ def _samples(models:list[str], given:dict):
                             'say with --data on which to evaluate them.')
     with local_rank0_first(): return samples_to_evaluate(Path(models[0]), wanted[0], given)
 
-def _line(m:dict) -> str: return '{n} images: Top-1 {top1:.2f}%, Top-{k} {top5:.2f}%, loss {loss:.4f}'.format(**m)
+def _line(m:dict) -> str:
+    from simam_ema_fastai.training.metrics import format_metrics
+    return '{n} images: {}, loss {loss:.4f}'.format(format_metrics(m), **m)
 
 # %% ../nbs/91_commands.ipynb #b5eb45f0
 @register_command()
@@ -174,7 +183,9 @@ def export(
     onnx:Path=None, # Write this ONNX file
     int8:Path=None, # Write this ONNX file with eight-bit weights and activations, for CPUs
     torch_export:Path=None, # Write this torch.export program
-    bundle:Path=None, # Write this folder: weights as safetensors, JSON, and fastai's .pkl
+    bundle:Path=None, # Write this folder: weights as safetensors, JSON, a model card, and fastai's .pkl
+    push:str=None, # Push weights, JSON and model card to this repository of the Hugging Face Hub, ORG/NAME
+    private:bool=False, # Make it a private one, if it is new
     preprocess:bool=False, # Let the network take uint8 images as they are, (N, H, W, 3), and normalize them itself
     pictures:Path=None, # Folder of images to compare and, for --int8, calibrate on; the run's training set if left out
     n:int=128, # How many of them
@@ -183,8 +194,10 @@ def export(
     """Write a trained model for other runtimes.
 
     What would answer otherwise than the model is not written; how often eight bits do is printed."""
-    if not (onnx or int8 or torch_export or bundle):
-        raise UserError('export to what? Give --onnx, --int8, --torch-export or --bundle, with the file to write.')
+    if not (onnx or int8 or torch_export or bundle or push):
+        raise UserError('export to what? Give --onnx, --int8, --torch-export or --bundle with the file to write, or '
+                        '--push ORG/NAME.')
+    from simam_ema_fastai.deploy.hub import push_bundle
     from simam_ema_fastai.deploy.load import export_bundle, load_exported
     from simam_ema_fastai.deploy.onnx import to_onnx, to_torch_export
     from simam_ema_fastai.deploy.quantize import to_int8
@@ -198,6 +211,7 @@ def export(
         judges = images_to_judge(Path(model), n, pictures, images, learn.dls.vocab)
         print(f'ONNX, eight bits: {to_int8(learn, int8, images, preprocess, *judges)}')
     if torch_export: print(f'torch.export: {to_torch_export(learn, torch_export, preprocess)}')
+    if push: print(f'pushed: {push_bundle(learn, push, private)}')
 
 def _calibration_images(model:Path, folder:str|None, n:int, needed:bool) -> list|None:
     "About `n` images of `folder`, or those the run was trained on; None if there are none and none are needed."
@@ -230,6 +244,8 @@ def serve(
     queue:int=128, # Images that may wait; more are refused with 503
     bs:int=32, # Images that are computed together
     wait_ms:float=5., # Milliseconds for which they wait for each other
+    min_confidence:float=0., # Mark answers of a lower probability as unsure
+    accuracy:str=None, # Or mark so many as unsure that this share of the others is right, e.g. 97%
 ):
     "Answer images over HTTP, and show a page to drop one on."
     from simam_ema_fastai.core.errors import import_extra
@@ -239,7 +255,7 @@ def serve(
     from simam_ema_fastai.deploy.serve import serve
     limits = Limits(body=max_mb*2**20, pixels=max_megapixels*1e6, images=max_images, seconds=timeout,
                     queue=queue, bs=bs, wait=wait_ms/1e3)
-    serve(model, host, port, read_token(token_file), limits, trust)
+    serve(model, host, port, read_token(token_file), limits, trust, min_confidence, accuracy)
 
 # %% ../nbs/91_commands.ipynb #80a9f810
 @register_command()
@@ -247,10 +263,12 @@ def report(
     runs:Path, # Run folder, as train and ablate write it
     out:Path=None, # Where the report goes; RUNS/report if left out
     no_pictures:bool=False, # Do not look at the images that changed most, which takes the models and the data
+    metric:str=None, # Judge by balanced_accuracy, auroc, recall:CLASS, … instead of what the runs were made for
+    margin:float=None, # Points within which a variant is no worse than its reference; 1 unless ablate was told
 ):
     "Write what a run folder shows: one HTML page, tables for LaTeX and Markdown, figures, CSV."
     from simam_ema_fastai.report.page import report
-    print(f'report: {report(runs, out, not no_pictures)}')
+    print(f'report: {report(runs, out, not no_pictures, metric, margin)}')
 
 @register_command()
 def watch(

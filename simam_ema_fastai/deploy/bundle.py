@@ -21,12 +21,14 @@ from torch import nn
 
 from ..attention.modules import gates
 from ..core.errors import UserError
-from ..core.files import atomic_path, file_hash, write_json
+from ..core.files import atomic_path, file_hash, write_json, write_text
 from ..data.datasets import datasets
 from ..data.preprocessing import dls_attr, validation_transforms
 from ..data.transforms import FileLabeler, ReadImage
+from .card import model_card
 from ..models.create import create_model
 from ..models.insert import Placement
+from ..models.libraries import is_library_arch
 from ..models.variants import Variant, variant_name
 from ..models.weights import Weights, bundle_weights
 from simam_ema_fastai.runtime.manifest import (
@@ -77,12 +79,13 @@ def describe(
     Raises `UserError` if its validation preprocessing cannot be described (see `validation_transforms`)."""
     model, transforms, read = _plain(learn.model), validation_transforms(learn.dls), vars(learn).get('about') or {}
     weights = getattr(model, 'weights', None)
-    needs_2 = transforms.keys() & {'method', 'white'}  # what earlier versions cannot do they must refuse
+    calibration = vars(learn).get('calibration')
+    needs_2 = calibration or transforms.keys() & {'method', 'white'}  # what earlier versions cannot do they must refuse
     about = dict(
         format=bundle_format, version=bundle_version if needs_2 else 1,
         **_network(getattr(model, 'variant', None)), stride_on=weights and weights.stride_on,
         classes=[str(c) for c in learn.dls.vocab], transforms=transforms, metrics=metrics or read.get('metrics'),
-        **_origin(learn, weights),
+        **_origin(learn, weights), **(dict(calibration=calibration) if calibration else {}),
         packages={p: v for p in _packages if (v := _installed(p))}, files={})
     return check_manifest(_sealed(about), 'the learner')
 
@@ -90,9 +93,10 @@ def describe(
 def write_bundle(
     learn:Learner,
     folder:str|Path, # An existing folder; its other files stay
-    metrics:dict=None # What it scored, and on how many images
+    metrics:dict=None, # What it scored, and on how many images
+    where:str='.' # From where `load_exported` will take it, for its model card
 ):
-    "Write `learn`'s model as `model.safetensors` and `model.json`. Raises `UserError` unless `create_model` made it."
+    "Write `model.safetensors`, `model.json` and a model card. Raises `UserError` unless `create_model` made the model."
     about, folder = describe(learn, metrics), Path(folder)
     if about['placements'] is None:
         raise UserError('a bundle needs a model from create_model, which can be rebuilt by name; this one is not, or '
@@ -102,7 +106,9 @@ def write_bundle(
     (folder/'model.onnx').unlink(missing_ok=True)  # made from other weights
     with atomic_path(folder/'model.safetensors') as tmp: tmp.write_bytes(tensors)
     digest = f"sha256:{file_hash(folder/'model.safetensors')}"
-    write_json(folder/'model.json', _sealed(about | dict(files={'model.safetensors': digest})))
+    about = _sealed(about | dict(files={'model.safetensors': digest}))
+    write_json(folder/'model.json', about)
+    write_text(folder/'README.md', model_card(about, where))
 
 # %% ../../nbs/deploy/01_bundle.ipynb #ae9e5a69
 def _empty_dls(about:dict) -> DataLoaders:
@@ -138,6 +144,14 @@ def _rebuilt(folder:str|Path, about:dict, weights:Weights) -> nn.Module:
     model.weights.source = about['weights']['source']
     return model
 
+def _warn_of_version(folder:str|Path, about:dict):
+    "Say so if the library that builds the network by name is not the one that built it when the bundle was written."
+    library = str(about['arch']).partition(':')[0]
+    was, now = about['packages'].get(library), _installed(library)
+    if is_library_arch(about['arch']) and was != now and now:
+        print(f"{folder} was written with {library} {was}, and {library} {now} is installed: if it builds "
+              f"{about['arch']} differently, the answers change; pip install {library}=={was} brings that one.")
+
 def read_bundle(
     folder:str|Path # A bundle, or a run
 ) -> Learner: # On the CPU, without data; its `about` is what `model.json` says
@@ -145,9 +159,11 @@ def read_bundle(
 
     Raises `UserError` for a bundle that is missing, damaged, too new, or does not fit together."""
     about = read_manifest(folder)
+    _warn_of_version(folder, about)
     model = _rebuilt(folder, about, bundle_weights(folder))
     classes, t = tuple(map(str, about['classes'])), about['transforms']
     check = CheckData(about['arch'], len(classes), (tuple(t['mean']), tuple(t['std'])), classes)
     learn = Learner(_empty_dls(about), model, CrossEntropyLossFlat(), metrics=accuracy, cbs=check)
     learn.dls.dataset, learn.about = about['data']['name'], about
+    learn.calibration = about.get('calibration')
     return learn
