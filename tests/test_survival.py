@@ -160,7 +160,8 @@ def test_disk_full(forked, training, small_disk, undisturbed):
         assert status == 2 and one_line(err, 'no space left to write'), said + err
         assert not leftovers(out) and {f.name for f in out.glob('*/*')} == set(there), mb
     epoch = ['config.json', 'environment.json', 'checkpoint.pth', 'history.csv']
-    evaluated = [*epoch, 'checkpoint.previous.pth', 'efficiency.json', 'predictions.csv', 'per_class.csv']
+    evaluated = [*epoch, 'checkpoint.previous.pth', 'efficiency.json', 'predictions.csv', 'per_class.csv',
+                 'calibration.csv']
     fails(0)
     fails(60, 'config.json', 'environment.json')
     fails(200, *epoch)
@@ -168,7 +169,7 @@ def test_disk_full(forked, training, small_disk, undisturbed):
     leave(490)
     stopped_after(forked, training, out, 2)  # written when going on, and after the third epoch
     fails(290, *evaluated)
-    fails(340, *evaluated, 'model.json', 'model.safetensors')
+    fails(340, *evaluated, 'README.md', 'model.json', 'model.safetensors')
     leave(490)
     assert forked(*training, out, faults=spare)[0] == 0
     assert_same(out, undisturbed[0], baseline)
