@@ -33,6 +33,7 @@ from simam_ema_fastai.experiments.runs import (
 from ..models.cost import measure
 from ..models.variants import Variant
 from ..training.checkpoint import Checkpoint
+from ..training.diagnosis import note_gates
 from ..training.evaluate import evaluate
 from ..training.failures import explain_out_of_memory
 from ..training.learner import build_learner, fit_recipe
@@ -107,6 +108,7 @@ def _train(
     checkpoint = Checkpoint(folder)
     if is_rank0(): write_json(folder/'config.json', settings)
     check_shared_file(folder/'config.json')
+    if is_rank0(): note_gates(learn, folder, 'start')
     done = checkpoint.resume(learn)
     if is_rank0(): note_environment(folder, environment(), resumed=done > 0)
     if done: print(f'  going on after epoch {done} of {recipe.epochs}')
@@ -124,6 +126,7 @@ def _write_result(learn:Learner, result, checkpoint:Checkpoint, folder:Path) -> 
     "Write the evaluation, the model and, last, metrics.json, with which the run is done."
     write_text(folder/'predictions.csv', result.predictions.to_csv(index=False))
     write_text(folder/'per_class.csv', result.per_class.to_csv(index=False))
+    note_gates(learn, folder, 'end')
     write_bundle(learn, folder, result.metrics)
     export_bundle(learn, folder/'model.pkl')
     seconds = {k: sum(h[k] for h in checkpoint.history) for k in ('train_seconds', 'seconds')}
