@@ -16,6 +16,8 @@ from .core.errors import UserError, one_of
 from .core.files import write_text
 from simam_ema_fastai.options import (
     Command,
+    Data,
+    Network,
     commands,
     register_command,
     settings,
@@ -251,6 +253,44 @@ def report(
     "Write what a run folder shows: one HTML page, tables for LaTeX and Markdown, figures, CSV."
     from simam_ema_fastai.report.page import report
     print(f'report: {report(runs, out, not no_pictures)}')
+
+@register_command(
+    shared=lambda: [Data, Network], positional='runs', first='variant data path size arch weights stages start seed')
+def diagnose(
+    runs:Path=None, # Run folder, or one run, whose finished runs are diagnosed as far as they do not tell yet
+    variant:str=None, # Diagnose this one instead, as it would start to be trained; spelled as for train
+    seed:int=1, # Of its fresh gates
+    **options
+):
+    """Tell what gates do to a pretrained network: to their branches, and to its answers.
+
+    Trains nothing. Of finished runs, the end is measured as well, and their report says why (simam_ema report)."""
+    if (runs is None) == (variant is None):
+        raise UserError('diagnose what? Give a run folder, or a variant with --variant, and its data.')
+    if variant: return _diagnose_variant(variant, settings(seed=seed, **options))
+    if options: raise UserError('runs know their own data and networks: leave the other options out.')
+    from simam_ema_fastai.experiments.diagnoses import diagnose_runs
+    from simam_ema_fastai.report.evidence import Evidence
+    from simam_ema_fastai.report.why import describe_gates
+    failed = diagnose_runs(runs)
+    if not (Path(runs)/'config.json').exists():
+        for line in describe_gates(Evidence(runs)): print(line)
+    if failed: raise UserError('\n'.join(f'{run}: {why}' for run,why in failed.items()))
+
+def _diagnose_variant(variant:str, given:dict):
+    "Print what the gates of a variant do before it is trained."
+    import pandas as pd
+
+    from simam_ema_fastai.experiments.config import make_grid
+    from simam_ema_fastai.experiments.diagnoses import diagnose_start, gate_rows
+    from simam_ema_fastai.report.gates import by_stage, describe_gate, describe_logits
+    config, = make_grid(**given, variants=[variant], seeds=[given['recipe'].seed])
+    found = diagnose_start(config)
+    gates = pd.DataFrame(gate_rows(found, variant=variant, strategy='', moment='start'))
+    shown = gates[gates['class'] == ''][['name','gate','stage','gain','weight','saturated']]
+    print(shown.to_string(index=False, float_format='{:.3f}'.format))
+    for _, g in by_stage(gates).groupby('gate', sort=False): print(describe_gate(g, config.recipe.epochs))
+    print(describe_logits(pd.DataFrame([dict(logits=found['logits'], top1_changed=found['top1'])])))
 
 @register_command()
 def watch(
