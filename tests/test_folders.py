@@ -33,10 +33,9 @@ def below(root, names): return [root/n for n in names]
 
 
 @pytest.mark.parametrize('train, valid', [
-    ('train', 'validation'), ('Training', 'Testing'), ('Train', 'Test'), ('training_set', 'test_set'),
-    ('images/train', 'images/val'), ('seg_train/seg_train', 'seg_test/seg_test'), ('train2017', 'val2017'),
-    ('TRAIN', 'VAL'), ('train', 'dev'), ('train', 'eval'), ('train', 'Validation Set'), ('TrainData', 'ValidData'),
-    ('archive/dataset/train', 'archive/dataset/valid'), ('train_images', 'test_images'), ('trn', 'tests')])
+    ('train', 'validation'), ('images/train', 'images/val'), ('train2017', 'val2017'), ('TRAIN', 'VAL'),
+    ('train', 'dev'), ('train', 'eval'), ('train', 'Validation Set'), ('TrainData', 'ValidData'),
+    ('archive/dataset/train', 'archive/dataset/valid')])
 def test_split_names(tmp_path, train, valid):
     images(*below(tmp_path/train, 'ab'), n=6)
     images(*below(tmp_path/valid, 'ab'), n=3)
@@ -46,13 +45,30 @@ def test_split_names(tmp_path, train, valid):
     assert all((tmp_path/valid in f.parents) == v for f, v in zip(s.files, s.is_valid))
 
 
-def test_third_part_is_left_out(tmp_path):
+@pytest.mark.parametrize('train, test', [
+    ('Training', 'Testing'), ('Train', 'Test'), ('training_set', 'test_set'), ('train_images', 'test_images'),
+    ('seg_train/seg_train', 'seg_test/seg_test'), ('trn', 'tests')])
+def test_a_test_folder_is_held_out(tmp_path, train, test):
+    "A share of the training images validates; in a foreign folder that is evaluated whole, the test images do."
+    images(*below(tmp_path/train, 'ab'), n=10)
+    images(*below(tmp_path/test, 'ab'), n=3)
+    s, said = read(tmp_path)
+    assert not said and [s.parts.count(p) for p in ('training', 'validation', 'test')] == [16, 4, 6]
+    assert all((tmp_path/test in f.parents) == (p == 'test') for f, p in zip(s.files, s.parts))
+    s, _ = read(tmp_path, whole=True)
+    assert len(s.idxs(True)) == 6 and test in s.split
+
+
+def test_third_part(tmp_path):
     for part, n in (('train', 6), ('valid', 3), ('test', 4)): images(*below(tmp_path/part, 'ab'), n=n)
     (tmp_path/'README.roboflow.txt').touch()
     images(tmp_path/'__MACOSX'/'train')
     s, said = read(tmp_path)
-    assert (len(s.files), len(s.idxs(True)), len(said)) == (18, 6, 1)
-    assert "'test' in" in said[0] and 'valid validates' in said[0]
+    assert not said and [s.parts.count(p) for p in ('training', 'validation', 'test')] == [12, 6, 8]
+    for options, says in ((dict(test_pct=.1), 'has test images of its own'), (dict(seed=1), 'a split of its own')):
+        with pytest.raises(UserError, match=says): read(tmp_path, **options)
+    (tmp_path/'test'/'b').rename(tmp_path/'test'/'c')
+    with pytest.raises(UserError, match="test has the class 'c', which train has not"): read(tmp_path)
     unlabelled = tmp_path/'kaggle'
     images(*below(unlabelled/'train', 'ab')), images(unlabelled/'test')
     s, said = read(unlabelled)
@@ -122,7 +138,7 @@ def test_links(tmp_path):
 
 def load_valid(path):
     "Whether a/again.png would validate."
-    from simam_ema_fastai.data.samples import stratified_split
+    from simam_ema_fastai.data.splits import stratified_split
     names = [f'a/{i}.png' for i in range(10)] + ['a/again.png']
     return dict(zip(names, stratified_split(names, ['a']*11, .2)))['a/again.png']
 

@@ -61,12 +61,14 @@ def test_compiles_without_a_gpu(monkeypatch, tmp_path, capability, dtype, fmt):
     for module, names in kernels.items():
         for name in names: monkeypatch.setattr(module, name, Compiler(getattr(module, name), capability, done))
     def new(c, hw): return torch.zeros(2, c, hw, hw, dtype=dtype).contiguous(memory_format=fmt).requires_grad_()
-    for x in (new(64, 14), new(16, 200)): simam(x, backend='triton').sum().backward()
+    for mix in (None, torch.tensor(.3, requires_grad=True)):
+        for x in (new(64, 14), new(16, 200)): simam(x, backend='triton', mix=mix).sum().backward()
     simam_bn_relu(new(64, 7).detach(), torch.zeros(64), torch.zeros(64), backend='triton')
     monkeypatch.setattr(triton_ema, '_w3_inline', lambda c, groups: c < 64)
     for c, hw in ((8, 14), (64, 7)):
         p = [torch.zeros(s, requires_grad=True) for s in ((c, c, 1, 1), c, (c, c, 3, 3), c, c, c)]
-        ema_add_relu(new(c, hw), new(c, hw), *p, backend='triton').sum().backward()
+        for mix in (None, torch.tensor(.3, requires_grad=True)):
+            ema_add_relu(new(c, hw), new(c, hw), *p, backend='triton', mix=mix).sum().backward()
     assert set(done) == {name for names in kernels.values() for name in names}
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import simam_ema_fastai.attention.triton_common as triton_common
-from .reference import ema_collapsed, simam_plain
+from .reference import blend, ema_collapsed, simam_plain
 from .triton_common import interpreted, triton
 from .triton_ema import ema_triton
 from .triton_simam import simam_affine_triton, simam_triton
@@ -56,7 +56,8 @@ def _check(name:str, kernel:Callable, plain:Callable, tensors:Sequence[Tensor], 
             raise RuntimeError(f'{name} differs from plain PyTorch by {error:.1e} of its size')
 
 def _plain_simam_bn_relu(x, scale, shift): return (simam_plain(x)*scale[:,None,None] + shift[:,None,None]).relu()
-def _plain_ema_add_relu(x, shortcut, *params): return (ema_collapsed(x, *params) + shortcut).relu()
+def _plain_ema_add_relu(x, shortcut, mix, *params):
+    return (blend(x, ema_collapsed(x, *params), mix) + shortcut).relu()
 
 def _compare(device:str, dtype:torch.dtype):
     "Raise `RuntimeError` if a kernel differs from plain PyTorch on `device` by more than rounding."
@@ -66,8 +67,10 @@ def _compare(device:str, dtype:torch.dtype):
     groups = [(8, 2), (16, 2), (64, 265)][:1 if interpreted else 3]  # c, N; so many of 64 that W3 is multiplied before
     for fmt in formats:
         def maps(*shape, fmt=fmt): return new(*shape).to(dtype).contiguous(memory_format=fmt)
-        x, g, scale, shift = maps(2, 16, 9, 7), maps(2, 16, 9, 7), new(16), new(16)
+        x, g, scale, shift, mix = maps(2, 16, 9, 7), maps(2, 16, 9, 7), new(16), new(16), new()
         _check('SimAM', lambda x: simam_triton(x, 1e-4), simam_plain, [x], g)
+        _check('SimAM with a weight', lambda x, mix: simam_triton(x, 1e-4, mix),
+               lambda x, mix: blend(x, simam_plain(x), mix), [x, mix], g)
         got, want = simam_affine_triton(x, scale, shift, 1e-4, True), _plain_simam_bn_relu(x.float(), scale, shift)
         if not relative_error(got, want) < _tolerance[dtype]:
             raise RuntimeError('SimAM with a norm differs from plain PyTorch')
@@ -76,7 +79,11 @@ def _compare(device:str, dtype:torch.dtype):
             # in float32, as autocast hands them over
             params = new(c, c, 1, 1)/c**.5, new(c), new(c, c, 3, 3)/(3*c**.5), new(c), new(c), new(c)
             _check('EMA', lambda x, shortcut, *params: ema_triton(x, shortcut, params, relu=True),
-                   _plain_ema_add_relu, [x, shortcut, *params], g)
+                   lambda x, shortcut, *params: _plain_ema_add_relu(x, shortcut, None, *params),
+                   [x, shortcut, *params], g)
+        _check('EMA with a weight',
+               lambda x, shortcut, mix, *params: ema_triton(x, shortcut, params, relu=True, mix=mix),
+               _plain_ema_add_relu, [x, shortcut, mix, *params], g)
 
 # %% ../../nbs/attention/08_agreement.ipynb #1aa01f0e
 _checked, _checking = {}, threading.Lock()  # why a device does without, by (device, dtype); '' if it does not

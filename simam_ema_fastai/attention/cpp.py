@@ -15,7 +15,7 @@ from torch import Tensor
 import simam_ema_fastai.attention.cpp_build as cpp_build
 from .backends import plain_only, plain_switch
 from .cpp_build import build_problem, built_library, is_built, library_path
-from .reference import ema_collapsed, simam_plain
+from .reference import blend, ema_collapsed, simam_plain
 from ..core.errors import UserError
 
 # %% auto #0
@@ -74,9 +74,10 @@ def _check_agreement():
         params = new(c, c, 1, 1)/c**.5, new(c), new(c, c, 3, 3)/(3*c**.5), new(c), new(c), new(c)
         for fmt in (torch.contiguous_format, torch.channels_last):
             xf = x.contiguous(memory_format=fmt)
-            check('SimAM', ops.simam_cpu(xf, None, None, 1e-4, False), simam_plain(x))
-            got = ops.ema_cpu(xf, pack_ema(*params), 1e-5, shortcut, True)
-            check('EMA', got, (ema_collapsed(x, *params) + shortcut).relu())
+            for mix in (None, torch.tensor(.3)):
+                check('SimAM', ops.simam_cpu(xf, None, None, mix, 1e-4, False), blend(x, simam_plain(x), mix))
+                got = ops.ema_cpu(xf, pack_ema(*params), mix, 1e-5, shortcut, True)
+                check('EMA', got, (blend(x, ema_collapsed(x, *params), mix) + shortcut).relu())
 
 # %% ../../nbs/attention/10_cpp.ipynb #04d7bb0a
 def simam_cpp(
@@ -84,19 +85,21 @@ def simam_cpp(
     scale:Tensor|None=None, # `(C,)`: multiply afterwards, as a batch norm in evaluation mode does
     shift:Tensor|None=None, # `(C,)`: add afterwards
     e_lambda:float=1e-4, # λ
-    relu:bool=False # ReLU last
+    relu:bool=False, # ReLU last
+    mix:Tensor|None=None # γ of the identity start, a scalar: `x + γ·(SimAM(x) - x)` in place of SimAM
 ) -> Tensor: # Shape and memory format of `x`
     "`relu(SimAM(x)*scale + shift)` in one pass. For inference: it has no gradient."
     if not _loaded: load_cpp()
-    return torch.ops.simam_ema.simam_cpu(x, scale, shift, e_lambda, relu)
+    return torch.ops.simam_ema.simam_cpu(x, scale, shift, mix, e_lambda, relu)
 
 def ema_cpp(
     x:Tensor, # `(N, C, H, W)`, float32, contiguous or channels_last; C a multiple of c
     packed:Tensor, # From `pack_ema`
     eps:float=1e-5, # The norm's ε
     shortcut:Tensor|None=None, # Added afterwards, shape of `x`: the other branch of a bottleneck
-    relu:bool=False # ReLU last
+    relu:bool=False, # ReLU last
+    mix:Tensor|None=None # γ of the identity start, a scalar: `x + γ·(EMA(x) - x)` in place of EMA
 ) -> Tensor: # Shape and memory format of `x`
     "`relu(EMA(x) + shortcut)` in one pass. For inference: it has no gradient."
     if not _loaded: load_cpp()
-    return torch.ops.simam_ema.ema_cpu(x, packed, eps, shortcut, relu)
+    return torch.ops.simam_ema.ema_cpu(x, packed, mix, eps, shortcut, relu)

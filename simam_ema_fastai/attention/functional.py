@@ -57,11 +57,10 @@ def simam(
     mix:Tensor|None=None # γ of the identity start, a scalar, see `start`
 ) -> Tensor: # `(N, C, H, W)`
     "SimAM (Yang et al., ICML 2021): every neuron weighted by its energy."
-    if mix is not None: return blend(x, simam(x, e_lambda, backend), mix)
     chosen = _choose(backend, x)
-    if chosen == 'triton': return simam_triton(x, e_lambda)
-    if chosen == 'cpp': return simam_cpp(x, e_lambda=e_lambda)
-    return simam_plain(x, e_lambda)
+    if chosen == 'triton': return simam_triton(x, e_lambda, mix)
+    if chosen == 'cpp': return simam_cpp(x, e_lambda=e_lambda, mix=mix)
+    return blend(x, simam_plain(x, e_lambda), mix)
 
 def simam_bn_relu(
     x:Tensor, # `(N, C, H, W)`
@@ -72,10 +71,10 @@ def simam_bn_relu(
     mix:Tensor|None=None # As in `simam`
 ) -> Tensor: # `(N, C, H, W)`, of the dtype of `x`
     "SimAM, then `scale` and `shift` per channel, then a ReLU; in one pass by Triton (without a gradient) and C++."
-    chosen = _choose(backend, x) if mix is None else 'plain'
-    if chosen == 'triton' and not needs_grad(x, scale, shift):
-        return simam_affine_triton(x, scale, shift, e_lambda, relu)
-    if chosen == 'cpp': return simam_cpp(x, scale, shift, e_lambda, relu)
+    chosen = _choose(backend, x)
+    if chosen == 'triton' and not needs_grad(x, scale, shift, mix):
+        return simam_affine_triton(x, scale, shift, e_lambda, relu, mix)
+    if chosen == 'cpp': return simam_cpp(x, scale, shift, e_lambda, relu, mix)
     y = simam(x.to(wide_dtype(x)), e_lambda, backend, mix)*scale[:,None,None] + shift[:,None,None]
     return (y.relu() if relu else y).to(x.dtype)
 
@@ -100,15 +99,14 @@ def ema_add_relu(
     constants:tuple[Tensor,...]|None=None, # As in `ema`
     relu:bool=True, # Whether a ReLU follows the sum
     backend:str='auto', # As in `simam`
-    mix:Tensor|None=None # As in `simam`
+    mix:Tensor|None=None # As in `simam`: `x + γ·(EMA(x) - x)` in place of EMA
 ) -> Tensor: # `(N, C, H, W)`
     "EMA, the residual sum behind it and the ReLU; in one pass over `x` and `shortcut` by Triton and C++."
     params = w1, b1, w3, b3, gamma, beta
     chosen = _choose(backend, x, len(w1), shortcut)
-    if mix is not None: y = blend(x, ema(x, *params, eps, constants, backend), mix)
-    elif chosen == 'triton': return ema_triton(x, shortcut, params, eps, constants, relu)
-    elif chosen == 'cpp': return ema_cpp(x, *(constants or [pack_ema(*params)]), eps, shortcut, relu)
-    else: y = ema_collapsed(x, *params, eps)
+    if chosen == 'triton': return ema_triton(x, shortcut, params, eps, constants, relu, mix)
+    if chosen == 'cpp': return ema_cpp(x, *(constants or [pack_ema(*params)]), eps, shortcut, relu, mix)
+    y = blend(x, ema_collapsed(x, *params, eps), mix)
     if shortcut is not None: y = y + shortcut
     return y.relu() if relu else y
 

@@ -131,20 +131,30 @@ vec load(const Tensor& t, int64_t first, int64_t c, float other) {
   return v;
 }
 
-// The HW rows of one vector of channels: y = x·σ((x-μ)²/(4(v+λ)) + ½), then y·scale + shift.
-void simam_rows(vec* x, int64_t HW, float e_lambda, vec scale, vec shift) {
+// How much of a gate counts: x + γ·(x·s - x) = x·(γs + 1 - γ), exactly x·s where no γ is given.
+struct Mix {
+  float gamma, rest;
+
+  explicit Mix(const std::optional<Tensor>& t): gamma(t ? t->item<float>() : 1.f), rest(1.f - gamma) {}
+
+  vec operator()(vec s) const { return s*gamma + rest; }
+};
+
+// The HW rows of one vector of channels: y = x·σ((x-μ)²/(4(v+λ)) + ½), mixed with x, then y·scale + shift.
+void simam_rows(vec* x, int64_t HW, float e_lambda, Mix mix, vec scale, vec shift) {
   vec mean = {}, squares = {};
   for (int64_t p = 0; p < HW; p++) mean += x[p];
   mean /= float(HW);
   for (int64_t p = 0; p < HW; p++) { vec d = x[p] - mean; squares += d*d; }
   const vec k = .25f/(squares/float(std::max<int64_t>(HW - 1, 1)) + e_lambda);
-  for (int64_t p = 0; p < HW; p++) { vec d = x[p] - mean; x[p] = x[p]*sigmoid(d*d*k + .5f)*scale + shift; }
+  for (int64_t p = 0; p < HW; p++) { vec d = x[p] - mean; x[p] = x[p]*mix(sigmoid(d*d*k + .5f))*scale + shift; }
 }
 
-// SimAM, then scale and shift per channel, then ReLU
+// SimAM, mixed with the input, then scale and shift per channel, then ReLU
 Tensor simam(const Tensor& input, const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
-             double e_lambda, bool relu) {
+             const std::optional<Tensor>& gamma, double e_lambda, bool relu) {
   check(input, "simam_cpu");
+  const Mix mix(gamma);
   Tensor x = dense(input), y = at::empty_like(x);
   const int64_t C = x.size(1), HW = x.size(2)*x.size(3), units = (C + LANES - 1)/LANES;
   const Tensor scales = per_channel(scale, C), shifts = per_channel(shift, C);
@@ -160,7 +170,7 @@ Tensor simam(const Tensor& input, const std::optional<Tensor>& scale, const std:
       const Group g = group(x, std::min(LANES, C - first), 1, x.size(3));
       const int64_t at = unit/units*C*HW + first*g.channel;
       g.load(from + at, s);
-      simam_rows(s, HW, float(e_lambda), load(scales, first, g.c, 1.f), load(shifts, first, g.c, 0.f));
+      simam_rows(s, HW, float(e_lambda), mix, load(scales, first, g.c, 1.f), load(shifts, first, g.c, 0.f));
       g.store(s, nullptr, relu, to + at);
     }
   });
@@ -255,7 +265,7 @@ float norm_weights(const Group& g, const vec* x, const vec* rows, const vec* col
 // Multiply the group in `x` by its gate. `frame` is x with its border of zeros, `strips` are σ(sʰ) and σ(sʷ), `mean2`
 // is the mean of the 3×3 convolution and `tap` its kernel with one output; `coef` and `map` are scratch memory.
 void gate(const Group& g, vec* x, const vec* frame, const vec* strips, vec* mean2, const vec* tap, const vec* bias,
-          float eps, vec* coef, vec* map) {
+          float eps, Mix mix, vec* coef, vec* map) {
   const int64_t H = g.H, W = g.W, B = g.blocks;
   const vec *rows = strips, *cols = strips + H*B;
   softmax(mean2, g.c, B);
@@ -272,7 +282,7 @@ void gate(const Group& g, vec* x, const vec* frame, const vec* strips, vec* mean
       m[h*W + w] = sum(one + two) + constant;
     }
   }
-  for (int64_t p = 0; p < H*W; p += LANES) map[p/LANES] = sigmoid(map[p/LANES]);
+  for (int64_t p = 0; p < H*W; p += LANES) map[p/LANES] = mix(sigmoid(map[p/LANES]));
   for (int64_t h = 0; h < H; h++) for (int64_t w = 0; w < W; w++)
     for (int64_t b = 0; b < B; b++) x[(h*g.pitch + w)*B + b] *= m[h*W + w];
 }
@@ -295,9 +305,11 @@ struct Constants {
   }
 };
 
-// EMA, then the sum with `add`, then ReLU
-Tensor ema(const Tensor& input, const Tensor& constants, double eps, const std::optional<Tensor>& add, bool relu) {
+// EMA, mixed with the input, then the sum with `add`, then ReLU
+Tensor ema(const Tensor& input, const Tensor& constants, const std::optional<Tensor>& gamma, double eps,
+           const std::optional<Tensor>& add, bool relu) {
   check(input, "ema_cpu");
+  const Mix mix(gamma);
   Tensor x = dense(input), y = at::empty_like(x), shortcut;
   const int64_t C = x.size(1), H = x.size(2), W = x.size(3), HW = H*W;
   const Constants k(constants, C);
@@ -331,7 +343,7 @@ Tensor ema(const Tensor& input, const Tensor& constants, double eps, const std::
       for (int64_t i = 0; i < n*strips; i++) gates[i] = sigmoid(gates[i]);
       affine(n, windows, 9, c, B, k.w3, k.b3, logits);
       for (int64_t i = 0; i < n; i++) {
-        gate(g, inside(i), frames + i*frame, gates + i*strips, logits + i*B, k.tap, k.rest, eps, coef, map);
+        gate(g, inside(i), frames + i*frame, gates + i*strips, logits + i*B, k.tap, k.rest, eps, mix, coef, map);
         g.store(inside(i), plus ? plus + at(i) : nullptr, relu, to + at(i));
       }
     }
@@ -343,8 +355,8 @@ Tensor ema(const Tensor& input, const Tensor& constants, double eps, const std::
 TORCH_LIBRARY(simam_ema, m) {
   // flexible_layout: Inductor need not copy to the format it saw first
   const std::vector<at::Tag> tags = {at::Tag::flexible_layout, at::Tag::pt2_compliant_tag};
-  m.def("simam_cpu(Tensor x, Tensor? scale, Tensor? shift, float e_lambda, bool relu) -> Tensor", tags);
-  m.def("ema_cpu(Tensor x, Tensor constants, float eps, Tensor? shortcut, bool relu) -> Tensor", tags);
+  m.def("simam_cpu(Tensor x, Tensor? scale, Tensor? shift, Tensor? mix, float e_lambda, bool relu) -> Tensor", tags);
+  m.def("ema_cpu(Tensor x, Tensor constants, Tensor? mix, float eps, Tensor? shortcut, bool relu) -> Tensor", tags);
 }
 
 TORCH_LIBRARY_IMPL(simam_ema, CPU, m) {
@@ -354,6 +366,6 @@ TORCH_LIBRARY_IMPL(simam_ema, CPU, m) {
 
 TORCH_LIBRARY_IMPL(simam_ema, Meta, m) {
   using Optional = const std::optional<Tensor>&;
-  m.impl("simam_cpu", [](const Tensor& x, Optional, Optional, double, bool) { return result(x); });
-  m.impl("ema_cpu", [](const Tensor& x, const Tensor&, double, Optional, bool) { return result(x); });
+  m.impl("simam_cpu", [](const Tensor& x, Optional, Optional, Optional, double, bool) { return result(x); });
+  m.impl("ema_cpu", [](const Tensor& x, const Tensor&, Optional, double, Optional, bool) { return result(x); });
 }

@@ -27,10 +27,10 @@ def no_autocast(x:Tensor) -> contextlib.AbstractContextManager:
 def blend(
     x:Tensor, # `(N, C, H, W)`
     y:Tensor, # What a gate made of it
-    gamma:Tensor # γ, a scalar
+    gamma:Tensor|None # γ, a scalar; None for 1
 ) -> Tensor: # `(N, C, H, W)`, of the dtype of `y`
     "`x + γ·(y - x)`: how much of a gate counts, see `start`."
-    return x + gamma.to(y.dtype)*(y - x)
+    return y if gamma is None else x + gamma.to(y.dtype)*(y - x)
 
 # %% ../../nbs/attention/02_reference.ipynb #63fb760d
 def simam_plain(

@@ -40,6 +40,14 @@ def relu_keep_nan(v):
     "ReLU; NaN stays NaN, as in PyTorch."
     return tl.maximum(v, 0., propagate_nan=tl.PropagateNan.ALL)
 
+@jit
+def mixed(s, mix, MIX: tl.constexpr):
+    "What `x` is multiplied by: the gate's weights `s`; with `MIX`, 1 + γ·(s - 1) for the scalar γ at `mix`."
+    if MIX:
+        gamma = tl.load(mix).to(tl.float32)
+        s = gamma*s + (1. - gamma)
+    return s
+
 # TRITON_INTERPRET=1: the kernels run on the CPU, slowly
 interpreted = triton is not None and not isinstance(load_f32, triton.runtime.JITFunction)
 
@@ -77,10 +85,11 @@ def needs_grad(*tensors:Tensor|None) -> bool:
 
 def differentiable_grads(
     f:Callable, # Plain PyTorch
-    inputs:Sequence[Tensor], # What it is called with
+    inputs:Sequence[Tensor|None], # What it is called with
     g:Tensor # Gradient of its output
 ) -> list[Tensor|None]: # None where an input does not require a gradient
     "The gradients of `f(*inputs)`, which can be differentiated again."
-    wanted = [t for t in inputs if t.requires_grad]
+    trained = [t is not None and t.requires_grad for t in inputs]
+    wanted = [t for t, is_trained in zip(inputs, trained) if is_trained]
     grads = iter(torch.autograd.grad(f(*inputs), wanted, g, create_graph=True))
-    return [next(grads) if t.requires_grad else None for t in inputs]
+    return [next(grads) if is_trained else None for is_trained in trained]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .reference import ema_collapsed, no_autocast
+from .reference import blend, ema_collapsed, no_autocast
 from simam_ema_fastai.attention.triton_common import (
     differentiable_grads,
     empty_as,
@@ -71,10 +71,10 @@ def _launch_options(x:Tensor, c:int) -> tuple[tuple[int], int, dict]: # Grid, gr
 # %% ../../nbs/attention/07_triton_ema.ipynb #443f858e
 @torch.library.custom_op('simam_ema::ema', mutates_args=())
 def _ema(x:Tensor, shortcut:Tensor|None,
-         w1:Tensor, b1:Tensor, w3:Tensor, b3:Tensor, gamma:Tensor, beta:Tensor, eps:float,
+         w1:Tensor, b1:Tensor, w3:Tensor, b3:Tensor, gamma:Tensor, beta:Tensor, mix:Tensor|None, eps:float,
          taps:Tensor|None, bias:Tensor|None, w3_taps:Tensor|None, relu:bool, save:bool) -> tuple[Tensor,Tensor,Tensor]:
     "The output; with `save` also the gate `(B, H, W)` and the statistics `(B, 3, c)`, for B = N·C/c groups."
-    y, gate, stats = _ema_fake(x, shortcut, w1, b1, w3, b3, gamma, beta, eps, taps, bias, w3_taps, relu, save)
+    y, gate, stats = _ema_fake(x, shortcut, w1, b1, w3, b3, gamma, beta, mix, eps, taps, bias, w3_taps, relu, save)
     w1, b1, w3, b3, gamma, beta = (p.contiguous() for p in (w1, b1, w3, b3, gamma, beta))
     (H, W), c = x.shape[2:], len(w1)
     grid, G, options = _launch_options(x, c)
@@ -87,13 +87,14 @@ def _ema(x:Tensor, shortcut:Tensor|None,
             ema_windows[grid](x, S, G, *x.stride(), **options)
             mean2 = torch.addmm(b3.float(), S, w3_taps, alpha=1/(H*W))  # (B, c)
         res = x if shortcut is None else shortcut
-        ema_fwd[grid](x, res, y, gate, stats, w1, b1, w3_taps, b3, gamma, beta, taps, bias, mean2, eps, G,
-                      *x.stride(), *res.stride(), *y.stride(), **options,
-                      INLINE=inline, RES=shortcut is not None, RELU=relu, SAVE=save, HALF=x.element_size() == 2)
+        ema_fwd[grid](x, res, y, gate, stats, w1, b1, w3_taps, b3, gamma, beta, taps, bias, mean2,
+                      x if mix is None else mix, eps, G, *x.stride(), *res.stride(), *y.stride(), **options,
+                      INLINE=inline, RES=shortcut is not None, RELU=relu, MIX=mix is not None, SAVE=save,
+                      HALF=x.element_size() == 2)
     return y, gate, stats
 
 @_ema.register_fake
-def _ema_fake(x, shortcut, w1, b1, w3, b3, gamma, beta, eps, taps, bias, w3_taps, relu, save):
+def _ema_fake(x, shortcut, w1, b1, w3, b3, gamma, beta, mix, eps, taps, bias, w3_taps, relu, save):
     (N, C, H, W), c = x.shape, len(w1)
     groups = N*(C//c) if save else 0
     gate, stats = (x.new_empty(groups, *shape, dtype=torch.float32) for shape in ((H, W), (3, c)))
@@ -105,11 +106,12 @@ def ema_triton(
     params:Sequence[Tensor], # `w1, b1, w3, b3, gamma, beta` as in `functional.ema`
     eps:float=1e-5, # Of the norm
     constants:tuple[Tensor,Tensor,Tensor]|None=None, # From `triton_constants`; not while the parameters are trained
-    relu:bool=False # ReLU last
+    relu:bool=False, # ReLU last
+    mix:Tensor|None=None # γ of the identity start, a scalar
 ) -> Tensor: # `(N, C, H, W)`
-    "`relu(EMA(x) + shortcut)` by Triton."
-    save = needs_grad(x, shortcut, *params)
-    return _ema(x, shortcut, *params, eps, *(constants or (None, None, None)), relu, save)[0]
+    "`relu(EMA(x) + shortcut)` by Triton, with `x + γ·(EMA(x) - x)` in place of EMA where there is a γ."
+    save = needs_grad(x, shortcut, *params, mix)
+    return _ema(x, shortcut, *params, mix, eps, *(constants or (None, None, None)), relu, save)[0]
 
 # %% ../../nbs/attention/07_triton_ema.ipynb #a1ad4fca
 def _param_grads(
@@ -129,11 +131,14 @@ def _param_grads(
 
 @torch.library.custom_op('simam_ema::ema_backward', mutates_args=())
 def _ema_backward(g:Tensor, x:Tensor, y:Tensor|None, gate:Tensor, stats:Tensor,
-                  w1:Tensor, b1:Tensor, w3:Tensor, b3:Tensor, gamma:Tensor, beta:Tensor, residual:bool, params:bool
-                  ) -> tuple[Tensor,Tensor,Tensor,Tensor,Tensor,Tensor,Tensor,Tensor]:
-    "The gradients of `x`, of the shortcut (empty without `residual`) and of the parameters (empty without `params`)."
-    out = _ema_backward_fake(g, x, y, gate, stats, w1, b1, w3, b3, gamma, beta, residual, params)
-    dx, dres, *dp = out
+                  w1:Tensor, b1:Tensor, w3:Tensor, b3:Tensor, gamma:Tensor, beta:Tensor, mix:Tensor|None,
+                  residual:bool, params:bool
+                  ) -> tuple[Tensor,Tensor,Tensor,Tensor,Tensor,Tensor,Tensor,Tensor,Tensor]:
+    """The gradients of `x`, of the shortcut, of the parameters and of γ.
+
+    Those of the shortcut are empty without `residual`, the parameters' without `params`, γ's without `mix`."""
+    out = _ema_backward_fake(g, x, y, gate, stats, w1, b1, w3, b3, gamma, beta, mix, residual, params)
+    dx, dres, *dp, dmix = out
     w1, b1, w3, b3, gamma, beta = (p.contiguous() for p in (w1, b1, w3, b3, gamma, beta))
     (H, W), c = x.shape[2:], len(w1)
     grid, G, options = _launch_options(x, c)
@@ -145,12 +150,14 @@ def _ema_backward(g:Tensor, x:Tensor, y:Tensor|None, gate:Tensor, stats:Tensor,
             shapes = (9*c,), (2, c), (9*c,), (H+W, c), (H+W, c)
             left = [x.new_empty(grid[0], *shape, dtype=torch.float32) for shape in shapes]
         S, vectors, dwa, pi, means = left
+        per_group = x if mix is None else x.new_empty(grid[0], dtype=torch.float32)
         out_y = x if y is None else y
         def run(phase, dS=x):
-            ema_bwd[grid](x, g, out_y, gate, stats, dx, dres, w1, b1, w3_taps, gamma, beta, taps, dS,
-                          S, du, vectors, dwa, pi, means, G,
+            ema_bwd[grid](x, g, out_y, gate, stats, dx, dres, w1, b1, w3_taps, gamma, beta, taps,
+                          x if mix is None else mix, dS, S, du, vectors, dwa, pi, means, per_group, G,
                           *x.stride(), *g.stride(), *out_y.stride(), *dx.stride(), **options,
-                          PHASE=phase, RELU=y is not None, RES=residual, PARAMS=params, HALF=x.element_size() == 2)
+                          PHASE=phase, RELU=y is not None, RES=residual, MIX=mix is not None, PARAMS=params,
+                          HALF=x.element_size() == 2)
         if _w3_inline(c, grid[0]): run(0)
         else:
             run(1)
@@ -158,17 +165,19 @@ def _ema_backward(g:Tensor, x:Tensor, y:Tensor|None, gate:Tensor, stats:Tensor,
         if params:
             grads = _param_grads(w3_taps, b3, beta, S, dwa, du, vectors, pi, means, H*W)
             for d, grad in zip(dp, grads): d.copy_(grad.reshape(d.shape))
+        if mix is not None: dmix.copy_(per_group.sum().view_as(mix))
     return out
 
 @_ema_backward.register_fake
-def _ema_backward_fake(g, x, y, gate, stats, w1, b1, w3, b3, gamma, beta, residual, params):
+def _ema_backward_fake(g, x, y, gate, stats, w1, b1, w3, b3, gamma, beta, mix, residual, params):
     def grad_of(p): return torch.empty_like(p, memory_format=torch.contiguous_format) if params else p.new_empty(0)
-    return empty_as(x), empty_as(x) if residual else x.new_empty(0), *map(grad_of, (w1, b1, w3, b3, gamma, beta))
+    dx, dres = empty_as(x), empty_as(x) if residual else x.new_empty(0)
+    return dx, dres, *map(grad_of, (w1, b1, w3, b3, gamma, beta)), x.new_empty(0) if mix is None else mix.new_empty(())
 
 # %% ../../nbs/attention/07_triton_ema.ipynb #8f54bd9c
 def _save_for_backward(ctx, inputs, output):
-    x, shortcut, *params = inputs[:8]
-    ctx.eps, ctx.relu, ctx.residual, save = inputs[8], inputs[12], shortcut is not None, inputs[13]
+    x, shortcut, *params = inputs[:9]  # the last is γ
+    ctx.eps, ctx.relu, ctx.residual, save = inputs[9], inputs[13], shortcut is not None, inputs[14]
     y, gate, stats = output
     ctx.save_for_backward(*([x, y if ctx.relu else None, gate, stats, *params] if save else []))
     ctx.mark_non_differentiable(gate, stats)
@@ -180,10 +189,12 @@ def _grad(ctx, g, *_):
     x, y, _, _, *params = ctx.saved_tensors
     if torch.is_grad_enabled():  # create_graph
         if ctx.relu: g = g*(y > 0)
-        dx, *dp = differentiable_grads(lambda *a: ema_collapsed(*a, ctx.eps), [x, *params], g)
+        def plain(x, *params): return blend(x, ema_collapsed(x, *params[:6], ctx.eps), params[6])
+        dx, *dp = differentiable_grads(plain, [x, *params], g)
         return dx, g if ctx.residual else None, *dp, *rest
     wanted = any(ctx.needs_input_grad[2:8])
-    dx, dres, *dp = _ema_backward(g, *ctx.saved_tensors, ctx.residual, wanted)
-    return dx, dres if ctx.residual else None, *(dp if wanted else [None]*6), *rest
+    dx, dres, *dp, dmix = _ema_backward(g, *ctx.saved_tensors, ctx.residual, wanted)
+    dp = [*(dp if wanted else [None]*6), None if params[6] is None else dmix]
+    return dx, dres if ctx.residual else None, *dp, *rest
 
 _ema.register_autograd(_grad, setup_context=_save_for_backward)

@@ -5,7 +5,7 @@
 # %% ../../nbs/attention/06_triton_ema_backward.ipynb #a6a65c33
 from __future__ import annotations
 
-from .triton_common import jit, load_f32, store_as, tl
+from .triton_common import jit, load_f32, mixed, store_as, tl
 from simam_ema_fastai.attention.triton_ema_forward import (
     group_masks,
     group_pointer,
@@ -27,9 +27,10 @@ __all__ = []
 
 # %% ../../nbs/attention/06_triton_ema_backward.ipynb #ece09699
 @jit
-def _map_grad(v, gv, s):
-    "The gradient q of the map m, `(BH, BW)`, and its sum Q; `gv` is the gradient of the output, `s` the gate."
-    q = tl.sum(v*gv, 0)*s*(1 - s)
+def _map_grad(ds, s, mix, MIX: tl.constexpr):
+    "The gradient q of the map m, `(BH, BW)`, and its sum Q; `ds` is the gradient of the weights, `s` the gate."
+    q = ds*s*(1 - s)
+    if MIX: q = q*tl.load(mix).to(tl.float32)
     return q, tl.sum(tl.sum(q, 1), 0)
 
 @jit
@@ -104,10 +105,10 @@ def _store_strips(p, along_h, along_w, C: tl.constexpr, H: tl.constexpr, W: tl.c
 
 # %% ../../nbs/attention/06_triton_ema_backward.ipynb #1e15effb
 @jit
-def ema_bwd(x, g, y, gate, stats, dx, dres, w1, b1, w3, gamma, beta, wa, dS, S, du, vectors, dwa, pi, means, G,
-            xn, xc, xh, xw, gn, gc, gh, gw, yn, yc, yh, yw, on, oc, oh, ow,
+def ema_bwd(x, g, y, gate, stats, dx, dres, w1, b1, w3, gamma, beta, wa, mix, dS, S, du, vectors, dwa, pi, means,
+            dmix, G, xn, xc, xh, xw, gn, gc, gh, gw, yn, yc, yh, yw, on, oc, oh, ow,
             C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, BC: tl.constexpr, BH: tl.constexpr, BW: tl.constexpr,
-            PHASE: tl.constexpr, RELU: tl.constexpr, RES: tl.constexpr, PARAMS: tl.constexpr,
+            PHASE: tl.constexpr, RELU: tl.constexpr, RES: tl.constexpr, MIX: tl.constexpr, PARAMS: tl.constexpr,
             HALF: tl.constexpr, DOT: tl.constexpr):
     "∂x of a group; with `RES` the shortcut's gradient, with `PARAMS` what those of the parameters are made of."
     i = tl.program_id(0)
@@ -131,7 +132,8 @@ def ema_bwd(x, g, y, gate, stats, dx, dres, w1, b1, w3, gamma, beta, wa, dS, S, 
     rows, cols = line_sums(v, raw, DOT)  # (BC, BH), (BC, BW)
     sh, sw = strips(rows, cols, w1, b1, C, H, W, HALF)
     f = sh[:,:,None]*sw[:,None,:]
-    q, Q = _map_grad(v, gv, s)
+    ds = tl.sum(v*gv, 0)
+    q, Q = _map_grad(ds, s, mix, MIX)
     T = rstd*(map_sums(v*f*q[None,:,:]) - mean*Q)  # (BC,)
     scale = load_vector(gamma, C, BC)
     grad_u = _softmax_grad(b, scale*T + load_vector(beta, C, BC)*Q)
@@ -142,7 +144,8 @@ def ema_bwd(x, g, y, gate, stats, dx, dres, w1, b1, w3, gamma, beta, wa, dS, S, 
     if PHASE != 1:
         if RES: store_as(value_pointers(group_pointer(dres, i, G, on, oc, C), oc, oh, ow, BC, BH, BW), gv, mask)
         dt = _norm_grad(v*f, q, Q, T, mean, rstd, b*scale, H*W)
-        out = gv*s[None,:,:] + dt*f
+        if MIX: tl.store(dmix + i, tl.sum(tl.sum(ds*(s - 1), 1), 0))
+        out = gv*mixed(s, mix, MIX)[None,:,:] + dt*f
         pi_h, pi_w = _strip_grads(dt, v, sh, sw)
         transposed = load_matrix(w1, 1, C, C, BC).to(tl.float32)
         along_h, along_w = strip_product(transposed, pi_h, HALF)/W, strip_product(transposed, pi_w, HALF)/H

@@ -5,7 +5,7 @@
 # %% ../../nbs/attention/05_triton_ema_forward.ipynb #4d0efc80
 from __future__ import annotations
 
-from .triton_common import jit, load_f32, relu_keep_nan, store_as, tl
+from .triton_common import jit, load_f32, mixed, relu_keep_nan, store_as, tl
 
 # %% auto #0
 __all__ = []
@@ -192,10 +192,10 @@ def _norm_stats(t, mask, eps, M: tl.constexpr):
     return mean, tl.rsqrt(map_sums(d*d)/M + eps)
 
 @jit
-def ema_fwd(x, res, y, gate, stats, w1, b1, w3, b3, gamma, beta, wa, ba, u, eps, G,
+def ema_fwd(x, res, y, gate, stats, w1, b1, w3, b3, gamma, beta, wa, ba, u, mix, eps, G,
             xn, xc, xh, xw, rn, rc, rh, rw, yn, yc, yh, yw,
             C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, BC: tl.constexpr, BH: tl.constexpr, BW: tl.constexpr,
-            INLINE: tl.constexpr, RES: tl.constexpr, RELU: tl.constexpr, SAVE: tl.constexpr,
+            INLINE: tl.constexpr, RES: tl.constexpr, RELU: tl.constexpr, MIX: tl.constexpr, SAVE: tl.constexpr,
             HALF: tl.constexpr, DOT: tl.constexpr):
     "EMA, with the residual sum behind it (`RES`) and the ReLU; with `INLINE` W3 is multiplied here, else before (`u`)."
     i = tl.program_id(0)
@@ -218,7 +218,7 @@ def ema_fwd(x, res, y, gate, stats, w1, b1, w3, b3, gamma, beta, wa, ba, u, eps,
     m += tl.load(ba) + tl.sum(b*load_vector(beta, C, BC) - coef*mean, 0)
 
     s = tl.sigmoid(m)
-    out = v*s[None,:,:]
+    out = v*mixed(s, mix, MIX)[None,:,:]
     if RES: out += load_f32(value_pointers(group_pointer(res, i, G, rn, rc, C), rc, rh, rw, BC, BH, BW), mask)
     if RELU: out = relu_keep_nan(out)
     store_as(value_pointers(group_pointer(y, i, G, yn, yc, C), yc, yh, yw, BC, BH, BW), out, mask)

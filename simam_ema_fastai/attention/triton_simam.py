@@ -8,12 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .reference import simam_plain
+from .reference import blend, simam_plain
 from simam_ema_fastai.attention.triton_common import (
     differentiable_grads,
     empty_as,
     jit,
     load_f32,
+    mixed,
     next_pow2,
     on_device,
     relu_keep_nan,
@@ -54,33 +55,41 @@ def _gate_and_qd(v, u, d, k):
     s = tl.sigmoid(d*d*k[:,None] + .5)
     return s, u*v*s*(1 - s)*d
 
+@jit
+def _input_grad(u, d, k, s, qd, A, B, mix, MIX: tl.constexpr):
+    "The gradient of the input, `(BR, BP)`; `A` is the mean of q·d, `B` is 4k/n times the sum of q·d²."
+    if MIX: k = k*tl.load(mix).to(tl.float32)
+    return u*mixed(s, mix, MIX) + 2*k[:,None]*(qd - A[:,None] - d*B[:,None])
+
 # %% ../../nbs/attention/04_triton_simam.ipynb #c69b05b4
 @jit
-def _simam_fwd(x, y, scale, shift, rows, C, xn, xc, xp, yn, yc, yp, e_lambda,
-               P: tl.constexpr, BR: tl.constexpr, BP: tl.constexpr, AFFINE: tl.constexpr, RELU: tl.constexpr):
+def _simam_fwd(x, y, scale, shift, mix, rows, C, xn, xc, xp, yn, yc, yp, e_lambda,
+               P: tl.constexpr, BR: tl.constexpr, BP: tl.constexpr,
+               AFFINE: tl.constexpr, RELU: tl.constexpr, MIX: tl.constexpr):
     r, p = tl.program_id(0)*BR + tl.arange(0, BR), tl.arange(0, BP)
     c, exists = r%C, r < rows
     mask = exists[:,None] & (p < P)[None,:]  # (BR, BP)
     v = load_f32(_pixels(x, _offsets(r, C, xn, xc), p, xp), mask)
     d = tl.where(mask, v - (tl.sum(v, 1)/P)[:,None], 0.)
     d = d*d
-    v = v*tl.sigmoid(d*_k(tl.sum(d, 1), e_lambda, P)[:,None] + .5)
+    v = v*mixed(tl.sigmoid(d*_k(tl.sum(d, 1), e_lambda, P)[:,None] + .5), mix, MIX)
     v = _affine_relu(v, scale, shift, c, exists, AFFINE, RELU)
     store_as(_pixels(y, _offsets(r, C, yn, yc), p, yp), v, mask)
 
 @jit
-def _simam_bwd(x, g, dx, rows, C, xn, xc, xp, gn, gc, gp, yn, yc, yp, e_lambda,
-               P: tl.constexpr, BR: tl.constexpr, BP: tl.constexpr):
+def _simam_bwd(x, g, dx, mix, dmix, rows, C, xn, xc, xp, gn, gc, gp, yn, yc, yp, e_lambda,
+               P: tl.constexpr, BR: tl.constexpr, BP: tl.constexpr, MIX: tl.constexpr):
     r, p = tl.program_id(0)*BR + tl.arange(0, BR), tl.arange(0, BP)
-    mask = (r < rows)[:,None] & (p < P)[None,:]  # (BR, BP)
+    exists = r < rows
+    mask = exists[:,None] & (p < P)[None,:]  # (BR, BP)
     v = load_f32(_pixels(x, _offsets(r, C, xn, xc), p, xp), mask)
     u = load_f32(_pixels(g, _offsets(r, C, gn, gc), p, gp), mask)
     d = tl.where(mask, v - (tl.sum(v, 1)/P)[:,None], 0.)
     k = _k(tl.sum(d*d, 1), e_lambda, P)
     s, qd = _gate_and_qd(v, u, d, k)
     A, B = tl.sum(qd, 1)/P, tl.sum(qd*d, 1)*(4*k/max(P-1, 1))  # (BR,)
-    out = u*s + 2*k[:,None]*(qd - A[:,None] - d*B[:,None])
-    store_as(_pixels(dx, _offsets(r, C, yn, yc), p, yp), out, mask)
+    if MIX: tl.store(dmix + r, tl.sum(u*v*(s - 1), 1), exists)
+    store_as(_pixels(dx, _offsets(r, C, yn, yc), p, yp), _input_grad(u, d, k, s, qd, A, B, mix, MIX), mask)
 
 # %% ../../nbs/attention/04_triton_simam.ipynb #495d178e
 @jit
@@ -100,8 +109,9 @@ def _chunked_stats(x, maps, exists, xp, e_lambda, P: tl.constexpr, BR: tl.conste
     return mean, _k(squares, e_lambda, P)
 
 @jit
-def _simam_fwd_chunked(x, y, scale, shift, rows, C, xn, xc, xp, yn, yc, yp, e_lambda,
-                       P: tl.constexpr, BR: tl.constexpr, BP: tl.constexpr, AFFINE: tl.constexpr, RELU: tl.constexpr):
+def _simam_fwd_chunked(x, y, scale, shift, mix, rows, C, xn, xc, xp, yn, yc, yp, e_lambda,
+                       P: tl.constexpr, BR: tl.constexpr, BP: tl.constexpr,
+                       AFFINE: tl.constexpr, RELU: tl.constexpr, MIX: tl.constexpr):
     r = tl.program_id(0)*BR + tl.arange(0, BR)
     c, exists = r%C, r < rows
     xo, yo = _offsets(r, C, xn, xc), _offsets(r, C, yn, yc)
@@ -111,17 +121,17 @@ def _simam_fwd_chunked(x, y, scale, shift, rows, C, xn, xc, xp, yn, yc, yp, e_la
         mask = exists[:,None] & (p < P)[None,:]
         v = load_f32(_pixels(x, xo, p, xp), mask)
         d = v - mean[:,None]
-        v = v*tl.sigmoid(d*d*k[:,None] + .5)
+        v = v*mixed(tl.sigmoid(d*d*k[:,None] + .5), mix, MIX)
         store_as(_pixels(y, yo, p, yp), _affine_relu(v, scale, shift, c, exists, AFFINE, RELU), mask)
 
 @jit
-def _simam_bwd_chunked(x, g, dx, rows, C, xn, xc, xp, gn, gc, gp, yn, yc, yp, e_lambda,
-                       P: tl.constexpr, BR: tl.constexpr, BP: tl.constexpr):
+def _simam_bwd_chunked(x, g, dx, mix, dmix, rows, C, xn, xc, xp, gn, gc, gp, yn, yc, yp, e_lambda,
+                       P: tl.constexpr, BR: tl.constexpr, BP: tl.constexpr, MIX: tl.constexpr):
     r = tl.program_id(0)*BR + tl.arange(0, BR)
     exists = r < rows
     xo, go, yo = _offsets(r, C, xn, xc), _offsets(r, C, gn, gc), _offsets(r, C, yn, yc)
     mean, k = _chunked_stats(x, xo, exists, xp, e_lambda, P, BR, BP)
-    A, B = tl.zeros((BR,), tl.float32), tl.zeros((BR,), tl.float32)
+    A, B, M = tl.zeros((BR,), tl.float32), tl.zeros((BR,), tl.float32), tl.zeros((BR,), tl.float32)
     for i in range(0, P, BP):
         p = (P-1)//BP*BP - i + tl.arange(0, BP)  # last chunk first
         mask = exists[:,None] & (p < P)[None,:]
@@ -130,6 +140,8 @@ def _simam_bwd_chunked(x, g, dx, rows, C, xn, xc, xp, gn, gc, gp, yn, yc, yp, e_
         s, qd = _gate_and_qd(v, u, d, k)
         A += tl.sum(qd, 1)
         B += tl.sum(qd*d, 1)
+        if MIX: M += tl.sum(u*v*(s - 1), 1)
+    if MIX: tl.store(dmix + r, M, exists)
     A, B = A/P, B*(4*k/max(P-1, 1))
     for start in range(0, P, BP):
         p = start + tl.arange(0, BP)
@@ -137,7 +149,7 @@ def _simam_bwd_chunked(x, g, dx, rows, C, xn, xc, xp, gn, gc, gp, yn, yc, yp, e_
         v, u = load_f32(_pixels(x, xo, p, xp), mask), load_f32(_pixels(g, go, p, gp), mask)
         d = v - mean[:,None]
         s, qd = _gate_and_qd(v, u, d, k)
-        store_as(_pixels(dx, yo, p, yp), u*s + 2*k[:,None]*(qd - A[:,None] - d*B[:,None]), mask)
+        store_as(_pixels(dx, yo, p, yp), _input_grad(u, d, k, s, qd, A, B, mix, MIX), mask)
 
 # %% ../../nbs/attention/04_triton_simam.ipynb #c16a98ca
 def _simam_blocks(
@@ -174,31 +186,49 @@ def _launch(kernel, chunked_kernel, inputs, out, extra, e_lambda, **flags):
             P=P, BR=BR, BP=BP, num_warps=num_warps, enable_fp_fusion=True, **flags)
     return out
 
+def _forward(x, e_lambda, mix, affine=None, relu=False):
+    "SimAM of `x`, mixed with it by `mix`; then, with `affine`, a scale and a shift per channel, then a ReLU."
+    extra = *(affine or (x, x)), x if mix is None else mix  # what is not there is not read
+    return _launch(_simam_fwd, _simam_fwd_chunked, [x], empty_as(x), extra, e_lambda,
+                   AFFINE=affine is not None, RELU=relu, MIX=mix is not None)
+
 @torch.library.custom_op('simam_ema::simam', mutates_args=())
-def simam_triton(x:Tensor, e_lambda:float) -> Tensor:
-    "SimAM of `(N, C, H, W)` by Triton."
-    return _launch(_simam_fwd, _simam_fwd_chunked, [x], empty_as(x), (x, x), e_lambda, AFFINE=False, RELU=False)
+def simam_triton(x:Tensor, e_lambda:float, mix:Tensor|None=None) -> Tensor:
+    "SimAM of `(N, C, H, W)` by Triton; `mix` is γ of the identity start, a scalar."
+    return _forward(x, e_lambda, mix)
 
 @torch.library.custom_op('simam_ema::simam_backward', mutates_args=())
-def _simam_backward(x:Tensor, g:Tensor, e_lambda:float) -> Tensor:
-    return _launch(_simam_bwd, _simam_bwd_chunked, [x, g], empty_as(x), (), e_lambda)
+def _simam_backward(x:Tensor, g:Tensor, e_lambda:float, mix:Tensor|None=None) -> tuple[Tensor,Tensor]:
+    "The gradients of `x` and of `mix` (empty if there is none)."
+    dx, dmix = _simam_backward_fake(x, g, e_lambda, mix)
+    per_map = x if mix is None else x.new_empty(x.shape[0]*x.shape[1], dtype=torch.float32)
+    extra = x if mix is None else mix, per_map
+    _launch(_simam_bwd, _simam_bwd_chunked, [x, g], dx, extra, e_lambda, MIX=mix is not None)
+    return dx, dmix if mix is None else per_map.sum().to(mix.dtype).view_as(mix)
 
 @torch.library.custom_op('simam_ema::simam_affine', mutates_args=())
-def simam_affine_triton(x:Tensor, scale:Tensor, shift:Tensor, e_lambda:float, relu:bool) -> Tensor:
+def simam_affine_triton(
+    x:Tensor, scale:Tensor, shift:Tensor, e_lambda:float, relu:bool, mix:Tensor|None=None) -> Tensor:
     "SimAM, then `scale` and `shift` per channel, `(C,)` each, then a ReLU, by Triton; it has no gradient."
-    extra = scale.contiguous(), shift.contiguous()
-    return _launch(_simam_fwd, _simam_fwd_chunked, [x], empty_as(x), extra, e_lambda, AFFINE=True, RELU=relu)
+    return _forward(x, e_lambda, mix, (scale.contiguous(), shift.contiguous()), relu)
 
-simam_triton.register_fake(lambda x, e_lambda: empty_as(x))
-_simam_backward.register_fake(lambda x, g, e_lambda: empty_as(x))
-simam_affine_triton.register_fake(lambda x, scale, shift, e_lambda, relu: empty_as(x))
+simam_triton.register_fake(lambda x, e_lambda, mix=None: empty_as(x))
+simam_affine_triton.register_fake(lambda x, scale, shift, e_lambda, relu, mix=None: empty_as(x))
+
+@_simam_backward.register_fake
+def _simam_backward_fake(x, g, e_lambda, mix=None):
+    return empty_as(x), x.new_empty(0) if mix is None else torch.empty_like(mix)
 
 def _save_for_backward(ctx, inputs, output):
-    ctx.save_for_backward(inputs[0])
-    ctx.e_lambda = inputs[1]
+    x, ctx.e_lambda, mix = inputs
+    ctx.save_for_backward(x, mix)
 
 def _grad(ctx, g):
-    if not torch.is_grad_enabled(): return _simam_backward(*ctx.saved_tensors, g, ctx.e_lambda), None
-    return *differentiable_grads(lambda x: simam_plain(x, ctx.e_lambda), ctx.saved_tensors, g), None  # create_graph
+    x, mix = ctx.saved_tensors
+    if torch.is_grad_enabled():  # create_graph
+        def plain(x, mix=None): return blend(x, simam_plain(x, ctx.e_lambda), mix)
+        dx, dmix = differentiable_grads(plain, (x, mix), g)
+    else: dx, dmix = _simam_backward(x, g, ctx.e_lambda, mix)
+    return dx, None, None if mix is None else dmix
 
 simam_triton.register_autograd(_grad, setup_context=_save_for_backward)

@@ -77,12 +77,13 @@ def describe(
     Raises `UserError` if its validation preprocessing cannot be described (see `validation_transforms`)."""
     model, transforms, read = _plain(learn.model), validation_transforms(learn.dls), vars(learn).get('about') or {}
     weights = getattr(model, 'weights', None)
-    needs_2 = transforms.keys() & {'method', 'white'}  # what earlier versions cannot do they must refuse
+    calibration = vars(learn).get('calibration')
+    needs_2 = calibration or transforms.keys() & {'method', 'white'}  # what earlier versions cannot do they must refuse
     about = dict(
         format=bundle_format, version=bundle_version if needs_2 else 1,
         **_network(getattr(model, 'variant', None)), stride_on=weights and weights.stride_on,
         classes=[str(c) for c in learn.dls.vocab], transforms=transforms, metrics=metrics or read.get('metrics'),
-        **_origin(learn, weights),
+        **_origin(learn, weights), **(dict(calibration=calibration) if calibration else {}),
         packages={p: v for p in _packages if (v := _installed(p))}, files={})
     return check_manifest(_sealed(about), 'the learner')
 
@@ -150,4 +151,5 @@ def read_bundle(
     check = CheckData(about['arch'], len(classes), (tuple(t['mean']), tuple(t['std'])), classes)
     learn = Learner(_empty_dls(about), model, CrossEntropyLossFlat(), metrics=accuracy, cbs=check)
     learn.dls.dataset, learn.about = about['data']['name'], about
+    learn.calibration = about.get('calibration')
     return learn

@@ -20,6 +20,7 @@ from .inputs import as_images
 from .load import load_exported
 from ..runtime.classifier import open_onnx
 from ..runtime.formats import model_format
+from ..runtime.selection import temperature
 
 # %% auto #0
 __all__ = ['predict_images']
@@ -27,7 +28,9 @@ __all__ = ['predict_images']
 # %% ../../nbs/deploy/07_predict.ipynb #65ea86ff
 def _activation(learn:Learner):
     "What turns the network's outputs into probabilities: fastai's losses know, PyTorch's take logits."
-    return None if hasattr(learn.loss_func, 'activation') else partial(torch.softmax, dim=-1)
+    t = temperature(vars(learn))
+    activation = getattr(learn.loss_func, 'activation', partial(torch.softmax, dim=-1))
+    return lambda logits: activation(logits/t)
 
 def _check_finite(probs:Tensor):
     failed = (~probs.isfinite().all(1)).sum()

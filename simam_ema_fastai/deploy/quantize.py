@@ -19,6 +19,7 @@ from .compare import agreement, check_labels
 from .load import as_classifier
 from .onnx import onnx_graph, onnx_input, quiet_exporters, write_onnx
 from ..runtime.classifier import Classifier, normalize, open_onnx
+from ..runtime.manifest import manifest_digest
 
 # %% auto #0
 __all__ = ['to_int8']
@@ -33,6 +34,12 @@ def _gate_nodes(graph, model:nn.Module) -> list[str]:
         noted = (p.value for p in node.metadata_props if p.key == 'pkg.torch.onnx.name_scopes')
         return json.loads(next(noted, '[]').replace("'", '"'))
     return [node.name for node in graph.node if gates & set(scopes(node))]
+
+def _without_thresholds(about:dict) -> dict:
+    "`about` without the thresholds, which were measured on a network that answers a little otherwise."
+    if not about.get('calibration'): return about
+    about = about | dict(calibration=about['calibration'] | dict(thresholds=[]))
+    return about | dict(digest=manifest_digest(about))
 
 def _write_quantized(learn:Learner, c:Classifier, path:Path, images:Iterable, preprocess:bool):
     "Calibrate on `images`, and write the quantized network."
@@ -51,7 +58,7 @@ def _write_quantized(learn:Learner, c:Classifier, path:Path, images:Iterable, pr
         q.quantize_static(inferred, out, Reader(), q.QuantFormat.QDQ, op_types_to_quantize=_quantized, per_channel=True,
                           activation_type=q.QuantType.QUInt8, weight_type=q.QuantType.QInt8,
                           nodes_to_exclude=_gate_nodes(model.graph, learn.model))
-        with atomic_path(path) as tmp: write_onnx(onnx.load(out), tmp, c.about)
+        with atomic_path(path) as tmp: write_onnx(onnx.load(out), tmp, _without_thresholds(c.about))
 
 def to_int8(
     learn:Learner,

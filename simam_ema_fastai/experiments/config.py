@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ..core.errors import UserError, one_of
 from ..data.datasets import datasets
 from .identity import run_name
-from ..models.backbones import check_size
+from ..models.libraries import check_size
 from ..models.variants import Variant, get_variant
 from ..models.weights import Weights
 from ..training.recipe import Recipe, recipes

@@ -40,6 +40,7 @@ from ..training.learner import build_learner, fit_recipe
 from ..training.ranks import broadcast_object, check_shared_file, is_distributed, is_rank0
 from ..training.recipe import Recipe
 from ..training.recorder import StopAtNaN
+from ..training.thresholds import calibrate
 
 # %% auto #0
 __all__ = ['run', 'prepare_and_run', 'alone_on_first', 'load_finished']
@@ -127,6 +128,9 @@ def _write_result(learn:Learner, result, checkpoint:Checkpoint, folder:Path) -> 
     write_text(folder/'predictions.csv', result.predictions.to_csv(index=False))
     write_text(folder/'per_class.csv', result.per_class.to_csv(index=False))
     note_gates(learn, folder, 'end')
+    calibrated = calibrate(result, vars(learn.dls).get('valid_groups'))
+    write_text(folder/'calibration.csv', calibrated.images.to_csv(index=False))
+    learn.calibration = calibrated.about
     write_bundle(learn, folder, result.metrics)
     export_bundle(learn, folder/'model.pkl')
     seconds = {k: sum(h[k] for h in checkpoint.history) for k in ('train_seconds', 'seconds')}

@@ -32,7 +32,7 @@ from simam_ema_fastai.models.anatomy import (
 from .insert import gate_after, gate_modules, remove_after, sites
 
 # %% auto #0
-__all__ = ['ChannelsLastGate', 'TokenGate', 'GatePlace', 'GateSplitter', 'add_gates', 'remove_gates']
+__all__ = ['ChannelsLastGate', 'TokenGate', 'GatePlace', 'placed', 'GateSplitter', 'adapt', 'add_gates', 'remove_gates']
 
 # %% ../../nbs/models/09_any_network.ipynb #d85ff000
 _name = 'added_gate'  # of the gate as a part of its module; many of timm's have a part `gate` of their own
@@ -116,7 +116,7 @@ _most_special = 16  # a ViT has one class token and up to 16 registers
 
 def _maps(shape:tuple[int,...], image:Images) -> list[tuple]:
     "(channels, layout, height, width) of a 4-D output, where the proportions of its sides are those of the image."
-    def fits(h, w): return abs(h - w*image.h/image.w) < 1
+    def fits(h, w): return abs(h - w*image.h/image.w) < 1 + .03*h  # Inception's convolutions are unpadded
     _, a, b, c = shape
     return [(a, 'NCHW', b, c)]*fits(b, c) + [(c, 'NHWC', a, b)]*fits(a, b)
 
@@ -127,7 +127,12 @@ def _token_maps(shape:tuple[int,...], image:Images, conv:tuple[int,int]|None) ->
     grid, special = (conv, left) if 0 <= left <= _most_special else (_grid(length, image.h/image.w), 0)
     return [(channels, 'tokens', *grid, special)] if grid else []
 
-def _place(name:str, gate:str, calls:list[Output], image:Images) -> GatePlace:
+def placed(
+    name:str, # Of the module behind which a gate is to stand
+    gate:str, # Its name
+    calls:Sequence[Output], # What the module has put out, call by call
+    image:Images
+) -> GatePlace:
     "Read off what a gate behind the module would see. Raises `UserError` where none can stand."
     def refuse(why): raise UserError(f"no gate can stand behind '{name}': {why}.")
     if not calls: refuse('it does not run in a forward pass (nor does what only lends its weights or its children)')
@@ -178,11 +183,17 @@ def _check_free(name:str, module:nn.Module):
     if not hasattr(module, _name): return
     raise UserError(f"a gate stands behind '{name}' already: remove_gates(model) takes out what add_gates put in.")
 
+def adapt(
+    gate:nn.Module, # Maps `(N, C, H, W)` to the same shape
+    place:GatePlace, # Where it is to stand
+    ratio:float=1. # Height over width of the images
+) -> nn.Module:
+    "Put a gate into what gives it maps in its layout, if the network has another."
+    if place.layout == 'NHWC': return ChannelsLastGate(gate)
+    return TokenGate(gate, place.special, ratio) if place.layout == 'tokens' else gate
+
 def _fitted(gate:nn.Module, place:GatePlace, like:Output, image:Images) -> nn.Module:
-    "A gate for NCHW in what the layout of its place asks for."
-    if place.layout == 'NHWC': gate = ChannelsLastGate(gate)
-    if place.layout == 'tokens': gate = TokenGate(gate, place.special, image.h/image.w)
-    return gate.to(like.device, like.dtype)
+    return adapt(gate, place, image.h/image.w).to(like.device, like.dtype)
 
 def _check_runs(model:nn.Module, places:dict[str,nn.Module], example):
     "Raise a `UserError` if not every gate runs once."
@@ -221,7 +232,7 @@ def _look_for(model:nn.Module, at:Sequence[str], stages:Sequence[int]|None, exam
 def _add(model:nn.Module, gate:str, build:Callable, at:Sequence[str], stages:Sequence[int]|None, example):
     found, look = _look_for(model, at, stages, example)
     for name,module in found.items(): _check_free(name, module)
-    places = [_place(name, gate, look.outputs[name], look.images) for name in found]
+    places = [placed(name, gate, look.outputs[name], look.images) for name in found]
     built = [_fitted(build(p.channels), p, look.outputs[p.module][0], look.images) for p in places]
     for place,new in zip(places, built):
         module = found[place.module]

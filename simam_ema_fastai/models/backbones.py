@@ -14,7 +14,7 @@ import torchvision
 from torch import nn
 from torchvision.models.resnet import ResNet
 
-from ..core.errors import UserError, import_extra, one_of
+from ..core.errors import import_extra
 from simam_ema_fastai.models.blocks import (
     GatedBasicBlock,
     GatedBottleneck,
@@ -27,7 +27,7 @@ from simam_ema_fastai.models.blocks import (
 from .insert import Slot, gate_after
 
 # %% auto #0
-__all__ = ['archs', 'activations', 'Arch', 'register_arch', 'check_size', 'set_activation']
+__all__ = ['archs', 'activations', 'Arch', 'register_arch', 'set_activation']
 
 # %% ../../nbs/models/03_backbones.ipynb #08dab4ff
 @dataclass(frozen=True)
@@ -134,14 +134,6 @@ archs |= {
     'efficientnet_b0': _torchvision('efficientnet_b0'),
     'mobilenet_v2': _torchvision('mobilenet_v2'),
 }
-
-def check_size(
-    arch:str, # A name in `archs`
-    size:int # Side of the input in pixels
-):
-    "Raise a `UserError` if images of that size are too small for the backbone."
-    least = archs[one_of(arch, archs, 'architecture')].min_size
-    if size < least: raise UserError(f"size {size} is below the minimum of {arch}, {least}: use size {least} or more.")
 
 # %% ../../nbs/models/03_backbones.ipynb #5771c999
 activations = {'relu': nn.ReLU, 'mish': nn.Mish}

@@ -51,12 +51,13 @@ def _apply_gate(module:nn.Module, args:tuple, out:Tensor, name:str='gate') -> Te
 def gate_after(
     module:nn.Module, # The module behind which the gate stands
     gate:nn.Module,
-    name:str='gate' # Of the gate as a part of `module`
+    name:str='gate', # Of the gate as a part of `module`
+    holder:str='' # The part of `module` that it is a part of instead, where `module` runs all of its own in turn
 ):
     "Pass every output of `module` through `gate`; hooks that are there already see what comes out of it."
-    module.add_module(name, gate)
-    if isinstance(module, nn.Sequential): return
-    module.register_forward_hook(partial(_apply_gate, name=name), prepend=True)
+    module.get_submodule(holder).add_module(name, gate)
+    if isinstance(module, nn.Sequential) and not holder: return
+    module.register_forward_hook(partial(_apply_gate, name=f'{holder}.{name}'.lstrip('.')), prepend=True)
 
 def remove_after(
     module:nn.Module, # The module behind which the gate stands
@@ -73,7 +74,8 @@ def insert_gates(
     placements:Iterable[Placement]
 ):
     "Put every gate into the slots that its placement names. Raises `UserError` for one that names none."
-    slots = list(slots)
+    placements = list(placements)
+    slots = list(slots) if placements else []  # a look into the network, for some
     for p in placements:
         here = [s for s in slots if s.site == p.site and s.stage in p.stages]
         if not here: raise UserError(f"{p.gate}: this backbone has no site '{p.site}' in stages {p.stages}.")

@@ -11,8 +11,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from ..training.thresholds import selection_table
+
 # %% auto #0
-__all__ = ['Calibration', 'calibration']
+__all__ = ['Calibration', 'calibration', 'Selective', 'selective']
 
 # %% ../../nbs/report/03_calibration.ipynb #8e7599b1
 @dataclass(frozen=True)
@@ -45,3 +47,27 @@ def _bin(confidence, right) -> dict:
     "A row of the table."
     n, ci = len(right), stats.binomtest(int(right.sum()), len(right)).proportion_ci(.95, 'wilson')
     return dict(n=n, confidence=100*confidence.mean(), accuracy=100*right.mean(), low=100*ci.low, high=100*ci.high)
+
+# %% ../../nbs/report/03_calibration.ipynb #4c412dd8
+@dataclass(frozen=True)
+class Selective:
+    "What a temperature and thresholds bring, on images that did not find the temperature."
+    before:Calibration # Of the network's own probabilities
+    after:Calibration # Of those at its temperature
+    thresholds:pd.DataFrame # From `selection_table`
+    answered:np.ndarray # `(N,)` share of the images that are answered, from the surest on
+    accuracy:np.ndarray # `(N,)` share of these answers that is right
+
+    def coverage(self, accuracy:float) -> float:
+        "The share of the images that is answered where the bound of the threshold is `accuracy`; 0 if none reaches it."
+        return max(self.thresholds.n[self.thresholds.lower >= accuracy], default=0)/len(self.answered)
+
+def selective(
+    images:pd.DataFrame # `calibration.csv` of a run
+) -> Selective|None: # None where no image is left to measure on
+    "Measure what `images` say."
+    kept = images[images.part == 'thresholds'].sort_values('scaled1', ascending=False, kind='stable')
+    if not len(kept): return None
+    right, rank = kept.right.astype(bool).values, np.arange(1, len(kept) + 1)
+    before, after = (calibration(kept[f'{k}1'].values, right, kept[f'{k}_true'].values) for k in ('prob', 'scaled'))
+    return Selective(before, after, selection_table(kept.scaled1.values, right), rank/len(kept), right.cumsum()/rank)

@@ -15,7 +15,7 @@ from ..experiments.diagnoses import load_gates
 from ..experiments.results import load_history, load_progress, load_runs, read_table
 from ..experiments.runs import failures
 from .answers import detection_limits, headline
-from .calibration import Calibration, calibration
+from .calibration import Calibration, Selective, calibration, selective
 from .checks import void_reason
 from .differences import differences, factor_effects
 from .factorial import describe_split
@@ -82,6 +82,15 @@ class Evidence:
         "By cell, then by seed."
         def by_seed(o): return [calibration(*seed) for seed in zip(o.confidence, o.top1, o.prob_true)]
         return {c: by_seed(o) for c,o in self.outcomes.items()}
+
+    @cached_property
+    def selections(self) -> dict[tuple[str,str],list[Selective]]:
+        "By cell, then by seed: of the runs that have thresholds."
+        files = {c: [f for r in o.runs if (f := self.folder/r/'calibration.csv').exists()]
+                 for c,o in self.outcomes.items()}
+        found = {c: [s for f in fs if (s := selective(read_table(f, 'part', 'right', 'scaled1')))]
+                 for c,fs in files.items()}
+        return {c: by_seed for c,by_seed in found.items() if by_seed}
 
     @cached_property
     def palette(self) -> Palette:

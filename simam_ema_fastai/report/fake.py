@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.files import write_json, write_text
+from ..training.thresholds import in_temperature_part
 
 # %% auto #0
 __all__ = ['fake_run', 'fake_grid', 'fake_gates']
@@ -58,7 +59,11 @@ def _write_predictions(run:Path, right:np.ndarray):
     per_class = {'class': list('abcd'), 'n': n//4, 'top1': 100*right.mean()}
     history = dict(epoch=[0,1], train_loss=[2.,1.], valid_loss=[2.,1.], accuracy=[.3, right.mean()], train_seconds=1.,
                    seconds=1.)
-    for name, table in dict(predictions=predictions, per_class=per_class, history=history).items():
+    sure = dict(prob1=prob, prob_true=predictions['prob_true'])
+    calibration = dict(file=predictions['file'], right=right, **sure, scaled1=prob, scaled_true=sure['prob_true'],
+                       part=np.where(in_temperature_part(predictions['file']), 'temperature', 'thresholds'))
+    tables = dict(predictions=predictions, per_class=per_class, history=history, calibration=calibration)
+    for name, table in tables.items():
         write_text(run/f'{name}.csv', pd.DataFrame(table).to_csv(index=False))
 
 _truth = dict(baseline=.70, simam=.70, ema=.76)

@@ -119,7 +119,17 @@ def _reliability(e) -> Iterator[ReportFigure]:
                        'sides of the largest difference, with 95% Wilson intervals. Below the diagonal a network is '
                        'too sure.')
 
-_parts = {f.__name__: f for f in (_differences, _learning_curves, _tradeoffs, _factors, _classes, _reliability)}
+def _coverage(e) -> Iterator[ReportFigure]:
+    if not e.selections: return
+    shown = {c: by_seed[0] for c,by_seed in e.selections.items() if not e.focus or c in e.focus}
+    said = ' '.join(f'{e.name(c)}: {100*s.accuracy[-1]:.1f}% right of all, {100*s.coverage(.97):.0f}% of the images '
+                    'answered at 97% right.' for c,s in shown.items())
+    yield ReportFigure(plots.plot_coverage(shown, e.palette), 'coverage', 'Accuracy by the share that is answered',
+                       'Line: the surest first, as measured. Dots: what the answers above each threshold reach at '
+                       'least, with 95% confidence for all together. First seed.', said)
+
+_drawers = _differences, _learning_curves, _tradeoffs, _factors, _classes, _reliability, _coverage
+_parts = {f.__name__: f for f in _drawers}
 
 def report_figure(
     f:Callable[...,Iterator[ReportFigure]] # From `Evidence` to the figures that it allows

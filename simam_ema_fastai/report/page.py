@@ -77,8 +77,8 @@ def _write_results(out:Path, e:Evidence):
     write_text(out/'report.md', _markdown(e))
 
 _of_gates = 'gates.csv', 'logits.csv'
-_ours = re.compile(r'(differences|curves_\w+|cost_\w+|factors|effects|classes|confusion_[ab]|reliability|gains)'
-                   r'\.(svg|pdf)')
+_ours = re.compile(r'(differences|curves_\w+|cost_\w+|factors|effects|classes|confusion_[ab]|reliability'
+                   r'|coverage|gains)\.(svg|pdf)')
 
 def _remove_outdated(out:Path, e:Evidence):
     "Remove what an earlier report concluded and this one does not."

@@ -13,14 +13,14 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .calibration import Calibration
+from .calibration import Calibration, Selective
 from .intervals import accuracy_interval, over_seeds_and_images
 from .outcomes import Outcomes
 from .style import Palette, in_style, ink, new_figure, row_figure, shorten
 
 # %% auto #0
 __all__ = ['cost_descriptions', 'plot_differences', 'plot_curves', 'pareto_front', 'plot_tradeoff', 'plot_factorial',
-           'plot_effects', 'plot_classes', 'confusion_percent', 'plot_confusion', 'plot_reliability']
+           'plot_effects', 'plot_classes', 'confusion_percent', 'plot_confusion', 'plot_reliability', 'plot_coverage']
 
 # %% ../../nbs/report/17_plots.ipynb #9f42ce65
 def _interval_rows(ax, names:list[str]):
@@ -228,4 +228,19 @@ def plot_reliability(
                     ls=palette.line(s), marker=palette.marker(s), ms=4, lw=1.4, elinewidth=.6)
     ax.set(xlabel='confidence, %', ylabel='accuracy, %', ylim=(-2,102), aspect='equal')
     palette.legend(ax, list(calibrations))
+    return fig
+
+@in_style
+def plot_coverage(
+    selections:dict[tuple[str,str],Selective], # By variant and strategy
+    palette:Palette
+) -> Figure:
+    "Accuracy of the answers by the share of the images that is answered; dots: the bound of each threshold."
+    fig, ax = new_figure(3.6, 3.6)
+    for (v, s), o in selections.items():
+        t = o.thresholds
+        ax.plot(100*o.answered, 100*o.accuracy, color=palette.color(v), ls=palette.line(s), lw=1.4)
+        ax.plot(100*t.n/len(o.answered), 100*t.lower, palette.marker(s), color=palette.color(v), ms=4)
+    ax.set(xlabel='answered, % of the images', ylabel='right, % of the answers', xlim=(0, 102))
+    palette.legend(ax, list(selections))
     return fig

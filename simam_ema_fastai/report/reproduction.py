@@ -6,21 +6,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pandas as pd
 
-from ..core.errors import UserError
-from ..models.cost import count_flops, count_params
-from ..models.create import create_model
-from ..models.variants import get_variant
 from .intervals import accuracy_interval
 from .outcomes import Outcomes
 from .published import in_study, study
 from .significance import difference
 
 # %% auto #0
-__all__ = ['reproduction', 'reproduced_counts']
+__all__ = ['reproduction']
 
 # %% ../../nbs/report/13_reproduction.ipynb #31ff4382
 def _row(figure, variant, published, measured, low=None, high=None, agrees=False, seeds='') -> dict:
@@ -42,57 +37,22 @@ def _accuracies(outcomes:dict[str,Outcomes], metric:str) -> Iterator[dict]:
         yield _row(f'{name} over baseline, points', v, round(x - given['baseline'], 2), d.value, d.low, d.high,
                    seeds=', '.join(map(str, d.seeds)))
 
-def _training_times(runs:pd.DataFrame) -> Iterator[dict]:
-    hours, seconds = study.train_hours.astype(float), runs.groupby('variant').train_seconds.mean()
-    for v in runs.variant.unique() if 'baseline' in seconds else ():
-        published, measured = round(hours[v]/hours['baseline'], 2), seconds[v]/seconds['baseline']
-        agrees = abs(measured - published) <= .1*published
-        if v != 'baseline': yield _row("training time over baseline's", v, published, measured, agrees=agrees)
-
-def _latencies(ratios:pd.DataFrame) -> Iterator[dict]:
-    latency = study.latency_ms.astype(float)
-    for r in ratios.itertuples():
-        if r.variant not in study.index or r.variant == 'baseline': continue
-        published = round(latency[r.variant]/latency['baseline'], 2)
-        yield _row("latency over baseline's", r.variant, published, r.ratio, r.low, r.high)
+def _ratios(runs:pd.DataFrame, figure:str, published:str, measured:str) -> Iterator[dict]:
+    "Rows for a time: a column of `study` and one of `runs`, each over its baseline's."
+    if measured not in runs: return
+    theirs, ours = study[published].astype(float), runs.groupby('variant')[measured].mean().dropna()
+    for v in ours.index if 'baseline' in ours else ():
+        if v == 'baseline': continue
+        there, here = round(theirs[v]/theirs['baseline'], 2), ours[v]/ours['baseline']
+        yield _row(f"{figure} over baseline's", v, there, here, agrees=abs(here - there) <= .1*there)
 
 def reproduction(
     runs:pd.DataFrame, # From `load_runs`
-    outcomes:dict[tuple[str,str],Outcomes], # From `load_outcomes`
-    times:pd.DataFrame=None # A row per variant: `ratio`, `low`, `high` of the latency over the baseline's (`benchmark`)
+    outcomes:dict[tuple[str,str],Outcomes] # From `load_outcomes`
 ) -> pd.DataFrame: # A row per published figure: figure, variant, published, measured, low, high, seeds, verdict
-    """Every accuracy, difference and time that the study published, beside what was measured in its setting.
-
-    Raises `UserError` if nothing was."""
+    "Every accuracy, difference and time that the study published beside what runs in its setting measured, if any."
     runs = runs[in_study(runs)]
-    if runs.empty:
-        raise UserError("no run in the study's setting: resnet50 on all of tiny_imagenet, 20 epochs, "
-                        f"{', '.join(study.index)}, each with its own strategy.")
     of = {v: outcomes[v,s] for v,s in dict(zip(runs.variant, runs.strategy)).items()}
-    rows = [*_accuracies(of, 'top1'), *_accuracies(of, 'top5'), *_training_times(runs)]
-    return pd.DataFrame(rows + ([] if times is None else [*_latencies(times)]))
-
-# %% ../../nbs/report/13_reproduction.ipynb #9bb51bbc
-def _published_form(variant:str) -> list:
-    "The placements of a variant with EMA computed as published."
-    return [replace(p, options=dict(plain=True)) if p.gate=='ema' else p for p in get_variant(variant).placements]
-
-def reproduced_counts() -> pd.DataFrame: # A row per published count: figure, variant, published, measured, verdict
-    """The study's parameters and GFLOPs at 224×224 beside those of the models its text describes.
-
-    EMA is computed as published. Last comes `hybrid_all`, which its table describes."""
-    rows, base = [], None
-    for v,name in [*zip(study.index, study.index), ('hybrid_all', 'hybrid')]:
-        model, p = create_model(_published_form(v), 200), study.loc[name]
-        gflops = count_flops(model, 224)/1e9
-        base = base or gflops
-        measured = dict(parameters=f'{count_params(model)/1e6:.2f}M', GFLOPs=_gflops_as(p.gflops, gflops, base))
-        for (figure, text), published in zip(measured.items(), (p.parameters, p.gflops)):
-            verdict = 'agrees' if published == text else 'differs'
-            rows.append(dict(figure=figure, variant=v, published=published, measured=text, verdict=verdict))
-    return pd.DataFrame(rows)
-
-def _gflops_as(printed:str, gflops:float, base:float) -> str:
-    "GFLOPs in the form and the digits in which they were published."
-    digits = len(printed.strip('%').split('.')[1])
-    return f'{100*(gflops/base - 1):+.{digits}f}%' if printed.endswith('%') else f'{gflops:.{digits}f}'
+    times = ('training time', 'train_hours', 'train_seconds'), ('latency', 'latency_ms', 'latency_ms')
+    return pd.DataFrame([*_accuracies(of, 'top1'), *_accuracies(of, 'top5'),
+                         *(row for args in times for row in _ratios(runs, *args))])

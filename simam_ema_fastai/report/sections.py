@@ -22,12 +22,14 @@ from .differences import verdict_labels
 from .evidence import Evidence
 from .intervals import format_points, over_seeds_and_images
 from .published import in_study, study_note
+from .reproduction import reproduction
 from simam_ema_fastai.report.tables import (
     calibration_table,
     class_table,
     comparison_table,
     difference_table,
     effect_table,
+    selection_tables,
 )
 from .templating import templates
 
@@ -120,6 +122,16 @@ def _differences(e):
 def _factors(e):
     if e.effects is not None: return dict(effects=effect_table(e.effects), once=_one_seed(e.effects))
 
+def _figure_row(r) -> dict[str,str]:
+    interval = '' if pd.isna(r.low) else f' [{r.low:.2f}, {r.high:.2f}]'
+    return {'figure': r.figure, 'variant': r.variant, 'published': f'{r.published:.2f}',
+            'measured [95%]': f'{r.measured:.2f}{interval}', 'seeds': r.seeds or '–', 'outcome': r.verdict}
+
+@section("The study's figures", nav='The study')
+def _study(e):
+    found = reproduction(e.runs, e.outcomes) if len(e.runs) else pd.DataFrame()
+    if len(found): return dict(figures=pd.DataFrame([_figure_row(r) for r in found.itertuples()]))
+
 @section('Learning curves', nav='Curves')
 def _curves(e):
     if figures := [f for n,f in e.figures.items() if n.startswith('curves_')]: return dict(figures=figures)
@@ -146,6 +158,10 @@ def _confusion(e):
 @section('Can the probabilities be trusted?', nav='Calibration')
 def _calibration(e):
     if e.calibrations: return dict(calibration=calibration_table(e.calibrations))
+
+@section('How sure is sure enough?', nav='Thresholds')
+def _thresholds(e):
+    if e.selections: return dict(zip(('scaled', 'selected'), selection_tables(e.selections)))
 
 # %% ../../nbs/report/22_sections.ipynb #29b180c6
 def _percent(p:float) -> str: return f'{100*p:.0f}%'

@@ -8,14 +8,14 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from .calibration import Calibration
+from .calibration import Calibration, Selective
 from .differences import verdict_labels
 from .intervals import accuracy_interval, format_p, format_points, over_seeds_and_images
 from .published import in_study, study
 
 # %% auto #0
 __all__ = ['noisy_from', 'pool_latency', 'input_size', 'comparison_table', 'difference_table', 'effect_table',
-           'calibration_table', 'class_table']
+           'calibration_table', 'selection_tables', 'class_table']
 
 # %% ../../nbs/report/12_tables.ipynb #1f0e2378
 noisy_from = 2 # A 95th percentile at that many times the median is noise, and a run at that many times another
@@ -117,6 +117,26 @@ def calibration_table(
         return {'variant': cell[0], 'strategy': cell[1], 'ECE, points': f'{ece:.1f}',
                 'of perfect probabilities': f'{floor:.1f}', 'NLL, nats': f'{nll:.3f}'}
     return pd.DataFrame([row(cell, cs) for cell,cs in calibrations.items()])
+
+def selection_tables(
+    selections:dict[tuple[str,str],list[Selective]] # By variant and strategy, then by seed
+) -> tuple[pd.DataFrame,pd.DataFrame]: # Formatted
+    "What the temperature brings, and how many images are answered where so many answers have to be right."
+    def mean(ss, of): return np.mean([of(s) for s in ss])
+    def scaled(cell, ss):
+        return {'variant': cell[0], 'strategy': cell[1],
+                'ECE, points': f'{mean(ss, lambda s: s.before.ece):.1f}',
+                'at the temperature': f'{mean(ss, lambda s: s.after.ece):.1f}',
+                'of perfect probabilities': f'{mean(ss, lambda s: s.after.floor):.1f}',
+                'NLL, nats': f'{mean(ss, lambda s: s.before.nll):.3f}',
+                'NLL at the temperature': f'{mean(ss, lambda s: s.after.nll):.3f}'}
+    def answered(ss, accuracy):
+        share = 100*mean(ss, lambda s: s.coverage(accuracy))
+        return f'{share:.0f}%' if share else '–'
+    def selected(cell, ss):
+        return {'variant': cell[0], 'strategy': cell[1],
+                **{f'{100*a:.0f}% right': answered(ss, a) for a in (.9, .95, .97, .99)}}
+    return tuple(pd.DataFrame([row(*o) for o in selections.items()]) for row in (scaled, selected))
 
 def class_table(
     changes:pd.DataFrame # From `class_changes`

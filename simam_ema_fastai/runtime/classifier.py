@@ -20,6 +20,7 @@ from ..core.files import file_hash
 from .formats import model_format, model_path
 from .images import max_pixels, read_image
 from .manifest import check_manifest, manifest_digest, pad_modes, read_manifest, seal, seal_key
+from .selection import temperature
 
 # %% auto #0
 __all__ = ['resize_and_crop', 'normalize', 'NotFinite', 'Classifier', 'open_onnx', 'open_model']
@@ -79,6 +80,7 @@ class Classifier:
         self.classes = list(about['classes'])
         self.size = tuple(about['transforms']['crop'])  # (width, height) of what the network sees
         self.white = about['transforms'].get('white')  # for `read_image`
+        self.temperature = temperature(about)
         self._lock = threading.Lock()
 
     def prepare(self,
@@ -90,10 +92,10 @@ class Classifier:
     def probabilities(self,
         batch:np.ndarray, # `(N, H, W, 3)` of uint8, from `prepare`
     ) -> np.ndarray: # `(N, C)` of float32; rows sum to 1
-        "The network's answer to a batch; raises `NotFinite` if any of it is NaN or infinite."
+        "The network's answer to a batch, at the manifest's temperature. Raises `NotFinite` if any is NaN or infinite."
         batch = np.ascontiguousarray(batch, np.uint8)
         if not len(batch): return np.empty((0, len(self.classes)), np.float32)
-        with self._lock: logits = self._run(batch).astype(np.float64)
+        with self._lock: logits = self._run(batch).astype(np.float64)/self.temperature
         if logits.shape != (len(batch), len(self.classes)):
             raise UserError(f"{self.source} answers {logits.shape} to {len(batch)} images, and names "
                             f"{len(self.classes)} classes: export the model again.")
@@ -184,7 +186,8 @@ def _installed(*modules:str) -> bool: return all(importlib.util.find_spec(m) for
 def _check_same_model(folder:Path, model:Classifier):
     "Raise `UserError` if a bundle's model.onnx is of another model than its model.json."
     about = read_manifest(folder)
-    differ = [k for k in ('variant', 'arch', 'classes', 'transforms') if k in about and about[k] != model.about.get(k)]
+    same = 'variant', 'arch', 'classes', 'transforms', 'calibration'
+    differ = [k for k in same if k in about and about[k] != model.about.get(k)]
     if differ:
         raise UserError(f"model.onnx and model.json in {folder} are of different models ({', '.join(differ)} differ): "
                         "export the model again.")

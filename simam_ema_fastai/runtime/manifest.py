@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..core.errors import UserError
 from ..core.files import check_hash, read_json
+from .selection import is_calibration
 
 # %% auto #0
 __all__ = ['bundle_format', 'bundle_version', 'seal_key', 'pad_modes', 'manifest_digest', 'seal', 'check_manifest',
@@ -74,6 +75,8 @@ def check_manifest(
         raise UserError(f"{where} names no classes.")
     if not _is_preparation(about.get('transforms')):
         raise UserError(f"{where} does not say how images are prepared.")
+    if about.get('calibration') is not None and not is_calibration(about['calibration']):
+        raise UserError(f"{where} has a calibration that is none: export the model again.")
     return about
 
 # %% ../../nbs/runtime/03_manifest.ipynb #2b907d26

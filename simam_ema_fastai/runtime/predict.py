@@ -17,6 +17,7 @@ from ..core.errors import UserError
 from .classifier import open_model
 from .formats import model_format
 from .images import find_images
+from .selection import check_wanted, select
 from simam_ema_fastai.runtime.stream import (
     check_out,
     count_rows,
@@ -33,7 +34,8 @@ def predict(
     k:int=3, # How many classes to name, the likeliest first
     bs:int=64, # Images per batch
     out:str=None, # Write to this new .csv or .parquet instead of the terminal; killed, the same command goes on
-    min_confidence:float=0., # Leave the label empty where the likeliest class has a probability below this
+    min_confidence:float=0., # Mark as unsure where the likeliest class has a probability below this
+    accuracy:str=None, # Or mark so many as unsure that this share of the others is right, e.g. 97%
     workers:int=None, # Threads that decode; one per core if left out
     threads:int=None, # Threads that compute an ONNX model; one per core if left out
     trust:bool=False, # Open a .pkl, which can run any code: only where you trust who wrote it
@@ -43,16 +45,17 @@ def predict(
     Those that cannot be read are counted and say why. If none has an answer, that is an error."""
     for name, value in dict(k=k, bs=bs, workers=workers, threads=threads).items():
         if value is not None and value < 1: raise UserError(f'{name} {value}: at least 1 is needed.')
-    if not 0 <= min_confidence <= 1:
-        raise UserError(f'min_confidence {min_confidence}: a probability, 0 to 1, is wanted.')
+    check_wanted(min_confidence, accuracy)
     if out: check_out(Path(out))
     elif sys.stdout is None: raise UserError('standard output is closed: give --out, or leave it open.')
     model_format(model)  # before the images: a model that is not there is the first thing to know
     items = [items] if isinstance(items, (str, Path)) else list(items)
     if next(find_images(items), None) is None: raise UserError(f"no image in {shown_items(items)}.")
     m = open_model(model, trust, threads)
-    if out: _to_file(m, items, out, k, bs, min_confidence, workers)
-    else: _to_terminal(m, items, k, bs, min_confidence, workers)
+    threshold, why = select(m.about, min_confidence, accuracy)
+    if why: print(why, file=sys.stderr)
+    if out: _to_file(m, items, out, k, bs, threshold, workers)
+    else: _to_terminal(m, items, k, bs, threshold, workers)
 
 def _to_file(m, items:list, out:str, k:int, bs:int, min_confidence:float, workers:int|None):
     counts = predict_to_file(m, items[0] if len(items) == 1 else items, out, k, bs, min_confidence, workers)
@@ -67,15 +70,15 @@ def _to_terminal(m, items:list, k:int, bs:int, min_confidence:float, workers:int
     for rows in predict_rows(m, find_images(items), min(k, len(m.classes)), bs, min_confidence, workers):
         count_rows(rows, counts)
         if len(rows) == counts['done'] == 1 and rows[0][-1]: raise UserError(rows[0][-1])
-        for r in rows: _print_escaped(r[-1] or _text(r, min_confidence))
+        for r in rows: _print_escaped(r[-1] or _text(r))
     sys.stdout.flush()  # a full disk is to be noticed here
     if counts['done'] == counts['unreadable'] + counts['not_finite']:
         raise UserError(f"none of the {counts['done']} images has an answer.")
 
-def _text(row:list, min_confidence:float) -> str:
+def _text(row:list) -> str:
     "A row as a line of text."
     answers = ', '.join(f'{c} {100*float(p):.1f}%' for c, p in zip(row[3:-1:2], row[4:-1:2]))
-    return f"{row[0]}: {'unsure, ' if float(row[2]) < min_confidence else ''}{answers}"
+    return f"{row[0]}: {'unsure, ' if row[1] != row[3] else ''}{answers}"
 
 def _print_escaped(text:str):
     "Print one line; line ends, other control characters and what the terminal cannot show are spelled out."

@@ -28,6 +28,7 @@ from .images import find_images
 
 # %% ../../nbs/runtime/06_stream.ipynb #69f970a7
 _no_answer = 'has no answer: the network gives NaN or infinity.'
+_unsure = 'unsure'  # the label of an image whose likeliest class is not likely enough
 
 def _columns(k:int) -> list[str]:
     return ['item', 'label', 'prob', *(f'{c}{j+1}' for j in range(k) for c in ('label','prob')), 'error']
@@ -46,14 +47,14 @@ def _top(model:Classifier, batch:np.ndarray, k:int) -> list[list|None]:
 def _row(name:str, answer:str|list, k:int, min_confidence:float) -> list:
     if isinstance(answer, str): return [name, *['']*(2 + 2*k), answer]
     (label, p), pairs = answer[0], [(c, f'{p:.6f}') for c, p in answer]
-    return [name, label if p >= min_confidence else '', f'{p:.6f}', *itertools.chain(*pairs), '']
+    return [name, label if p >= min_confidence else _unsure, f'{p:.6f}', *itertools.chain(*pairs), '']
 
 def predict_rows(
     model:Classifier,
     paths:Iterator[str], # Images
     k:int=5, # How many classes to name, the likeliest first
     bs:int=64, # Images per batch
-    min_confidence:float=0., # Below this probability of the likeliest class, `label` stays empty
+    min_confidence:float=0., # Below this probability of the likeliest class, `label` is 'unsure'
     workers:int=None, # Threads that decode; one per core if None
 ) -> Iterator[list[list]]: # A batch of rows: item, label, prob, label1, prob1, …, error
     "Answer images in the order of `paths`, a batch at a time; two batches are decoded ahead."
@@ -80,10 +81,10 @@ def count_rows(
     rows:list[list], # From `predict_rows`
     counts:dict, # done, unreadable, not_finite, unsure: added to
 ):
-    "Count rows, and among them images that cannot be read, that have no finite answer, and that have no label."
+    "Count rows, and among them images that cannot be read, that have no finite answer, and whose answer is unsure."
     broken = [r[-1].endswith(_no_answer) for r in rows]
     found = dict(done=len(rows), not_finite=sum(broken), unreadable=sum(bool(r[-1]) for r in rows) - sum(broken),
-                 unsure=sum(not r[1] and not r[-1] for r in rows))
+                 unsure=sum(r[1] != r[3] for r in rows))
     for name, n in found.items(): counts[name] = counts.get(name, 0) + n
 
 def failed_text(counts:dict) -> str:
@@ -211,7 +212,7 @@ def predict_to_file(
     out:str|Path, # NAME.csv or NAME.parquet; what stands there is never replaced
     k:int=5, # How many classes to name, the likeliest first
     bs:int=64, # Images per batch
-    min_confidence:float=0., # Below this probability of the likeliest class, `label` stays empty
+    min_confidence:float=0., # Below this probability of the likeliest class, `label` is 'unsure'
     workers:int=None, # Threads that decode; one per core if None
 ) -> dict: # images, unreadable, not_finite, unsure: how many
     """Write classes and probabilities of images to `out`, going on where an earlier call was killed.

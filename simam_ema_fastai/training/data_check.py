@@ -12,7 +12,7 @@ from fastai.data.transforms import Normalize, get_c
 
 from ..core.errors import UserError
 from ..data.preprocessing import check_classification, dls_attr, normalization_of
-from ..models.backbones import check_size
+from ..models.libraries import check_size
 from .ranks import is_rank0
 
 # %% auto #0
