@@ -28,7 +28,7 @@ from .runtime.predict import predict
 from .runtime.predict import predict_parser as predict_parser
 
 # %% ../nbs/91_commands.ipynb #3f1400d6
-_output = 'out log no_report'
+_output = 'out log no_report metric margin'
 
 @register_command(
     shared=training_groups, groups={'what to train': 'variant', 'output': _output},
@@ -38,6 +38,8 @@ def train(
     out:Path='runs/train', # Run folder
     log:str=None, # Also log to tensorboard or wandb
     no_report:bool=False, # Accuracy alone: no latency, throughput and memory, and no report
+    metric:str=None, # What the report judges by, as for ablate; top1 if left out
+    margin:float=None, # Points within which a variant is no worse; 1 if left out
     **options
 ):
     """Fine-tune one variant, evaluate and measure it, and export it for inference.
@@ -45,7 +47,7 @@ def train(
     Interrupted, the same command goes on."""
     given = settings(**options)
     variants = [variant] if variant else given.pop('variants', ['hybrid'])
-    _ablate(dict(given, variants=variants), out, log, measured=not no_report)
+    _ablate(dict(given, variants=variants), out, log, measured=not no_report, metric=metric, margin=margin)
 
 @register_command(
     shared=training_groups, without='seed strategy',
@@ -63,6 +65,8 @@ def ablate(
     run_cpus:float=1, # Cores that ray gives a run
     run_gpus:float=None, # GPUs that ray gives a run, e.g. 0.5; 1 if left out and the cluster has any
     no_report:bool=False, # Accuracy alone: no latency, throughput and memory, and no report
+    metric:str=None, # The report judges by top1, top5, balanced_accuracy, macro_f1, kappa, auroc, … (top1 if left out)
+    margin:float=None, # Points within which a variant is no worse than its reference; 1 if left out
     watch:bool=False, # Show the report on this machine as it grows
     port:int=8765, # Its port on 127.0.0.1; 0 for any that is free
     **options
@@ -81,9 +85,9 @@ def ablate(
     if one_of(executor, ('local','ray'), 'executor') == 'ray':
         from simam_ema_fastai.experiments.ray import on_ray
         do = partial(on_ray, cpus=run_cpus, gpus=run_gpus)
-    _ablate(given, out, log, measured=not no_report, executor=do, port=port if watch else None)
+    _ablate(given, out, log, not no_report, do, port if watch else None, metric, margin)
 
-def _ablate(given:dict, out, log:str|None, measured:bool, executor=None, port:int=None):
+def _ablate(given:dict, out, log:str|None, measured:bool, executor=None, port:int=None, metric=None, margin=None):
     "Do the runs of `make_grid(**given)`, and report them: also if some failed, since the others were finished."
     from simam_ema_fastai.experiments.ablation import RunsFailed, ablate
     from simam_ema_fastai.experiments.config import make_grid
@@ -95,7 +99,7 @@ def _ablate(given:dict, out, log:str|None, measured:bool, executor=None, port:in
     if port is not None and is_rank0():
         from simam_ema_fastai.report.watch import serve_in_background
         print(f'watch: {serve_in_background(out, port)}', flush=True)
-    try: ablate(configs, out, measured, log, executor)
+    try: ablate(configs, out, measured, log, executor, metric, margin)
     except RunsFailed as e: failed = e
     done = [c.name for c in configs if (Path(out)/c.name/'metrics.json').exists()]
     if done and measured and is_rank0():
@@ -109,13 +113,12 @@ def _ablate(given:dict, out, log:str|None, measured:bool, executor=None, port:in
 
 def _print_report(folder):
     "Write the report, and print what it comes to."
-    from simam_ema_fastai.experiments.results import load_runs
     from simam_ema_fastai.report.evidence import Evidence
     from simam_ema_fastai.report.page import report
     from simam_ema_fastai.report.tables import comparison_table
     page = report(folder)
-    table = comparison_table(load_runs(folder)).to_string(index=False)
-    print(f'\n{table}\n\n{Evidence(folder).headline}\nreport: {page}')
+    e = Evidence(folder)
+    print(f'\n{comparison_table(e.runs, e.metric).to_string(index=False)}\n\n{e.headline}\nreport: {page}')
 
 # %% ../nbs/91_commands.ipynb #a82df23c
 @register_command(positional='model')
@@ -167,7 +170,9 @@ def _samples(models:list[str], given:dict):
                             'say with --data on which to evaluate them.')
     with local_rank0_first(): return samples_to_evaluate(Path(models[0]), wanted[0], given)
 
-def _line(m:dict) -> str: return '{n} images: Top-1 {top1:.2f}%, Top-{k} {top5:.2f}%, loss {loss:.4f}'.format(**m)
+def _line(m:dict) -> str:
+    from simam_ema_fastai.training.metrics import format_metrics
+    return '{n} images: {}, loss {loss:.4f}'.format(format_metrics(m), **m)
 
 # %% ../nbs/91_commands.ipynb #b5eb45f0
 @register_command()
@@ -249,10 +254,12 @@ def report(
     runs:Path, # Run folder, as train and ablate write it
     out:Path=None, # Where the report goes; RUNS/report if left out
     no_pictures:bool=False, # Do not look at the images that changed most, which takes the models and the data
+    metric:str=None, # Judge by balanced_accuracy, auroc, recall:CLASS, … instead of what the runs were made for
+    margin:float=None, # Points within which a variant is no worse than its reference; 1 unless ablate was told
 ):
     "Write what a run folder shows: one HTML page, tables for LaTeX and Markdown, figures, CSV."
     from simam_ema_fastai.report.page import report
-    print(f'report: {report(runs, out, not no_pictures)}')
+    print(f'report: {report(runs, out, not no_pictures, metric, margin)}')
 
 @register_command(
     shared=lambda: [Data, Network], positional='runs', first='variant data path size arch weights stages start seed')

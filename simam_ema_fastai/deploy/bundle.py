@@ -27,6 +27,7 @@ from ..data.preprocessing import dls_attr, validation_transforms
 from ..data.transforms import FileLabeler, ReadImage
 from ..models.create import create_model
 from ..models.insert import Placement
+from ..models.libraries import is_library_arch
 from ..models.variants import Variant, variant_name
 from ..models.weights import Weights, bundle_weights
 from simam_ema_fastai.runtime.manifest import (
@@ -139,6 +140,14 @@ def _rebuilt(folder:str|Path, about:dict, weights:Weights) -> nn.Module:
     model.weights.source = about['weights']['source']
     return model
 
+def _warn_of_version(folder:str|Path, about:dict):
+    "Say so if the library that builds the network by name is not the one that built it when the bundle was written."
+    library = str(about['arch']).partition(':')[0]
+    was, now = about['packages'].get(library), _installed(library)
+    if is_library_arch(about['arch']) and was != now and now:
+        print(f"{folder} was written with {library} {was}, and {library} {now} is installed: if it builds "
+              f"{about['arch']} differently, the answers change; pip install {library}=={was} brings that one.")
+
 def read_bundle(
     folder:str|Path # A bundle, or a run
 ) -> Learner: # On the CPU, without data; its `about` is what `model.json` says
@@ -146,6 +155,7 @@ def read_bundle(
 
     Raises `UserError` for a bundle that is missing, damaged, too new, or does not fit together."""
     about = read_manifest(folder)
+    _warn_of_version(folder, about)
     model = _rebuilt(folder, about, bundle_weights(folder))
     classes, t = tuple(map(str, about['classes'])), about['transforms']
     check = CheckData(about['arch'], len(classes), (tuple(t['mean']), tuple(t['std'])), classes)

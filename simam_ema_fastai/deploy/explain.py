@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..core.errors import UserError, import_extra
 from ..models.insert import gate_modules
+from ..models.libraries import is_library_arch, probe_stages
 
 # %% auto #0
 __all__ = ['gate_maps', 'grad_cam', 'heat_png', 'explain_images']
@@ -58,6 +59,13 @@ def gate_maps(
     return out
 
 # %% ../../nbs/deploy/11_explain.ipynb #167173d9
+def _layers(model:nn.Module) -> tuple[nn.Module,list[nn.Module]]:
+    "A network and those of its modules whose maps can be explained; of a library's network a copy with probes."
+    if is_library_arch(getattr(model, 'arch_name', None)):
+        copied, probes = probe_stages(model)
+        if probes: return copied, probes
+    return model, [m for m in model.modules() if isinstance(m, nn.Sequential)]
+
 def grad_cam(
     model:nn.Module,
     x:Tensor, # `(N, 3, H, W)`, as the model takes it
@@ -66,7 +74,8 @@ def grad_cam(
     "Compute Grad-CAM with captum. Raises `UserError` if captum is not installed."
     captum = import_extra('captum.attr', 'report')
     model.eval()
-    layer, *_ = _deepest(_outputs(model, [m for m in model.modules() if isinstance(m, nn.Sequential)], x))
+    model, layers = _layers(model)
+    layer, *_ = _deepest(_outputs(model, layers, x))
     target, frozen = torch.as_tensor(target, device=x.device), [p for p in model.parameters() if not p.requires_grad]
     for p in frozen: p.requires_grad_(True)
     try: cam = captum.LayerGradCam(model, layer).attribute(x, target, relu_attributions=True)  # (N, 1, h, w)

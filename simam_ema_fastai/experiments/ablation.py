@@ -27,9 +27,10 @@ from simam_ema_fastai.experiments.parts import (
     prepare,
     prepare_weights,
 )
-from .results import load_progress
+from .results import load_progress, planned_metric
 from .runner import alone_on_first, load_finished, prepare_and_run
 from .runs import Failure, ends_grid, failures, find_damage, forget_failure, read_config
+from ..training.metrics import check_margin, check_metric, format_metrics
 from ..training.ranks import broadcast_object, is_distributed, is_rank0
 
 # %% auto #0
@@ -133,7 +134,9 @@ def ablate(
     folder:str|Path, # Run folder: holds a folder per run
     measured:bool=True, # Also measure latency, throughput and memory
     log:str=None, # Also log to 'tensorboard' or 'wandb'
-    executor:Callable=None # Does the runs: `in_turn` if None, `experiments.ray.on_ray`, or another function like them
+    executor:Callable=None, # Does the runs: `in_turn` if None, `experiments.ray.on_ray`, or another function like them
+    metric:str=None, # What the runs are to be judged by (`training.metrics`); None: as was said before, or Top-1
+    margin:float=None # Points within which a variant is no worse; None: as was said before, or 1
 ) -> list[dict]: # The metrics of every run
     """Do the runs that are not done yet.
 
@@ -144,13 +147,15 @@ def ablate(
     folder, asked, shared = Path(folder), [c.name for c in configs], {}
     configs = _distinct(configs)
     if log: check_logger(log)
+    if metric: check_metric(metric)
+    if margin is not None: check_margin(margin)
     with alone_on_first(folder):
         for c in configs: check_same(c, folder/c.name)
         todo = _to_do(configs, folder)
         _check_folder(configs, folder, _prepare_all(todo, folder, shared))
         plan = folder/'grid.json'
         before = plan.read_bytes() if plan.exists() else None
-        if is_rank0(): _write_plan(configs, folder)
+        if is_rank0(): _write_plan(configs, folder, metric, margin)
         do = executor or partial(in_turn, shared=shared)
         try: found, failed = _collect(_results(configs, todo, folder, measured, log, do))
         except UserError:  # of the executor
@@ -168,12 +173,15 @@ def _to_do(configs:Sequence[RunConfig], folder:Path) -> list[RunConfig]:
     todo = broadcast_object([c for c in configs if not (folder/c.name/'metrics.json').exists()])
     return sorted(todo, key=lambda c: c.name in failed)
 
-def _write_plan(configs:Sequence[RunConfig], folder:Path):
-    "Note what was asked for, and when, in `folder`/grid.json."
+def _write_plan(configs:Sequence[RunConfig], folder:Path, metric:str|None, margin:float|None):
+    "Note what was asked for, when, and by what it is to be judged, in `folder`/grid.json."
     runs = {c.name: dict(variant=c.variant.name, strategy=c.recipe.strategy, seed=c.recipe.seed, arch=c.variant.arch,
                          data=c.data['name'], epochs=c.recipe.epochs) for c in configs}
     p = load_progress(folder)
-    write_json(folder/'grid.json', dict(started=time.time(), done=int(p.done[p.run.isin(runs)].sum()), runs=runs))
+    planned, noted = planned_metric(folder)
+    judged = dict(metric=metric or planned, margin=noted if margin is None else margin)
+    done = int(p.done[p.run.isin(runs)].sum())
+    write_json(folder/'grid.json', dict(started=time.time(), done=done, runs=runs, **judged))
 
 def _results(configs, todo, folder, measured, log, executor) -> Iterator[tuple[RunConfig,dict|Failure]]:
     "Every config with its metrics or why it has none: first those that are done."
@@ -182,8 +190,7 @@ def _results(configs, todo, folder, measured, log, executor) -> Iterator[tuple[R
         if c.name not in names: yield c, _done_before(c, folder/c.name, measured)
     for c, result in executor(todo, folder, measured, log):
         if not isinstance(result, Failure):
-            scores = 'Top-1 {top1:.2f}%, Top-{k} {top5:.2f}% of {n} images'.format(**result)
-            print(f'{c.name}: {scores}', flush=True)
+            print(f"{c.name}: {result['n']} images: {format_metrics(result)}", flush=True)
         yield c, result
 
 def _done_before(c:RunConfig, folder:Path, measured:bool) -> dict|Failure:

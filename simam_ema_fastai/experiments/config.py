@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ..core.errors import UserError, one_of
 from ..data.datasets import datasets
 from .identity import run_name
-from ..models.libraries import check_size
+from ..models.libraries import check_size, own_size
 from ..models.variants import Variant, get_variant
 from ..models.weights import Weights
 from ..training.recipe import Recipe, recipes
@@ -57,6 +57,16 @@ class RunConfig:
         return json.loads(json.dumps(config, default=str))
 
 # %% ../../nbs/experiments/05_config.ipynb #868a767e
+def _with_size(data:dict, archs:Sequence[str]) -> dict:
+    "`data` with the size that the networks were made for, where none is given and they are a library's."
+    sizes = {a: own_size(a) for a in archs}
+    if data.get('size') or not any(sizes.values()): return data
+    if len({*sizes.values()}) > 1:
+        each = ', '.join(f'{a} {s or "any"}' for a,s in sizes.items())
+        raise UserError(f"these networks were made for images of different sizes ({each}): give one size for all "
+                        "(size=…, --size).")
+    return data | dict(size=sizes[archs[0]])
+
 def make_grid(
     data:dict, # Arguments of `get_dls`: name, path, size, …
     variants:Sequence[str|Variant]=('baseline','simam','ema','hybrid'), # Names, specs, or from `get_variant`
@@ -72,6 +82,7 @@ def make_grid(
     Raises `UserError` for unknown names and images too small for a backbone."""
     d = datasets[one_of(data.get('name', ''), datasets, 'data set')]
     resolved = [get_variant(v, arch, **(overrides or {})) for v in variants]
+    data = _with_size(data, [v.arch for v in resolved])
     configs = [RunConfig(v, data, weights, replace(recipe, seed=seed, strategy=s))
                for seed in seeds for v in resolved for s in strategies or [recipe.strategy]]
     for v in resolved: check_size(v.arch, data.get('size') or d.size)

@@ -17,9 +17,11 @@ from .identity import run_name
 from .runs import read_config
 from ..models.terms import strategies
 from ..models.variants import get_variant, variants
+from ..training.metrics import imbalance_metrics
 
 # %% auto #0
-__all__ = ['read_table', 'left_out', 'load_runs', 'load_progress', 'time_left', 'format_duration', 'load_history']
+__all__ = ['read_table', 'left_out', 'load_runs', 'planned_metric', 'load_progress', 'time_left', 'format_duration',
+           'load_history']
 
 # %% ../../nbs/experiments/04_results.ipynb #b832ec87
 def _damaged(file:Path, why:str) -> UserError:
@@ -70,13 +72,20 @@ def _row(folder:Path) -> dict:
     environments(folder)
     history = read_table(folder/'history.csv', 'epoch', 'accuracy')
     n = read_table(folder/'per_class.csv', 'class', 'n').n
-    images = len(read_table(folder/'predictions.csv', 'file', 'true', 'pred1', 'prob1', 'prob_true'))
+    predictions = read_table(folder/'predictions.csv', 'file', 'true', 'pred1', 'prob1', 'prob_true')
     for name, rows in (('history.csv', history), ('per_class.csv', n)):
         if not len(rows): raise _damaged(folder/name, 'it is empty')
-    if metrics.get('n') != images:
-        raise _damaged(folder/'predictions.csv', f"it holds {images} images of {metrics.get('n')}")
+    if metrics.get('n') != len(predictions):
+        raise _damaged(folder/'predictions.csv', f"it holds {len(predictions)} images of {metrics.get('n')}")
+    if 'balanced_accuracy' not in metrics: metrics = _add_imbalance_metrics(metrics, predictions, len(n), folder)
     part = ', '.join(text.format(c['data'][k]) for k,text in _subset.items() if c['data'].get(k) is not None)
-    return dict(_planned(folder.name, c), part=part, commonest=100*n.max()/max(n.sum(), 1), **metrics, **cost)
+    return dict(_planned(folder.name, c), part=part, commonest=100*n.max()/max(n.sum(), 1), classes=len(n),
+                **metrics, **cost)
+
+def _add_imbalance_metrics(metrics:dict, predictions:pd.DataFrame, n_classes:int, folder:Path) -> dict:
+    "The metrics of a run with those that 0.1 did not compute, as far as its predictions tell them."
+    try: return {**metrics, **imbalance_metrics(predictions, n_classes)}
+    except (ValueError, IndexError) as e: raise _damaged(folder/'predictions.csv', str(e)) from e
 
 def _planned(run:str, c:dict) -> dict:
     "What tells a run from the others of its folder."
@@ -138,6 +147,14 @@ def load_runs(
     why = {**unreadable, **_damage_in_unfinished(folder)}
     none = f"no finished run in '{folder}': run `simam_ema ablate` with --out {folder} first."
     raise UserError(next(iter(why.values()), none))
+
+# %% ../../nbs/experiments/04_results.ipynb #ba1ab54f
+def planned_metric(
+    folder:str|Path # A run folder; nothing need be in it
+) -> tuple[str,float]: # A name in `training.metrics`, and the margin of “no worse” in points
+    "By what the runs of a folder are judged, as `ablate` was told: Top-1 and one point unless it was."
+    plan = read_json(f) if (f := Path(folder)/'grid.json').exists() else {}
+    return plan.get('metric') or 'top1', plan.get('margin') or 1.
 
 # %% ../../nbs/experiments/04_results.ipynb #becb84c7
 _progress = ['run','variant','strategy','seed','arch','data','done','epochs','finished']

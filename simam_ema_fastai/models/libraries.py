@@ -5,6 +5,7 @@
 # %% ../../nbs/models/11_libraries.ipynb #04d0a390
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,12 +19,12 @@ from torch import Tensor, nn
 from ..core.errors import UserError, import_extra, one_of
 from .backbones import Arch, archs
 from .insert import Slot, sites
-from .trace import blank_images, feature_ends, map_sites, meta_twin, slots_of, trace
+from .trace import SiteMap, blank_images, feature_ends, map_sites, meta_twin, slots_of, trace
 from .weights import Weights
 
 # %% auto #0
-__all__ = ['libraries', 'Expects', 'LibraryArch', 'is_library_arch', 'find_arch', 'check_size', 'fetch_library_weights',
-           'with_expectations', 'check_sites', 'stages_of']
+__all__ = ['libraries', 'Expects', 'LibraryArch', 'is_library_arch', 'probe_stages', 'find_arch', 'check_size',
+           'fetch_library_weights', 'with_expectations', 'check_sites', 'stages_of', 'own_size']
 
 # %% ../../nbs/models/11_libraries.ipynb #011f3b23
 @dataclass(frozen=True)
@@ -130,15 +131,29 @@ def _twin(name:str) -> nn.Module:
 @lru_cache(maxsize=256)
 def _size_problem(name:str, size:int) -> str: return _refusal(_twin(name), size)
 
-def _sites_of(model:nn.Module, size:int):
+@lru_cache(maxsize=64)
+def _site_map(name:str) -> SiteMap:
+    arch = find_arch(name)
+    model, size = arch.build(2), arch.expects.size
     twin, features = meta_twin(model), getattr(model, 'feature_info', None)
     features = getattr(features, 'info', features) or ()
     return map_sites(trace(twin, [(64,96), (size,2*size), (size,size)]), twin, feature_ends(features))
 
-def _slots(model:nn.Module, size:int) -> Iterator[Slot]: yield from slots_of(model, _sites_of(model, size))
+def _slots(name:str, model:nn.Module) -> Iterator[Slot]: return slots_of(model, _site_map(name))
 
-def _last(model:nn.Module, size:int) -> list[nn.Module]:
-    return [model.get_submodule(n) for n in _sites_of(model, size).after]
+def _last(name:str, model:nn.Module) -> list[nn.Module]: return [model.get_submodule(n) for n in _site_map(name).after]
+
+def probe_stages(
+    model:nn.Module # From `create_model`
+) -> tuple[nn.Module,list[nn.Module]]: # A copy, and in it modules that put out each stage's map as `(N, C, H, W)`
+    "Copy a network of a library with a probe behind each stage, whatever the layout there."
+    model = copy.deepcopy(model)
+    slots, probes = slots_of(model, _site_map(model.arch_name), 'probe'), []
+    for slot in slots:
+        if slot.site == 'stage':
+            probes.append(nn.Identity())
+            slot.fill(probes[-1])
+    return model, probes
 
 # %% ../../nbs/models/11_libraries.ipynb #d42d49e0
 _makers = dict(timm=(_build_timm, _timm_head, _fetch_timm),
@@ -158,8 +173,7 @@ def _library_arch(name:str) -> LibraryArch:
     expects = _timm_expects(model, wanted) if library == 'timm' else _torchvision_expects(wanted)
     twin = meta_twin(model)
     _check_output(twin, name, expects.size, n_out)
-    size = expects.size
-    return LibraryArch(partial(build, wanted), partial(_slots, size=size), head(model, name), partial(_last, size=size),
+    return LibraryArch(partial(build, wanted), partial(_slots, name), head(model, name), partial(_last, name),
                        1, any(type(m) is nn.ReLU for m in model.modules()), name,
                        import_extra(library, 'backbones').__version__, expects, partial(fetch, wanted))
 
@@ -230,8 +244,14 @@ def check_sites(
                             "a grid.")
         raise UserError(f"{arch} has no site '{site}'{where}. It has {'; '.join(has)}.")
 
-@lru_cache(maxsize=64)
-def stages_of(arch:str) -> dict[str,list[int]]:
-    "The stages in which a network has each site."
-    found = _sites_of(find_arch(arch).build(2), find_arch(arch).expects.size)
-    return {site: sorted({stage for stage,_ in places.values()}) for site,places in found.sites.items()}
+def stages_of(
+    arch:str # 'timm:NAME' or 'torchvision:NAME'
+) -> dict[str,list[int]]: # By site
+    "List the stages in which a network has each site."
+    return {site: sorted({stage for stage,_ in places.values()}) for site,places in _site_map(arch).sites.items()}
+
+def own_size(
+    arch:str # As for `find_arch`
+) -> int|None: # Side in pixels
+    "Look up the size that a library's network was made for; None for the backbones in `archs`, which take any."
+    return find_arch(arch).expects.size if is_library_arch(arch) else None

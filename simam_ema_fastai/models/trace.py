@@ -249,20 +249,20 @@ def _runs_parts(m:nn.Module) -> bool:
     if isinstance(m, nn.Sequential): return type(m).forward is not nn.Sequential.forward
     return isinstance(m, (nn.ModuleDict, nn.ModuleList))
 
-def _put(model:nn.Module, place:GatePlace, ratio:float, gate:nn.Module):
+def _put(model:nn.Module, place:GatePlace, name:str, gate:nn.Module):
     module = inner = model.get_submodule(place.module)
-    holder, gate = [], adapt(gate, place, ratio)
-    if not _runs_parts(module): return gate_after(module, gate, 'added_gate')
+    holder, gate = [], adapt(gate, place)
+    if not _runs_parts(module): return gate_after(module, gate, name)
     while _runs_parts(inner) or isinstance(inner, nn.Sequential):
-        name, inner = [*inner.named_children()][-1]
-        holder.append(name)
-    gate_after(module, gate, 'outer_gate', '.'.join(holder))
+        part, inner = [*inner.named_children()][-1]
+        holder.append(part)
+    gate_after(module, gate, f'{name}_outside', '.'.join(holder))
 
 def slots_of(
     model:nn.Module, # Changed in place when a slot is filled
     found:SiteMap,
-    ratio:float=1. # Height over width of its images
+    name:str='added_gate' # Of a gate as a part of the module behind which it stands
 ) -> Iterator[Slot]:
     "List the slots of a network."
     for site,places in found.sites.items():
-        for stage,place in places.values(): yield Slot(site, stage, place.channels, partial(_put, model, place, ratio))
+        for stage,place in places.values(): yield Slot(site, stage, place.channels, partial(_put, model, place, name))

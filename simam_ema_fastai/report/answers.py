@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from .differences import format_margin
 from .intervals import format_p, format_points
 
 # %% auto #0
@@ -39,10 +40,18 @@ def _why(r) -> str:
     if r.verdict == 'void': return 'the runs are not comparable, so there is no verdict.'
     if r.verdict == 'one seed': return _one_seed(r, p)
     if r.verdict == 'open': return _open(r, p)
+    if r.verdict == 'no worse': return _no_worse(r, seeds)
     if r.verdict == 'perhaps':
         return f'it is {higher} ({p}), but two seeds cannot show how much trainings vary; three or more can.'
-    if r.verdict in ('above', 'below'): return f'it is {higher} ({p}, {seeds}).'
-    return f'it {r.verdict} ({p}, {seeds}).'
+    little = f', by less than {format_margin(r.margin)}' if r.value < 0 and r.p_worse < .05 else ''
+    if r.verdict in ('above', 'below'): return f'it is {higher}{little} ({p}, {seeds}).'
+    return f'it {r.verdict}{little} ({p}, {seeds}).'
+
+def _no_worse(r, seeds:str) -> str:
+    p = f'p = {format_p(max(r.p_worse, r.p_better) if r.p_better < .05 else r.p_worse)}'.replace('= <', '< ')
+    if r.p_better < .05: return f'equal to within {format_margin(r.margin)} ({p} in either direction, {seeds}).'
+    margin = format_margin(r.margin)
+    return f'no worse by {margin} or more ({p}, Holm-corrected, {seeds}); whether it is better is open.'
 
 def _one_seed(r, p:str) -> str:
     once = 'both were' if r.seeds==(1, 1) else f'{r.variant if r.seeds[0]==1 else r.reference} was'
@@ -59,32 +68,35 @@ def _open(r, p:str) -> str:
     return f'no difference shown ({p}).{alone} {found}'
 
 def describe_differences(
-    diffs:pd.DataFrame # From `differences`
+    diffs:pd.DataFrame, # From `differences`
+    metric:str='Top-1' # What they are differences of, in words
 ) -> list[str]:
     "A few sentences per comparison: what was found, how surely, and what was not."
     named = len(diffs) and (diffs.strategy.nunique() > 1 or diffs.confounded.any())
     def describe(r):
         name = f'{r.variant} ({r.strategy})' if named else r.variant
         value, low, high = map(format_points, (r.value, r.low, r.high))
-        return f'{name}: {value} points of Top-1 [{low}, {high}]. {explain_verdict(r)}'
+        return f'{name}: {value} points of {metric} [{low}, {high}]. {explain_verdict(r)}'
     return [describe(r) for r in diffs.itertuples()]
 
 # %% ../../nbs/report/11_answers.ipynb #950d2304
 def headline(
     diffs:pd.DataFrame, # From `differences`
     effects:pd.DataFrame=None, # From `factor_effects`: then the effect of the training strategy is reported too
-    void:str='' # From `void_reason`: what voids it
+    void:str='', # From `void_reason`: what voids it
+    metric:str='Top-1' # What is judged, in words
 ) -> str:
     "The answer in a few words."
     if void: return f'No verdict: the runs are not comparable ({void}).'
     if len(diffs) and (diffs.verdict=='void').any(): return 'No verdict: the runs are not comparable.'
-    return ' '.join([_modules_headline(diffs), *([] if effects is None else _strategy_headlines(effects))])
+    return ' '.join([_modules_headline(diffs), *([] if effects is None else _strategy_headlines(effects, metric)),
+                     *([] if metric == 'Top-1' or diffs.empty else [f'Judged by {metric}.'])])
 
-def _strategy_headlines(effects:pd.DataFrame) -> list[str]:
+def _strategy_headlines(effects:pd.DataFrame, metric:str) -> list[str]:
     shown = effects[(effects.kind=='strategy') & effects.verdict.isin(['raises','lowers','perhaps'])]
     def sentence(r):
         perhaps, raises = 'perhaps ' if r.verdict=='perhaps' else '', 'raises' if r.value > 0 else 'lowers'
-        return f'The training strategy {r.strategy} by itself {perhaps}{raises} Top-1 by {abs(r.value):.1f} points.'
+        return f'The training strategy {r.strategy} by itself {perhaps}{raises} {metric} by {abs(r.value):.1f} points.'
     return [sentence(r) for r in shown.itertuples()]
 
 def _is(df:pd.DataFrame) -> str: return 'is' if df.variant.nunique()==1 else 'are'
@@ -98,8 +110,10 @@ def _modules_headline(diffs:pd.DataFrame) -> str:
     fair = diffs[~diffs.confounded]
     groups = {v: fair[fair.verdict==v] for v in ('helps', 'hurts', 'above', 'below', 'perhaps')}
     mixed = diffs[diffs.confounded & diffs.verdict.isin([*groups])]
-    parts = _established(groups, diffs, to) + _tentative(groups['perhaps'], diffs, to) + _confounded(mixed, diffs, to)
-    shown = {v for df in [*groups.values(), mixed] for v in df.variant}
+    equal = diffs[diffs.verdict=='no worse']
+    parts = [*_established(groups, diffs, to), *_equal(equal, diffs, to), *_tentative(groups['perhaps'], diffs, to),
+             *_confounded(mixed, diffs, to)]
+    shown = {v for df in [*groups.values(), mixed, equal] for v in df.variant}
     if rest := [v for v in dict.fromkeys(diffs.variant) if v not in shown]:
         parts.append(f'No difference from {to} is shown for {and_more(rest, 4)}.' if parts else
                      f'Inconclusive: no difference from {to} is established for {and_more(rest, 4)}.')
@@ -119,6 +133,11 @@ def _established(groups, diffs, to) -> list[str]:
     words = dict(helps='better than', hurts='worse than', above='more accurate than', below='less accurate than')
     return [f'{opening.get(verdict, "")}{_listed(df, diffs)} {_is(df)} {word} {to}.'
             for verdict,word in words.items() if len(df := groups[verdict])]
+
+def _equal(equal, diffs, to) -> list[str]:
+    if not len(equal): return []
+    margin = format_margin(equal.margin.iloc[0])
+    return [f'{_listed(equal, diffs)} {_is(equal)} no worse than {to}: by less than {margin}, if at all.']
 
 def _tentative(perhaps, diffs, to) -> list[str]:
     ways = {'better': perhaps[perhaps.value > 0], 'worse': perhaps[perhaps.value < 0]}

@@ -11,12 +11,13 @@ import numpy as np
 import pandas as pd
 
 from .factorial import factorial
-from .intervals import over_seeds_and_images
+from .intervals import contrast, over_seeds_and_images
 from .outcomes import Outcomes
-from .significance import difference, holm, minimum_detectable
+from .significance import difference, holm, minimum_detectable, noninferiority
+from ..training.metrics import check_margin
 
 # %% auto #0
-__all__ = ['verdict_labels', 'reference_of', 'differences', 'factor_effects']
+__all__ = ['verdict_labels', 'reference_of', 'format_margin', 'verdict_label', 'differences', 'factor_effects']
 
 # %% ../../nbs/report/10_differences.ipynb #6c99ba84
 def reference_of(
@@ -33,63 +34,86 @@ def reference_of(
 
 verdict_labels = {
     'helps': 'helps', 'hurts': 'hurts', 'above': 'above its reference', 'below': 'below its reference',
-    'perhaps': 'perhaps: two seeds', 'open': 'no difference shown', 'one seed': 'not judged: one seed',
-    'void': 'void: runs not comparable',
+    'no worse': 'no worse', 'perhaps': 'perhaps: two seeds', 'open': 'no difference shown',
+    'one seed': 'not judged: one seed', 'void': 'void: runs not comparable',
 }
 
 def _verdict(r) -> str:
     "A key of `verdict_labels` for a row of `differences`."
     if r.about != over_seeds_and_images: return 'one seed'
-    if r.p_holm >= .05: return 'open'
+    if r.p_holm >= .05: return 'no worse' if r.p_worse < .05 and min(r.seeds) >= 3 else 'open'
     if min(r.seeds) < 3: return 'perhaps'
     up, down = ('helps', 'hurts') if r.reference=='baseline' and not r.confounded else ('above', 'below')
     return up if r.value > 0 else down
 
+def format_margin(
+    margin:float
+) -> str:
+    "A margin in words."
+    return f'{margin:g} point' + ('' if margin == 1 else 's')
+
+def verdict_label(
+    r # A row of `differences`
+) -> str:
+    "Its verdict in a few words, with the margin where that belongs to it."
+    return verdict_labels[r.verdict] + (f' than {format_margin(r.margin)}' if r.verdict == 'no worse' else '')
+
 def _detectable(r, m:int) -> float:
     "The least difference that a row of `m` would detect; NaN if that is not known, or more than can be gained."
-    if r.about != over_seeds_and_images or r.discordant == 0: return np.nan
+    if r.about != over_seeds_and_images or r.discordant == 0 and r.value == 0: return np.nan
     least = minimum_detectable(r.se, r.df, m=m)
     return least if least <= r.left else np.nan
 
-def _compare(cell, ref, outcomes, metric) -> dict:
+def _compare(cell, ref, outcomes, metric, margin) -> dict:
     "A row of `differences`, without what depends on the other rows."
     o, r = outcomes[cell], outcomes[ref]
     changed = {'training strategy': cell[1] != ref[1], 'backbone': o.arch != r.arch}
     mixed = ' and '.join(what for what,differs in changed.items() if differs)
-    right, reference_right = getattr(o, metric), getattr(r, metric)
-    return dict(variant=cell[0], strategy=cell[1], reference=ref[0], reference_strategy=ref[1],
-                **vars(difference(right, reference_right)), confounded=bool(mixed), mixed=mixed,
-                left=100 - 100*float(reference_right.mean()))
+    values, reference_values = o.values(metric), r.values(metric)
+    right = None if metric in ('top1', 'top5') else (o.top1, r.top1)
+    d = difference(values, reference_values, right=right)
+    ninety = contrast([values, reference_values], [1, -1], level=.9, n_boot=1)
+    return dict(variant=cell[0], strategy=cell[1], reference=ref[0], reference_strategy=ref[1], **vars(d),
+                confounded=bool(mixed), mixed=mixed, left=100 - 100*float(reference_values.mean()), margin=margin,
+                low90=ninety.low, high90=ninety.high, p_worse=noninferiority(d, d.n, margin),
+                p_better=noninferiority(d, d.n, margin, than=-1))
 
 def differences(
     outcomes:dict[tuple[str,str],Outcomes], # From `load_outcomes`
-    metric:str='top1', # Or 'top5'
-    void:bool=False # Whether a finding voids them, see `void_reason`
+    metric:str='top1', # A name in `training.metrics`
+    void:bool=False, # Whether a finding voids them, see `void_reason`
+    margin:float=1. # Points below its reference within which a variant is no worse
 ) -> pd.DataFrame:
     """Every variant against its reference, a row each.
 
     Columns: names, the fields of `Difference`, and confounded, mixed (what else changed), left (points to be gained
     above the reference), p_holm, detectable (points, with 80% power; NaN with one seed, and where it is more than what
-    is left) and verdict (a key of `verdict_labels`)."""
+    is left), margin, low90 and high90 (the interval that the margin is held against), p_worse and p_better (that the
+    variant is worse, or better, by the margin or more; Holm-corrected) and verdict (a key of `verdict_labels`).
+    Raises `UserError` for a metric that is not defined here, and for a margin that is none."""
+    check_margin(margin)
     references = {cell: ref for cell in outcomes if (ref := reference_of(cell, outcomes))}
-    df = pd.DataFrame([_compare(cell, ref, outcomes, metric) for cell,ref in references.items()])
+    df = pd.DataFrame([_compare(cell, ref, outcomes, metric, margin) for cell,ref in references.items()])
     if df.empty: return df
     df['p_holm'] = holm(df.p.tolist())
+    df = df.assign(**{p: holm(df[p].tolist()) for p in ('p_worse', 'p_better')})
     return df.assign(detectable=[_detectable(r, len(df)) for r in df.itertuples()],
                      verdict=['void' if void else _verdict(r) for r in df.itertuples()])
 
 # %% ../../nbs/report/10_differences.ipynb #f2f6f43e
 def factor_effects(
     outcomes:dict[tuple[str,str],Outcomes], # From `load_outcomes`
-    void:bool=False # Whether a finding voids them, see `void_reason`
+    void:bool=False, # Whether a finding voids them, see `void_reason`
+    metric:str='top1' # A name in `training.metrics`
 ) -> pd.DataFrame|None: # From `factorial`, with a verdict; None where they are void, and unless the grid is full
-    "Main effects and interaction of architecture and strategy on Top-1; baseline and `uniform` are the reference."
+    "Main effects and interaction of architecture and strategy; baseline and `uniform` are the reference."
     variants, strategies = (list(dict.fromkeys(c[i] for c in outcomes)) for i in (0,1))
     strategies.sort(key=lambda s: s != 'uniform')
     variants.sort(key=lambda v: v != 'baseline')
     grid = [(v,s) for v in variants for s in strategies]
     if void or min(len(variants), len(strategies)) < 2 or any(c not in outcomes for c in grid): return None
-    effects, fewest = factorial({c: outcomes[c].top1 for c in grid}), min(len(o.runs) for o in outcomes.values())
+    effects = factorial({c: outcomes[c].values(metric) for c in grid})
+    fewest = min(len(o.runs) for o in outcomes.values())
     return effects.assign(verdict=[_effect_verdict(r, fewest) for r in effects.itertuples()])
 
 def _effect_verdict(r, fewest_seeds:int) -> str:

@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 
 from ..experiments.diagnoses import load_gates
-from ..experiments.results import load_history, load_progress, load_runs, read_table
+from ..experiments.results import load_history, load_progress, load_runs, planned_metric, read_table
 from ..experiments.runs import failures
 from .answers import detection_limits, headline
 from .calibration import Calibration, Selective, calibration, selective
-from .checks import void_reason
+from .checks import Finding, void_reason
 from .differences import differences, factor_effects
 from .factorial import describe_split
 from .figures import ReportFigure, draw_figures
@@ -27,7 +27,8 @@ from .outcomes import load_outcomes
 from .plots import confusion_percent
 from .significance import class_changes
 from .style import Palette
-from .tables import comparison_table, input_size
+from .tables import comparison_table, input_size, top5_says_enough
+from ..training.metrics import check_margin, check_metric, metric_label, probability_metrics
 
 # %% auto #0
 __all__ = ['Evidence']
@@ -37,15 +38,22 @@ class Evidence:
     """What a run folder shows: tables, effects, findings and figures. `runs` is empty while no run is finished.
 
     Raises `UserError` if no run was started there."""
-    def __init__(self, folder:str|Path):
-        self.folder = Path(folder)
+    def __init__(self,
+        folder:str|Path,
+        metric:str=None, # What verdicts are about (`training.metrics`); what the runs were planned for if None
+        margin:float=None # In points, of “no worse”; the planned one if None
+    ):
+        self.folder, (planned, noted) = Path(folder), planned_metric(folder)
+        self.metric, self.margin = check_metric(metric or planned), check_margin(noted if margin is None else margin)
+        self.metric_label = metric_label(self.metric) # In words
         self.progress, self.failures = load_progress(folder), failures(folder)
         if not len(self.progress) and not self.failures: load_runs(folder)  # says what is missing or damaged
         self.runs, self.outcomes, self.findings, self.classes = pd.DataFrame(), {}, [], []
         if self.progress.finished.any(): self._read()
         self.void = void_reason(self.findings) # Why the runs are not comparable; empty if they are
-        self.diffs, self.diffs5 = (differences(self.outcomes, metric, bool(self.void)) for metric in ('top1','top5'))
-        self.effects = factor_effects(self.outcomes, bool(self.void))
+        if self.metric != planned and len(self.runs): self.findings.append(_chosen_late(planned, self.metric))
+        self.diffs, self.diffs5 = map(self.differences, (self.metric, 'top5'))
+        self.effects = factor_effects(self.outcomes, bool(self.void), self.metric)
         self.focus = _focus(self.diffs) # The comparison to look into: cell and reference; None if there is none
         self.single = len(self.progress[['variant','strategy']].drop_duplicates()) == 1 # Nothing to compare
         self.crossed = self.progress.strategy.nunique() > 1 # Several training strategies
@@ -54,10 +62,23 @@ class Evidence:
     def _read(self):
         "The finished runs, and what limits what they can show."
         self.runs = load_runs(self.folder)
-        self.outcomes = load_outcomes(self.folder, self.runs)
+        self.outcomes = load_outcomes(self.folder, self.runs, self.metric in probability_metrics)
         self.findings = findings(self.folder, self.runs, self.outcomes)
         judged = [o.runs[0] for o in self.outcomes.values()]
         self.classes = self.class_names((judged or self.runs.run.tolist())[0])
+        check_metric(self.metric, self.classes)
+        if self.metric.startswith('recall:'): self.runs[self.metric] = self.runs.run.map(self._recall)
+
+    def _recall(self, run:str) -> float:
+        "The recall of the class in question in a run, in percent."
+        t = read_table(self.folder/run/'per_class.csv').set_index('class').top1
+        return t.get(self.metric.removeprefix('recall:'), np.nan)
+
+    def differences(self,
+        metric:str # A name in `training.metrics`
+    ) -> pd.DataFrame:
+        "Every variant against its reference, judged by a metric."
+        return differences(self.outcomes, metric, bool(self.void), self.margin)
 
     def class_names(self, run:str) -> list[str]:
         "The classes of a run."
@@ -97,7 +118,8 @@ class Evidence:
         "Colors and lines of the cells, the best variants first."
         cells = list(dict.fromkeys(zip(self.progress.variant, self.progress.strategy)))
         if not len(self.runs): return Palette(cells)
-        return Palette(cells, self.runs.groupby('variant').top1.mean().sort_values(ascending=False).index.tolist())
+        means = self.runs.groupby('variant')[self.metric].mean().sort_values(ascending=False)
+        return Palette(cells, means.index.tolist())
 
     @cached_property
     def figures(self) -> dict[str,ReportFigure]:
@@ -109,6 +131,11 @@ class Evidence:
         "What changed class by class in the comparison in focus."
         a, b = (self.outcomes[c] for c in self.focus)
         return class_changes(a.top1, b.top1, a.true, self.classes)
+
+    @property
+    def top5(self) -> pd.DataFrame|None:
+        "The differences in Top-5 where there are classes enough for it, and it is not what is judged anyway."
+        return self.diffs5 if self.metric != 'top5' and top5_says_enough(self.runs) else None
 
     def confusions(self,
         n:int=12 # Rows
@@ -153,11 +180,11 @@ class Evidence:
         "The answer in a few words, the same in every form of the report."
         if not len(self.runs) and self.failures: return 'No answer: no run could be finished.'
         if not len(self.runs): return 'No answer yet: no run is finished.'
-        if not self.single or self.void: return headline(self.diffs, self.effects, self.void)
-        r = comparison_table(self.runs).iloc[0]
+        if not self.single or self.void: return headline(self.diffs, self.effects, self.void, self.metric_label)
+        r = comparison_table(self.runs, self.metric).iloc[0]
         trainings = 'one training' if len(self.runs)==1 else f'{len(self.runs)} trainings'
-        top1, n = r['Top-1 % [95%]'], int(self.runs.n.iloc[0])
-        return f'{r.variant}: Top-1 {top1}% of {n:,} validation images, {trainings}.'
+        value, n = r[f'{self.metric_label} % [95%]'], int(self.runs.n.iloc[0])
+        return f'{r.variant}: {self.metric_label} {value}% of {n:,} validation images, {trainings}.'
 
     @property
     def limits(self) -> str:
@@ -172,6 +199,11 @@ class Evidence:
         strategies = [f'{p.strategy.nunique()} strategies'] if self.crossed else []
         return [count(p.variant.nunique(), 'variant'), *strategies, count(p.seed.nunique(), 'seed'),
                 count(int(p.finished.sum()), 'finished run')]
+
+def _chosen_late(planned:str, metric:str) -> Finding:
+    text = (f'The runs were made to be judged by {metric_label(planned)}, and {metric_label(metric)} was asked for '
+            'afterwards: a metric that is chosen by its result flatters.')
+    return Finding('caution', 'metric', text)
 
 def _focus(diffs:pd.DataFrame) -> tuple[tuple[str,str],tuple[str,str]]|None:
     "The comparison with the largest difference, among those with two seeds or more if there are any."

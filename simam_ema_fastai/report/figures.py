@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 import simam_ema_fastai.report.plots as plots
 from .answers import and_more
-from .differences import verdict_labels
+from .differences import format_margin, verdict_label
 from .intervals import format_points, over_seeds_and_images
 from .style import inline_svg, to_svg
 from .tables import pool_latency
@@ -43,14 +43,16 @@ class ReportFigure:
 def _differences(e) -> Iterator[ReportFigure]:
     if not len(e.diffs): return
     legend = 'No verdict: the runs are not comparable.' if e.void else 'Filled: established. Open: not.'
+    legend += f' Shaded: within {format_margin(e.margin)}.'
+    if (e.diffs.verdict=='no worse').any(): legend += ' Half filled: no worse, by the thick 90% interval.'
     if (e.diffs.verdict=='one seed').any(): legend += ' Dotted: one seed.'
     if e.diffs.confounded.any() and not e.void: legend += ' *: training strategy or backbone differ too.'
     to = 'the baseline' if (e.diffs.reference=='baseline').all() else ', '.join(e.diffs.reference.unique())
     def said(r):
         value, low, high = map(format_points, (r.value, r.low, r.high))
-        return f'{r.variant}, {r.strategy}: {value} [{low}, {high}], {verdict_labels[r.verdict]}.'
+        return f'{r.variant}, {r.strategy}: {value} [{low}, {high}], {verdict_label(r)}.'
     values = ' '.join(said(r) for r in e.diffs.itertuples())
-    yield ReportFigure(plots.plot_differences(e.diffs, e.palette), 'differences',
+    yield ReportFigure(plots.plot_differences(e.diffs, e.palette, e.metric_label), 'differences',
                        f'Difference to {to}, with 95% interval', legend, values)
 
 _curves = dict(accuracy=('Validation Top-1 by epoch', '{:.1f}%', 100),
@@ -70,21 +72,25 @@ def _tradeoffs(e) -> Iterator[ReportFigure]:
         if cost not in runs: continue
         known = runs[runs[cost].notna() & ~(runs.latency_noisy if cost=='latency_ms' else False)]
         if not len(known) or known.variant.nunique() < 2 and not e.single: continue
-        means = known.groupby(['variant','strategy'], sort=False)[[cost,'top1']].mean()
-        front = '; '.join(e.name(means.index[i]) for i in plots.pareto_front(means[cost].tolist(), means.top1.tolist()))
+        means = known.groupby(['variant','strategy'], sort=False)[[cost, e.metric]].mean()
+        places = plots.pareto_front(means[cost].tolist(), means[e.metric].tolist())
+        front = '; '.join(e.name(means.index[i]) for i in places)
         absent = [v for v in runs.variant.unique() if v not in set(known.variant)]
         left_out = f' Left out: {and_more(absent)}, not measured or too noisy.' if absent else ''
-        values = '; '.join(f'{e.name(c)}: {m[cost]:.4g}, {m.top1:.1f}%' for c,m in means.iterrows())
-        yield ReportFigure(plots.plot_tradeoff(known, e.palette, cost), f'cost_{cost}', f'Top-1 against {label}',
+        values = '; '.join(f'{e.name(c)}: {m[cost]:.4g}, {m[e.metric]:.1f}%' for c,m in means.iterrows())
+        yield ReportFigure(plots.plot_tradeoff(known, e.palette, cost, e.metric), f'cost_{cost}',
+                           f'{e.metric_label} against {label}',
                            f'On the line, the Pareto front: {front}. Small: single runs.{left_out}', values)
 
 def _factors(e) -> Iterator[ReportFigure]:
     if e.effects is None: return
-    yield ReportFigure(plots.plot_factorial(e.outcomes, e.palette), 'factors', 'Top-1 by strategy and variant',
+    yield ReportFigure(plots.plot_factorial(e.outcomes, e.palette, e.metric), 'factors',
+                       f'{e.metric_label} by strategy and variant',
                        'Parallel lines mean that the strategy brings the same to every variant.')
     one_seed = ', dotted where a cell has one seed: these say nothing about other trainings, and none is established'
     dotted = '' if (e.effects.about==over_seeds_and_images).all() else one_seed
-    yield ReportFigure(plots.plot_effects(e.effects, e.palette), 'effects', 'Effects',
+    yield ReportFigure(plots.plot_effects(e.effects, e.palette, e.metric_label), 'effects',
+                       f'Effects on {e.metric_label}',
                        'Main effects averaged over the other factor (◆ strategy, ● modules) and interactions (×), with '
                        '95% intervals; filled where established: p below 0.05 after Holm, three seeds '
                        f'or more{dotted}.')

@@ -221,10 +221,20 @@ def _classes_absent(g):
         them = 'it' if len(empty)==1 else 'them'
         return f'No validation image shows {and_more(empty)}: nothing is known about {them}.'
 
+@check('note', 'few images of a class')
+def _few_images_of_a_class(g):
+    per_class = read_table(g.folder/g.runs.run.iloc[0]/'per_class.csv')
+    few = per_class[per_class.n.between(1, 9)]
+    if len(few):
+        return (f'Fewer than ten validation images show {and_more(few["class"].tolist())}: what others would be like '
+                'is hardly known, and metrics in which each class counts alike may vary more than their intervals say.')
+
 @check('note', 'Top-5')
 def _few_classes(g):
     n, k = len(read_table(g.folder/g.runs.run.iloc[0]/'per_class.csv')), int(g.runs.k.iloc[0])
-    if k < 5 or n <= 10: return f'The top {k} predictions are a large part of {n} classes: Top-{k} says little here.'
+    if k < 5 or n <= 10:
+        return (f'The top {k} predictions are a large part of {n} classes: Top-{k} says little, and only results.csv '
+                'has it.')
 
 @check('note', 'ImageNet overlap')
 def _imagenet_overlap(g):

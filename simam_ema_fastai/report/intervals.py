@@ -54,14 +54,20 @@ def accuracy_interval(
     by_seed = 100*right.mean(1)  # (S,)
     n = len(by_seed)
     if np.ptp(by_seed) < 1e-9:
+        if right.dtype != bool: return _over_images(right, level)
         ci = stats.binomtest(int(right[0].sum()), right.shape[1]).proportion_ci(level, 'wilson')
         return Interval(by_seed[0], 100*ci.low, 100*ci.high, over_images)
     half = stats.t.ppf((1 + level)/2, n - 1)*by_seed.std(ddof=1)/n**.5
     return Interval(by_seed.mean(), max(0, by_seed.mean() - half), min(100, by_seed.mean() + half), over_seeds)
 
+def _over_images(values, level) -> Interval:
+    "The interval of a metric other than accuracy, by its influence on one network's images."
+    e = contrast(values[:1], [1], level)
+    return Interval(e.value, e.low, e.high, over_images)
+
 # %% ../../nbs/report/01_intervals.ipynb #e96df88e
 def contrast(
-    cells:Sequence[np.ndarray], # `right` of each cell, `(S_c, N)`
+    cells:Sequence[np.ndarray], # `right` of each cell, `(S_c, N)`, or its `image_values`
     weights:Sequence[float], # Weight of each cell: (1, -1) for a difference
     level:float=.95,
     n_boot:int=2000,

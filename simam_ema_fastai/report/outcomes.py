@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 
 from ..experiments.results import read_table
+from .image_values import image_values
+from ..training.metrics import class_scores
 
 # %% auto #0
 __all__ = ['Outcomes', 'load_outcomes']
@@ -31,12 +33,16 @@ class Outcomes:
     confidence:np.ndarray # `(S, N)` probability of the top prediction
     prob_true:np.ndarray # `(S, N)` probability of the true class
     arch:str='' # The backbone
+    classes:tuple[str,...]=() # Their names
+    scores:np.ndarray=None # `(S, N, C)`, what ranks the images for each class; None where it is not known
 
     @classmethod
     def of(cls,
         runs:list[str],
         predictions:list[pd.DataFrame], # By run, the images in the same order
-        arch:str=''
+        arch:str='',
+        classes:tuple[str,...]=(), # Their names
+        scored:bool=False # Keep the probabilities of all classes
     ) -> Outcomes:
         "Stack the predictions of runs."
         first = predictions[0]
@@ -44,12 +50,21 @@ class Outcomes:
         def stacked(column): return np.stack([np.asarray(p[column]) for p in predictions])
         top1 = np.stack([(p.pred1==p.true).values for p in predictions])
         top5 = np.stack([p[top].eq(p.true, axis=0).any(axis=1).values for p in predictions])
-        return cls(runs, first.file.values, first.true.values, top1, top5,
-                   stacked('pred1'), stacked('prob1'), stacked('prob_true'), arch)
+        scores = [class_scores(p, len(classes)) for p in predictions] if scored else [None]
+        return cls(runs, first.file.values, first.true.values, top1, top5, stacked('pred1'), stacked('prob1'),
+                   stacked('prob_true'), arch, classes, None if any(s is None for s in scores) else np.stack(scores))
+
+    def values(self,
+        metric:str # A name in `training.metrics`
+    ) -> np.ndarray: # `(S, N)`: for Top-1 and Top-5 whether an image was right, else its `image_values`
+        "What each image contributes to a metric. Raises `UserError` for one that is not defined here."
+        if metric in ('top1', 'top5'): return getattr(self, metric)
+        return image_values(metric, self.true, self.pred, self.classes, self.scores)
 
 def load_outcomes(
     folder:str|Path,
-    runs:pd.DataFrame # From `load_runs`
+    runs:pd.DataFrame, # From `load_runs`
+    scored:bool=False # Keep the probabilities of all classes, which some metrics take (`training.metrics`)
 ) -> dict[tuple[str,str],Outcomes]: # By variant and strategy
     "The predictions of every cell evaluated on the images of most runs; of the first run's if there is a tie."
     def read(run, file): return read_table(Path(folder)/run/file)
@@ -58,5 +73,5 @@ def load_outcomes(
     predictions = {r: sorted_predictions(r) for r in runs.run}
     images = {r: (tuple(read(r, 'per_class.csv')['class']), *zip(p.file, p.true)) for r,p in predictions.items()}
     most = Counter(images.values()).most_common(1)[0][0]
-    return {cell: Outcomes.of(g.run.tolist(), [predictions[r] for r in g.run], g.arch.iloc[0])
+    return {cell: Outcomes.of(g.run.tolist(), [predictions[r] for r in g.run], g.arch.iloc[0], most[0], scored)
             for cell, g in runs.groupby(['variant','strategy'], sort=False) if all(images[r]==most for r in g.run)}

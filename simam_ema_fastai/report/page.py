@@ -20,7 +20,13 @@ from .evidence import Evidence
 from .formats import one_line, to_latex, to_markdown
 from .sections import sections
 from .style import save_pdf
-from .tables import calibration_table, comparison_table, difference_table, effect_table
+from simam_ema_fastai.report.tables import (
+    calibration_table,
+    comparison_table,
+    difference_table,
+    effect_table,
+    imbalance_table,
+)
 from .templating import fill
 from .why import describe_gates
 
@@ -43,13 +49,15 @@ def render(
 def report(
     folder:str|Path, # A run folder, as `ablate` writes it
     out:str|Path=None, # Where the report goes; `folder`/report if None
-    images:bool=True # Explain the images that changed most, where models and data are available
+    images:bool=True, # Explain the images that changed most, where models and data are available
+    metric:str=None, # What verdicts are about (`training.metrics`); what the runs were planned for if None
+    margin:float=None # In points, of “no worse”; the planned one if None
 ) -> Path: # The HTML page
-    """Write the report of a run folder. Raises `UserError` if no run was started.
+    """Write the report of a run folder. Raises `UserError` if no run was started, or for no such `metric`.
 
     It is report.html, report.md, tables.tex, results.csv (a row per run), differences.csv, effects.csv (where the grid
     is full), gates.csv and logits.csv (where runs tell what their gates did), and figures/ as SVG and PDF."""
-    e, out = Evidence(folder), Path(out) if out else Path(folder)/'report'
+    e, out = Evidence(folder, metric, margin), Path(out) if out else Path(folder)/'report'
     if images:
         try: explain_changes(e)
         except UserError as error: e.images_missing = str(error)
@@ -64,8 +72,10 @@ def _write_results(out:Path, e:Evidence):
     "What is written beside the page once a run is finished."
     write_text(out/'results.csv', e.runs.to_csv(index=False))
     if len(e.diffs):
-        both = pd.concat([e.diffs.assign(metric='top1'), e.diffs5.assign(metric='top5')])
-        write_text(out/'differences.csv', both.to_csv(index=False))
+        names = dict.fromkeys([e.metric, 'top1', 'top5'])
+        judged = {m: e.diffs if m == e.metric else e.differences(m) for m in names}
+        every = pd.concat([df.assign(metric=m) for m,df in judged.items()])
+        write_text(out/'differences.csv', every.to_csv(index=False))
     if e.effects is not None: write_text(out/'effects.csv', e.effects.to_csv(index=False))
     for name, table in zip(_of_gates, e.gates):
         if len(table): write_text(out/name, table.to_csv(index=False))
@@ -93,12 +103,15 @@ def _remove_outdated(out:Path, e:Evidence):
 def _thesis_tables(e:Evidence) -> Iterator[tuple[pd.DataFrame,str,str]]:
     "Each table with its caption and its label."
     void = f' {e.headline}' if e.void else ''
-    yield comparison_table(e.runs), f'{e.title}: all variants, with 95% intervals of each row.{void}', 'variants'
+    caption = f'{e.title}: all variants, with 95% intervals of each row.{void}'
+    yield comparison_table(e.runs, e.metric), caption, 'variants'
+    caption = 'The same runs by what rare classes do not vanish in, in percent, with 95% intervals over seeds.'
+    yield imbalance_table(e.runs), caption, 'metrics'
     if len(e.diffs):
         caption = f'Differences to the reference on the same images, with 95% intervals; p Holm-corrected.{void}'
-        yield difference_table(e.diffs, e.diffs5).drop(columns='McNemar by seed'), caption, 'differences'
+        yield difference_table(e.diffs, e.top5, e.metric_label).drop(columns='McNemar by seed'), caption, 'differences'
     if e.effects is not None:
-        caption = 'Main effects of modules and training strategy, and their interaction.'
+        caption = f'Main effects of modules and training strategy on {e.metric_label}, and their interaction.'
         yield effect_table(e.effects), caption, 'effects'
     if e.calibrations:
         caption = 'Expected calibration error (bins of equal mass) and negative log-likelihood, means over seeds.'
@@ -106,7 +119,9 @@ def _thesis_tables(e:Evidence) -> Iterator[tuple[pd.DataFrame,str,str]]:
 
 def _markdown(e:Evidence) -> str:
     envs = [env for r in e.runs.run for env in environments(e.folder/r)]
-    return fill('report.md', e=e, table=to_markdown(comparison_table(e.runs)), answers=describe_differences(e.diffs),
+    return fill('report.md', e=e, table=to_markdown(comparison_table(e.runs, e.metric)),
+                metrics=to_markdown(imbalance_table(e.runs)),
+                answers=describe_differences(e.diffs, e.metric_label),
                 why=describe_gates(e),
                 machines=list(dict.fromkeys(map(provenance, envs))),
                 commands=list(dict.fromkeys(env.get('command', 'unknown') for env in envs)))

@@ -17,32 +17,42 @@ from .calibration import Calibration, Selective
 from .intervals import accuracy_interval, over_seeds_and_images
 from .outcomes import Outcomes
 from .style import Palette, in_style, ink, new_figure, row_figure, shorten
+from ..training.metrics import metric_label
 
 # %% auto #0
 __all__ = ['cost_descriptions', 'plot_differences', 'plot_curves', 'pareto_front', 'plot_tradeoff', 'plot_factorial',
            'plot_effects', 'plot_classes', 'confusion_percent', 'plot_confusion', 'plot_reliability', 'plot_coverage']
 
 # %% ../../nbs/report/17_plots.ipynb #9f42ce65
-def _interval_rows(ax, names:list[str]):
+def _interval_rows(ax, names:list[str], metric:str):
     "Axes whose rows are intervals around zero."
     ax.axvline(0, color=ink, lw=1)
     ax.set_yticks(range(len(names)), names)
-    ax.set(xlabel='points of Top-1', ylim=(len(names) - .5, -.5))
+    ax.set(xlabel=f'points of {metric}', ylim=(len(names) - .5, -.5))
     ax.grid(axis='y', visible=False)
 
 @in_style
 def plot_differences(
     diffs:pd.DataFrame, # From `differences`
-    palette:Palette
+    palette:Palette,
+    metric:str='Top-1' # What they are differences of, in words
 ) -> Figure:
-    "Each variant's difference to its reference with its 95% interval; filled only where it is established."
+    """Each variant's difference to its reference with its 95% interval; filled only where it is established.
+
+    The margin of “no worse” is shaded. A variant that was shown to be is half filled, and thick where its 90% are."""
     fig, ax = row_figure(len(diffs))
+    margin = diffs.margin.iloc[0]
+    ax.axvspan(-margin, margin, color=ink, alpha=.08, lw=0)
     for i,r in enumerate(diffs.itertuples()):
         color, established = palette.color(r.variant), r.verdict in ('helps','hurts','above','below')
         line = ':' if r.verdict == 'one seed' else '-'
         ax.plot([r.low, r.high], [i,i], color=color, lw=2.4, ls=line, solid_capstyle='round')
-        ax.plot(r.value, i, palette.marker(r.strategy), color=color, mfc=color if established else 'none', ms=8, mew=2)
-    _interval_rows(ax, [palette.label(r.variant, r.strategy) + ' *'*r.confounded for r in diffs.itertuples()])
+        look = dict(mfc=color if established else 'none')
+        if r.verdict == 'no worse':
+            ax.plot([r.low90, r.high90], [i,i], color=color, lw=5, alpha=.5, solid_capstyle='butt')
+            look = dict(fillstyle='right', mfc=color, mfcalt='white')
+        ax.plot(r.value, i, palette.marker(r.strategy), color=color, ms=8, mew=2, **look)
+    _interval_rows(ax, [palette.label(r.variant, r.strategy) + ' *'*r.confounded for r in diffs.itertuples()], metric)
     return fig
 
 # %% ../../nbs/report/17_plots.ipynb #ce84e4c3
@@ -90,21 +100,22 @@ cost_descriptions = dict(latency_ms='latency of one image, ms', parameters='para
 def plot_tradeoff(
     runs:pd.DataFrame, # From `load_runs`
     palette:Palette,
-    cost:str='latency_ms' # A key of `cost_descriptions`
+    cost:str='latency_ms', # A key of `cost_descriptions`
+    metric:str='top1' # A column of `runs`
 ) -> Figure:
-    "Mean Top-1 of each variant against what it costs, single runs as small points."
+    "The mean of a metric for each variant against what it costs, single runs as small points."
     fig, ax = new_figure()
     scale = 1e-6 if cost=='parameters' else 1
     cells = [(c, g) for c,g in runs.groupby(['variant','strategy'], sort=False)]
-    xs, ys = [scale*g[cost].mean() for _,g in cells], [g.top1.mean() for _,g in cells]
+    xs, ys = [scale*g[cost].mean() for _,g in cells], [g[metric].mean() for _,g in cells]
     front = pareto_front(xs, ys)
     ax.step([xs[i] for i in front], [ys[i] for i in front], where='post', color=ink, lw=1, alpha=.6)
     for ((v, s), g), x, y in zip(cells, xs, ys):
         color, shown = palette.color(v), v in palette.shown
-        ax.plot(scale*g[cost], g.top1, palette.marker(s), color=color, ms=3.5, alpha=.5)
+        ax.plot(scale*g[cost], g[metric], palette.marker(s), color=color, ms=3.5, alpha=.5)
         size, above = (9, 3) if shown else (6, 2)
         ax.plot(x, y, palette.marker(s), color=color, ms=size, mfc=palette.fill(color, s), mew=2, zorder=above)
-    ax.set(xlabel=cost_descriptions[cost], ylabel='Top-1, %')
+    ax.set(xlabel=cost_descriptions[cost], ylabel=f'{metric_label(metric)}, %')
     ax.margins(.12)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=4))
     ax.ticklabel_format(useOffset=False)
@@ -119,18 +130,19 @@ def _distances(y, low, high) -> np.ndarray:
 @in_style
 def plot_factorial(
     outcomes:dict[tuple[str,str],Outcomes], # From `load_outcomes`, a full grid
-    palette:Palette
+    palette:Palette,
+    metric:str='top1' # A name in `training.metrics`
 ) -> Figure:
-    "Top-1 by strategy, a line per variant: parallel lines mean that the strategy brings the same to all."
+    "A metric by strategy, a line per variant: parallel lines mean that the strategy brings the same to all."
     fig, ax = new_figure()
     strategies, variants = palette.strategies, list(palette.colors)
     for j,v in enumerate(variants):
-        intervals = [accuracy_interval(outcomes[v,s].top1) for s in strategies]
+        intervals = [accuracy_interval(outcomes[v,s].values(metric)) for s in strategies]
         y, low, high = (np.array([getattr(i, k) for i in intervals]) for k in ('value', 'low', 'high'))
         x = np.arange(len(strategies)) + min(.05, .3/len(variants))*(j - (len(variants) - 1)/2)
         ax.errorbar(x, y, _distances(y, low, high), color=palette.color(v), marker='o', capsize=3, elinewidth=1,
                     **palette.weight(v))
-    ax.set(ylabel='Top-1, % (95% interval)', xlim=(-.3, len(strategies) - .7))
+    ax.set(ylabel=f'{metric_label(metric)}, % (95% interval)', xlim=(-.3, len(strategies) - .7))
     ax.set_xticks(range(len(strategies)), [shorten(s) for s in strategies])
     palette.legend(ax, [(v, strategies[0]) for v in variants], strategies=False)
     return fig
@@ -141,7 +153,8 @@ _effect_markers = dict(strategy='D', architecture='o', interaction='x') # From t
 @in_style
 def plot_effects(
     effects:pd.DataFrame, # From `factor_effects`
-    palette:Palette
+    palette:Palette,
+    metric:str='Top-1' # What they are effects on, in words
 ) -> Figure:
     "Main effects and interactions with their intervals, dotted where a cell has one seed."
     df = effects[effects.kind.isin([*_effect_markers])]
@@ -153,7 +166,7 @@ def plot_effects(
         ax.plot([r.low, r.high], [i,i], color=color, lw=2.2, ls=line, solid_capstyle='round')
         established = r.verdict in ('raises','lowers')
         ax.plot(r.value, i, _effect_markers[r.kind], color=color, ms=8, mew=2, mfc=color if established else 'none')
-    _interval_rows(ax, [shorten(_effect_name(r, df.strategy.dropna().nunique() > 1)) for r in df.itertuples()])
+    _interval_rows(ax, [shorten(_effect_name(r, df.strategy.dropna().nunique() > 1)) for r in df.itertuples()], metric)
     return fig
 
 def _effect_name(r, many_strategies:bool) -> str:
@@ -177,7 +190,7 @@ def plot_classes(
     ax.axvline(0, color=ink, lw=1)
     ax.set_yticks(range(len(df)), [f'{shorten(c)} ({n})' for c,n in zip(df['class'], df.n)])
     ax.invert_yaxis()
-    ax.set(xlabel='points of Top-1')
+    ax.set(xlabel='points of recall')
     ax.grid(axis='y', visible=False)
     return fig
 

@@ -18,7 +18,7 @@ from ..experiments.runs import read_config
 from .answers import explain_verdict
 from .changes import maps_file
 from .checks import Finding
-from .differences import verdict_labels
+from .differences import verdict_label
 from .evidence import Evidence
 from .intervals import format_points, over_seeds_and_images
 from .published import in_study, study_note
@@ -29,6 +29,7 @@ from simam_ema_fastai.report.tables import (
     comparison_table,
     difference_table,
     effect_table,
+    imbalance_table,
     selection_tables,
 )
 from .templating import templates
@@ -96,7 +97,7 @@ def _warnings(e) -> list[Finding]:
 @section('In short', quiet=True)
 def _answer(e):
     def one(r):
-        return dict(name=e.name((r.variant, r.strategy)), verdict=r.verdict, label=verdict_labels[r.verdict],
+        return dict(name=e.name((r.variant, r.strategy)), verdict=r.verdict, label=verdict_label(r),
                     interval=_interval(r), why=explain_verdict(r))
     return dict(answers=[one(r) for r in e.diffs.itertuples()], warnings=_warnings(e),
                 more='notes' if len(e.runs) else 'reproduce')
@@ -108,7 +109,9 @@ def _progress(e):
 
 @section('All variants', nav='Variants')
 def _variants(e):
-    if len(e.runs): return dict(runs=comparison_table(e.runs), study_note=study_note if in_study(e.runs).any() else '')
+    if not len(e.runs): return
+    note = study_note if in_study(e.runs).any() else ''
+    return dict(runs=comparison_table(e.runs, e.metric), metrics=imbalance_table(e.runs), study_note=note)
 
 def _one_seed(rows:pd.DataFrame) -> bool:
     "Whether some intervals cover these networks only."
@@ -116,7 +119,7 @@ def _one_seed(rows:pd.DataFrame) -> bool:
 
 @section('Differences to the reference', nav='Differences')
 def _differences(e):
-    if len(e.diffs): return dict(differences=difference_table(e.diffs, e.diffs5), once=_one_seed(e.diffs))
+    if len(e.diffs): return dict(differences=difference_table(e.diffs, e.top5, e.metric_label), once=_one_seed(e.diffs))
 
 @section('Modules or training?', nav='Factors')
 def _factors(e):
@@ -221,7 +224,8 @@ def _environment_table(envs:list[dict]) -> pd.DataFrame:
 
 def _run_row(r) -> dict:
     return {'run': r.run, 'variant': r.variant, 'strategy': r.strategy, 'seed': r.seed, 'Top-1 %': f'{r.top1:.2f}',
-            f'Top-{r.k} %': f'{r.top5:.2f}', 'loss': f'{r.loss:.4f}', 'training min': f'{r.train_seconds/60:.1f}'}
+            **({'Top-5 %': f'{r.top5:.2f}'} if r.classes > 10 else {}), 'loss': f'{r.loss:.4f}',
+            'training min': f'{r.train_seconds/60:.1f}'}
 
 @section('How to reproduce it', nav='Reproduce')
 def _reproduce(e):

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from .calibration import Calibration, Selective
-from .differences import verdict_labels
+from .differences import verdict_label
 from .intervals import accuracy_interval, format_p, format_points, over_seeds_and_images
 from .published import in_study, study
+from ..training.metrics import metric_label, metric_labels
 
 # %% auto #0
-__all__ = ['noisy_from', 'pool_latency', 'input_size', 'comparison_table', 'difference_table', 'effect_table',
-           'calibration_table', 'selection_tables', 'class_table']
+__all__ = ['noisy_from', 'pool_latency', 'input_size', 'comparison_table', 'top5_says_enough', 'imbalance_table',
+           'difference_table', 'effect_table', 'calibration_table', 'selection_tables', 'class_table']
 
 # %% ../../nbs/report/12_tables.ipynb #1f0e2378
 noisy_from = 2 # A 95th percentile at that many times the median is noise, and a run at that many times another
@@ -41,18 +43,45 @@ def input_size(
 
 # %% ../../nbs/report/12_tables.ipynb #bd2de997
 def comparison_table(
-    runs:pd.DataFrame # From `load_runs`
+    runs:pd.DataFrame, # From `load_runs`
+    metric:str='top1' # What they are judged by, which comes first
 ) -> pd.DataFrame: # Formatted, with the study's row below that of its variant where the setting is the study's
     "The runs, a row per variant and strategy."
     rows = []
     for (variant, strategy), g in pool_latency(runs).groupby(['variant','strategy'], sort=False):
-        accuracies = {'Top-1 % [95%]': _percent(g, 'top1'), f'Top-{g.k.iloc[0]} % [95%]': _percent(g, 'top5')}
+        judged = {f'{metric_label(metric)} % [95%]': _percent(g, metric)}
+        accuracies = judged | {'Top-1 % [95%]': _percent(g, 'top1')}
+        if top5_says_enough(runs): accuracies['Top-5 % [95%]'] = _percent(g, 'top5')
         rows.append({'variant': variant, 'strategy': strategy, 'seeds': str(len(g)), **accuracies, **_costs(g)})
         if in_study(g).all(): rows.append(_study_row(variant, strategy))
     return pd.DataFrame(rows)
 
+def top5_says_enough(
+    runs:pd.DataFrame # From `load_runs`
+) -> bool:
+    "Whether there are classes enough for the five best guesses to say something."
+    return bool((runs.classes > 10).all())
+
+def imbalance_table(
+    runs:pd.DataFrame # From `load_runs`
+) -> pd.DataFrame: # Formatted, a row per variant and strategy
+    "What rare classes do not vanish in: means and their 95% intervals over seeds, in percent."
+    names = [m for m in metric_labels if m not in ('top1', 'top5') and m in runs and runs[m].notna().any()]
+    def row(cell, g):
+        values = {metric_labels[m]: _over_seeds(g[m]) for m in names}
+        return {'variant': cell[0], 'strategy': cell[1], 'seeds': str(len(g)), **values}
+    return pd.DataFrame([row(cell, g) for cell,g in runs.groupby(['variant','strategy'], sort=False)])
+
+def _over_seeds(x:pd.Series) -> str:
+    "Mean and t interval; of one seed the value alone, and a dash where a seed has none."
+    if x.isna().any(): return '–'
+    if len(x) == 1 or np.ptp(x) < 1e-9: return f'{x.mean():.2f}'
+    half = stats.t.ppf(.975, len(x) - 1)*x.std(ddof=1)/len(x)**.5
+    return f'{x.mean():.2f} [{max(-100, x.mean() - half):.1f}, {min(100, x.mean() + half):.1f}]'
+
 def _percent(g:pd.DataFrame, column:str) -> str:
-    "A column of accuracies with its interval."
+    "A metric with its interval."
+    if column not in ('top1', 'top5'): return _over_seeds(g[column])
     if g.n.nunique() > 1: return f'{g[column].mean():.2f}'  # on different images: no interval
     hits = np.arange(g.n.iloc[0]) < (g[column]*g.n/100).round().values[:,None]  # (S, N)
     i = accuracy_interval(hits)
@@ -83,24 +112,25 @@ def _detectable(r) -> str:
 
 def difference_table(
     diffs:pd.DataFrame, # From `differences`
-    top5:pd.DataFrame=None # The same for Top-5
+    top5:pd.DataFrame=None, # The same for Top-5
+    metric:str='Top-1' # What `diffs` are differences of, in words
 ) -> pd.DataFrame: # Formatted
     "Differences with intervals, tests and verdicts."
     fifth = [None]*len(diffs) if top5 is None else top5.itertuples()
-    return pd.DataFrame([_difference_row(r, r5) for r,r5 in zip(diffs.itertuples(), fifth)])
+    return pd.DataFrame([_difference_row(r, r5, metric) for r,r5 in zip(diffs.itertuples(), fifth)])
 
-def _difference_row(r, r5) -> dict[str,str]:
+def _difference_row(r, r5, metric) -> dict[str,str]:
     against = r.reference + (f', {r.reference_strategy}' if r.strategy != r.reference_strategy else '')
     tests = ', '.join(f'{a}:{b} ({format_p(p)})' for a,b,p in r.mcnemar)
     top5 = {} if r5 is None else {'Top-5, points [95%]': _interval(r5)}
-    return {'variant': r.variant, 'strategy': r.strategy, 'against': against, 'Top-1, points [95%]': _interval(r),
-            'p, Holm': format_p(r.p_holm), 'verdict': verdict_labels[r.verdict], 'detectable': _detectable(r), **top5,
-            'these networks [95%]': _over_images(r), 'McNemar by seed': tests}
+    return {'variant': r.variant, 'strategy': r.strategy, 'against': against, f'{metric}, points [95%]': _interval(r),
+            'p, Holm': format_p(r.p_holm), 'verdict': verdict_label(r), 'p, worse': format_p(r.p_worse),
+            'detectable': _detectable(r), **top5, 'these networks [95%]': _over_images(r), 'McNemar by seed': tests}
 
 def effect_table(
     effects:pd.DataFrame # From `factor_effects`
 ) -> pd.DataFrame: # Formatted
-    "Main effects and interactions on Top-1."
+    "Main effects and interactions."
     names = dict(architecture='modules', strategy='training strategy', interaction='interaction')
     def row(r):
         of = ' × '.join(x for x in (r.architecture, r.strategy) if isinstance(x, str))
