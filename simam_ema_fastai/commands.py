@@ -274,30 +274,18 @@ def diagnose(
     Trains nothing. Of finished runs, the end is measured as well, and their report says why (simam_ema report)."""
     if (runs is None) == (variant is None):
         raise UserError('diagnose what? Give a run folder, or a variant with --variant, and its data.')
-    if variant: return _diagnose_variant(variant, settings(seed=seed, **options))
-    if options: raise UserError('runs know their own data and networks: leave the other options out.')
+    if runs and options: raise UserError('runs know their own data and networks: leave the other options out.')
+    from simam_ema_fastai.experiments.config import make_grid
     from simam_ema_fastai.experiments.diagnoses import diagnose_runs
     from simam_ema_fastai.report.evidence import Evidence
-    from simam_ema_fastai.report.why import describe_gates
+    from simam_ema_fastai.report.why import describe_gates, describe_untrained
+    if variant:
+        config, = make_grid(**settings(seed=seed, **options), variants=[variant], seeds=[seed])
+        return print('\n'.join(describe_untrained(config)))
     failed = diagnose_runs(runs)
     if not (Path(runs)/'config.json').exists():
         for line in describe_gates(Evidence(runs)): print(line)
     if failed: raise UserError('\n'.join(f'{run}: {why}' for run,why in failed.items()))
-
-def _diagnose_variant(variant:str, given:dict):
-    "Print what the gates of a variant do before it is trained."
-    import pandas as pd
-
-    from simam_ema_fastai.experiments.config import make_grid
-    from simam_ema_fastai.experiments.diagnoses import diagnose_start, gate_rows
-    from simam_ema_fastai.report.gates import by_stage, describe_gate, describe_logits
-    config, = make_grid(**given, variants=[variant], seeds=[given['recipe'].seed])
-    found = diagnose_start(config)
-    gates = pd.DataFrame(gate_rows(found, variant=variant, strategy='', moment='start'))
-    shown = gates[gates['class'] == ''][['name','gate','stage','gain','weight','saturated']]
-    print(shown.to_string(index=False, float_format='{:.3f}'.format))
-    for _, g in by_stage(gates).groupby('gate', sort=False): print(describe_gate(g, config.recipe.epochs))
-    print(describe_logits(pd.DataFrame([dict(logits=found['logits'], top1_changed=found['top1'])])))
 
 @register_command()
 def watch(
