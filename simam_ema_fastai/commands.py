@@ -390,4 +390,3 @@ def _cache_table(entries:list) -> list[str]:
     def line(first, *others, where):
         return '  '.join([first.ljust(widths[0]), *(c.rjust(w) for c,w in zip(others, widths[1:])), where])
     return [line(*r[:-1], where=r[-1]) for r in rows]
-    return ['  '.join([r[0].ljust(widths[0]), *(c.rjust(w) for c,w in zip(r[1:-1], widths[1:])), r[-1]]) for r in rows]
