@@ -74,9 +74,10 @@ def ablate(
     """Compare variants: fine-tune, evaluate and measure each under the same data and recipe, and write the report.
 
     Interrupted, the same command goes on."""
-    from simam_ema_fastai.experiments.config import grids
+    from simam_ema_fastai.experiments.config import check_comparable, grids
     if grid and variants: raise UserError(f'--grid {grid} says which variants: leave --variants out, or the grid.')
     given = dict(variants=('baseline', 'simam', 'ema', 'hybrid')) | settings(**options)
+    check_comparable(given['recipe'])
     if grid: given |= grids[one_of(grid, grids, 'grid')]._asdict()
     if variants is not None: given['variants'] = split_commas(variants, str, 'variants')
     if seeds is not None: given['seeds'] = split_commas(seeds, int, 'seeds')
@@ -129,11 +130,13 @@ def evaluate(
     path:Path=None, # Where the data are; a folder that is not the run's is evaluated whole, unless it has its own split
     labels:str=None, # Labeling of elpv: cell, grade, defect; of cifar100: fine, coarse
     n_valid:int=None, # Use only so many validation images
+    columns:str=None, # Of csv: the names of its columns, file,label[,split,group]
+    test:bool=False, # On the test images that the run held out, instead of the validation images
     skip_bad:bool=False, # Leave unreadable images out instead of stopping
     trust:bool=False, # Open a .pkl, which can run any code: only where you trust who wrote it
     out:Path=None, # Write every prediction to this CSV file
 ):
-    """Evaluate an exported learner, or an ensemble of them, on the validation images of a data set.
+    """Evaluate an exported learner, or an ensemble of them, on the validation or test images of a data set.
 
     One pass each, no test-time augmentation."""
     if bool(model) == bool(ensemble): raise UserError('evaluate what? Give one model, or several after --ensemble.')
@@ -143,11 +146,12 @@ def evaluate(
     from simam_ema_fastai.training.evaluate import ensemble as mean_of
     from simam_ema_fastai.training.evaluate import evaluate_files
     from simam_ema_fastai.training.ranks import is_rank0
-    asked = dict(name=data, path=path, labels=labels, n_valid=n_valid, skip_bad=skip_bad or None)
+    asked = dict(name=data, path=path, labels=labels, columns=columns, n_valid=n_valid, skip_bad=skip_bad or None)
     models = ensemble or [model]
     samples = _samples(models, {k: v for k,v in asked.items() if v is not None})
-    valid = samples.subset(samples.idxs(True))
-    print(f'{len(valid.files)} of {len(samples.files)} images: {samples.split}')
+    valid = samples.subset(samples.idxs_of('test' if test else 'validation'))
+    if not valid.files: raise UserError('there are no test images: leave --test out.')
+    print(f'{len(valid.files)} of {len(samples.files)} images: {"held out for the test" if test else samples.split}')
     results = {}
     for m in models:
         results[m] = evaluate_files(load_exported(m, trust), valid.files, valid.labels)
@@ -237,6 +241,8 @@ def serve(
     queue:int=128, # Images that may wait; more are refused with 503
     bs:int=32, # Images that are computed together
     wait_ms:float=5., # Milliseconds for which they wait for each other
+    min_confidence:float=0., # Mark answers of a lower probability as unsure
+    accuracy:str=None, # Or mark so many as unsure that this share of the others is right, e.g. 97%
 ):
     "Answer images over HTTP, and show a page to drop one on."
     from simam_ema_fastai.core.errors import import_extra
@@ -246,7 +252,7 @@ def serve(
     from simam_ema_fastai.deploy.serve import serve
     limits = Limits(body=max_mb*2**20, pixels=max_megapixels*1e6, images=max_images, seconds=timeout,
                     queue=queue, bs=bs, wait=wait_ms/1e3)
-    serve(model, host, port, read_token(token_file), limits, trust)
+    serve(model, host, port, read_token(token_file), limits, trust, min_confidence, accuracy)
 
 # %% ../nbs/91_commands.ipynb #80a9f810
 @register_command()

@@ -24,6 +24,7 @@ from simam_ema_fastai.experiments.parts import (
     check_same,
     data_key,
     digests_now,
+    free_images,
     prepare,
     prepare_weights,
 )
@@ -91,7 +92,8 @@ def _check_folder(
 def _incomparable(c:RunConfig, there:dict, digest:str|None) -> dict[str,tuple]:
     "The differences between a run and one on disk that are not what a comparison is about."
     found = changed_settings(identity(there), identity({**c.as_json(), 'digest': digest}))
-    compared = 'recipe.strategy', 'recipe.seed'
+    if 'data.fold' in found: found.pop('digest', None)  # of other parts of the same images
+    compared = 'recipe.strategy', 'recipe.seed', 'data.fold'
     return {k: v for k,v in found.items() if k.split('.')[0] in ('digest','data','recipe') and k not in compared}
 
 # %% ../../nbs/experiments/09_ablation.ipynb #2828bdae
@@ -113,6 +115,7 @@ def in_turn(
         if isinstance(result, Failure):  # now that the error, and with it the learner, is gone
             gc.collect()
             if torch.cuda.is_available(): torch.cuda.empty_cache()
+        if i < len(configs) and configs[i].data.get('fold') != c.data.get('fold'): free_images(shared)
         yield c, result
 
 class RunsFailed(UserError):
@@ -175,8 +178,9 @@ def _to_do(configs:Sequence[RunConfig], folder:Path) -> list[RunConfig]:
 
 def _write_plan(configs:Sequence[RunConfig], folder:Path, metric:str|None, margin:float|None):
     "Note what was asked for, when, and by what it is to be judged, in `folder`/grid.json."
-    runs = {c.name: dict(variant=c.variant.name, strategy=c.recipe.strategy, seed=c.recipe.seed, arch=c.variant.arch,
-                         data=c.data['name'], epochs=c.recipe.epochs) for c in configs}
+    runs = {c.name: dict(variant=c.variant.name, strategy=c.recipe.strategy, seed=c.recipe.seed,
+                         fold=c.data.get('fold'), arch=c.variant.arch, data=c.data['name'], epochs=c.recipe.epochs)
+            for c in configs}
     p = load_progress(folder)
     planned, noted = planned_metric(folder)
     judged = dict(metric=metric or planned, margin=noted if margin is None else margin)

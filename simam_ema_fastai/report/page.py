@@ -14,6 +14,7 @@ import pandas as pd
 from ..core.errors import UserError
 from ..core.files import atomic_path, remove_leftovers, write_text
 from ..experiments.environment import environments, provenance
+from ..experiments.results import folders_of
 from .answers import describe_differences
 from .changes import explain_changes
 from .evidence import Evidence
@@ -118,7 +119,7 @@ def _thesis_tables(e:Evidence) -> Iterator[tuple[pd.DataFrame,str,str]]:
         yield calibration_table(e.calibrations), caption, 'calibration'
 
 def _markdown(e:Evidence) -> str:
-    envs = [env for r in e.runs.run for env in environments(e.folder/r)]
+    envs = [env for r in folders_of(e.runs) for env in environments(e.folder/r)]
     return fill('report.md', e=e, table=to_markdown(comparison_table(e.runs, e.metric)),
                 metrics=to_markdown(imbalance_table(e.runs)),
                 answers=describe_differences(e.diffs, e.metric_label),
