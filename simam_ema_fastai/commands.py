@@ -185,7 +185,9 @@ def export(
     onnx:Path=None, # Write this ONNX file
     int8:Path=None, # Write this ONNX file with eight-bit weights and activations, for CPUs
     torch_export:Path=None, # Write this torch.export program
-    bundle:Path=None, # Write this folder: weights as safetensors, JSON, and fastai's .pkl
+    bundle:Path=None, # Write this folder: weights as safetensors, JSON, a model card, and fastai's .pkl
+    push:str=None, # Push weights, JSON and model card to this repository of the Hugging Face Hub, ORG/NAME
+    private:bool=False, # Make it a private one, if it is new
     preprocess:bool=False, # Let the network take uint8 images as they are, (N, H, W, 3), and normalize them itself
     pictures:Path=None, # Folder of images to compare and, for --int8, calibrate on; the run's training set if left out
     n:int=128, # How many of them
@@ -194,8 +196,10 @@ def export(
     """Write a trained model for other runtimes.
 
     What would answer otherwise than the model is not written; how often eight bits do is printed."""
-    if not (onnx or int8 or torch_export or bundle):
-        raise UserError('export to what? Give --onnx, --int8, --torch-export or --bundle, with the file to write.')
+    if not (onnx or int8 or torch_export or bundle or push):
+        raise UserError('export to what? Give --onnx, --int8, --torch-export or --bundle with the file to write, or '
+                        '--push ORG/NAME.')
+    from simam_ema_fastai.deploy.hub import push_bundle
     from simam_ema_fastai.deploy.load import export_bundle, load_exported
     from simam_ema_fastai.deploy.onnx import to_onnx, to_torch_export
     from simam_ema_fastai.deploy.quantize import to_int8
@@ -209,6 +213,7 @@ def export(
         judges = images_to_judge(Path(model), n, pictures, images, learn.dls.vocab)
         print(f'ONNX, eight bits: {to_int8(learn, int8, images, preprocess, *judges)}')
     if torch_export: print(f'torch.export: {to_torch_export(learn, torch_export, preprocess)}')
+    if push: print(f'pushed: {push_bundle(learn, push, private)}')
 
 def _calibration_images(model:Path, folder:str|None, n:int, needed:bool) -> list|None:
     "About `n` images of `folder`, or those the run was trained on; None if there are none and none are needed."
