@@ -24,8 +24,7 @@ from simam_ema_fastai.options import (
     split_commas,
     training_groups,
 )
-from .runtime.predict import predict
-from .runtime.predict import predict_parser as predict_parser
+from .runtime.predict import predict, predict_parser  # noqa: F401  # the CLI takes it from here
 
 # %% ../nbs/91_commands.ipynb #3f1400d6
 _output = 'out log no_report metric margin'
@@ -393,11 +392,9 @@ def _cache_table(entries:list) -> list[str]:
     rows = [('kind', 'entries', 'size', 'days unused', 'where')]
     for kind in dict.fromkeys(e.kind for e in entries):
         of = [e for e in entries if e.kind == kind]
-        used = [e.used for e in of]
-        days = dict.fromkeys(f'{(time.time() - u)/86400:.0f}' for u in (max(used), min(used)))
+        days = dict.fromkeys(f'{(time.time() - pick(e.used for e in of))/86400:.0f}' for pick in (max, min))
         where = cache_dir() if kind == 'downloads' else cache_dir()/kind
         rows.append((kind, f'{len(of)}', _mb(of), '–'.join(days), str(where)))
     widths = [max(map(len, column)) for column in zip(*rows)][:-1]
-    def line(first, *others, where):
-        return '  '.join([first.ljust(widths[0]), *(c.rjust(w) for c,w in zip(others, widths[1:])), where])
-    return [line(*r[:-1], where=r[-1]) for r in rows]
+    def padded(row): return [row[0].ljust(widths[0]), *map(str.rjust, row[1:-1], widths[1:]), row[-1]]
+    return ['  '.join(padded(r)) for r in rows]
