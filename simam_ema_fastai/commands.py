@@ -16,14 +16,15 @@ from .core.errors import UserError, one_of
 from .core.files import write_text
 from simam_ema_fastai.options import (
     Command,
+    Data,
+    Network,
     commands,
     register_command,
     settings,
     split_commas,
     training_groups,
 )
-from .runtime.predict import predict
-from .runtime.predict import predict_parser as predict_parser
+from .runtime.predict import predict, predict_parser  # noqa: F401  # the CLI takes it from here
 
 # %% ../nbs/91_commands.ipynb #3f1400d6
 _output = 'out log no_report metric margin'
@@ -72,9 +73,10 @@ def ablate(
     """Compare variants: fine-tune, evaluate and measure each under the same data and recipe, and write the report.
 
     Interrupted, the same command goes on."""
-    from simam_ema_fastai.experiments.config import grids
+    from simam_ema_fastai.experiments.config import check_comparable, grids
     if grid and variants: raise UserError(f'--grid {grid} says which variants: leave --variants out, or the grid.')
     given = dict(variants=('baseline', 'simam', 'ema', 'hybrid')) | settings(**options)
+    check_comparable(given['recipe'])
     if grid: given |= grids[one_of(grid, grids, 'grid')]._asdict()
     if variants is not None: given['variants'] = split_commas(variants, str, 'variants')
     if seeds is not None: given['seeds'] = split_commas(seeds, int, 'seeds')
@@ -127,11 +129,13 @@ def evaluate(
     path:Path=None, # Where the data are; a folder that is not the run's is evaluated whole, unless it has its own split
     labels:str=None, # Labeling of elpv: cell, grade, defect; of cifar100: fine, coarse
     n_valid:int=None, # Use only so many validation images
+    columns:str=None, # Of csv: the names of its columns, file,label[,split,group]
+    test:bool=False, # On the test images that the run held out, instead of the validation images
     skip_bad:bool=False, # Leave unreadable images out instead of stopping
     trust:bool=False, # Open a .pkl, which can run any code: only where you trust who wrote it
     out:Path=None, # Write every prediction to this CSV file
 ):
-    """Evaluate an exported learner, or an ensemble of them, on the validation images of a data set.
+    """Evaluate an exported learner, or an ensemble of them, on the validation or test images of a data set.
 
     One pass each, no test-time augmentation."""
     if bool(model) == bool(ensemble): raise UserError('evaluate what? Give one model, or several after --ensemble.')
@@ -141,11 +145,12 @@ def evaluate(
     from simam_ema_fastai.training.evaluate import ensemble as mean_of
     from simam_ema_fastai.training.evaluate import evaluate_files
     from simam_ema_fastai.training.ranks import is_rank0
-    asked = dict(name=data, path=path, labels=labels, n_valid=n_valid, skip_bad=skip_bad or None)
+    asked = dict(name=data, path=path, labels=labels, columns=columns, n_valid=n_valid, skip_bad=skip_bad or None)
     models = ensemble or [model]
     samples = _samples(models, {k: v for k,v in asked.items() if v is not None})
-    valid = samples.subset(samples.idxs(True))
-    print(f'{len(valid.files)} of {len(samples.files)} images: {samples.split}')
+    valid = samples.subset(samples.idxs_of('test' if test else 'validation'))
+    if not valid.files: raise UserError('there are no test images: leave --test out.')
+    print(f'{len(valid.files)} of {len(samples.files)} images: {"held out for the test" if test else samples.split}')
     results = {}
     for m in models:
         results[m] = evaluate_files(load_exported(m, trust), valid.files, valid.labels)
@@ -179,7 +184,9 @@ def export(
     onnx:Path=None, # Write this ONNX file
     int8:Path=None, # Write this ONNX file with eight-bit weights and activations, for CPUs
     torch_export:Path=None, # Write this torch.export program
-    bundle:Path=None, # Write this folder: weights as safetensors, JSON, and fastai's .pkl
+    bundle:Path=None, # Write this folder: weights as safetensors, JSON, a model card, and fastai's .pkl
+    push:str=None, # Push weights, JSON and model card to this repository of the Hugging Face Hub, ORG/NAME
+    private:bool=False, # Make it a private one, if it is new
     preprocess:bool=False, # Let the network take uint8 images as they are, (N, H, W, 3), and normalize them itself
     pictures:Path=None, # Folder of images to compare and, for --int8, calibrate on; the run's training set if left out
     n:int=128, # How many of them
@@ -188,8 +195,10 @@ def export(
     """Write a trained model for other runtimes.
 
     What would answer otherwise than the model is not written; how often eight bits do is printed."""
-    if not (onnx or int8 or torch_export or bundle):
-        raise UserError('export to what? Give --onnx, --int8, --torch-export or --bundle, with the file to write.')
+    if not (onnx or int8 or torch_export or bundle or push):
+        raise UserError('export to what? Give --onnx, --int8, --torch-export or --bundle with the file to write, or '
+                        '--push ORG/NAME.')
+    from simam_ema_fastai.deploy.hub import push_bundle
     from simam_ema_fastai.deploy.load import export_bundle, load_exported
     from simam_ema_fastai.deploy.onnx import to_onnx, to_torch_export
     from simam_ema_fastai.deploy.quantize import to_int8
@@ -203,6 +212,7 @@ def export(
         judges = images_to_judge(Path(model), n, pictures, images, learn.dls.vocab)
         print(f'ONNX, eight bits: {to_int8(learn, int8, images, preprocess, *judges)}')
     if torch_export: print(f'torch.export: {to_torch_export(learn, torch_export, preprocess)}')
+    if push: print(f'pushed: {push_bundle(learn, push, private)}')
 
 def _calibration_images(model:Path, folder:str|None, n:int, needed:bool) -> list|None:
     "About `n` images of `folder`, or those the run was trained on; None if there are none and none are needed."
@@ -235,6 +245,8 @@ def serve(
     queue:int=128, # Images that may wait; more are refused with 503
     bs:int=32, # Images that are computed together
     wait_ms:float=5., # Milliseconds for which they wait for each other
+    min_confidence:float=0., # Mark answers of a lower probability as unsure
+    accuracy:str=None, # Or mark so many as unsure that this share of the others is right, e.g. 97%
 ):
     "Answer images over HTTP, and show a page to drop one on."
     from simam_ema_fastai.core.errors import import_extra
@@ -244,7 +256,7 @@ def serve(
     from simam_ema_fastai.deploy.serve import serve
     limits = Limits(body=max_mb*2**20, pixels=max_megapixels*1e6, images=max_images, seconds=timeout,
                     queue=queue, bs=bs, wait=wait_ms/1e3)
-    serve(model, host, port, read_token(token_file), limits, trust)
+    serve(model, host, port, read_token(token_file), limits, trust, min_confidence, accuracy)
 
 # %% ../nbs/91_commands.ipynb #80a9f810
 @register_command()
@@ -258,6 +270,32 @@ def report(
     "Write what a run folder shows: one HTML page, tables for LaTeX and Markdown, figures, CSV."
     from simam_ema_fastai.report.page import report
     print(f'report: {report(runs, out, not no_pictures, metric, margin)}')
+
+@register_command(
+    shared=lambda: [Data, Network], positional='runs', first='variant data path size arch weights stages start seed')
+def diagnose(
+    runs:Path=None, # Run folder, or one run, whose finished runs are diagnosed as far as they do not tell yet
+    variant:str=None, # Diagnose this one instead, as it would start to be trained; spelled as for train
+    seed:int=1, # Of its fresh gates
+    **options
+):
+    """Tell what gates do to a pretrained network: to their branches, and to its answers.
+
+    Trains nothing. Of finished runs, the end is measured as well, and their report says why (simam_ema report)."""
+    if (runs is None) == (variant is None):
+        raise UserError('diagnose what? Give a run folder, or a variant with --variant, and its data.')
+    if runs and options: raise UserError('runs know their own data and networks: leave the other options out.')
+    from simam_ema_fastai.experiments.config import make_grid
+    from simam_ema_fastai.experiments.diagnoses import diagnose_runs
+    from simam_ema_fastai.report.evidence import Evidence
+    from simam_ema_fastai.report.why import describe_gates, describe_untrained
+    if variant:
+        config, = make_grid(**settings(seed=seed, **options), variants=[variant], seeds=[seed])
+        return print('\n'.join(describe_untrained(config)))
+    failed = diagnose_runs(runs)
+    if not (Path(runs)/'config.json').exists():
+        for line in describe_gates(Evidence(runs)): print(line)
+    if failed: raise UserError('\n'.join(f'{run}: {why}' for run,why in failed.items()))
 
 @register_command()
 def watch(
@@ -354,12 +392,9 @@ def _cache_table(entries:list) -> list[str]:
     rows = [('kind', 'entries', 'size', 'days unused', 'where')]
     for kind in dict.fromkeys(e.kind for e in entries):
         of = [e for e in entries if e.kind == kind]
-        used = [e.used for e in of]
-        days = dict.fromkeys(f'{(time.time() - u)/86400:.0f}' for u in (max(used), min(used)))
+        days = dict.fromkeys(f'{(time.time() - pick(e.used for e in of))/86400:.0f}' for pick in (max, min))
         where = cache_dir() if kind == 'downloads' else cache_dir()/kind
         rows.append((kind, f'{len(of)}', _mb(of), '–'.join(days), str(where)))
     widths = [max(map(len, column)) for column in zip(*rows)][:-1]
-    def line(first, *others, where):
-        return '  '.join([first.ljust(widths[0]), *(c.rjust(w) for c,w in zip(others, widths[1:])), where])
-    return [line(*r[:-1], where=r[-1]) for r in rows]
-    return ['  '.join([r[0].ljust(widths[0]), *(c.rjust(w) for c,w in zip(r[1:-1], widths[1:])), r[-1]]) for r in rows]
+    def padded(row): return [row[0].ljust(widths[0]), *map(str.rjust, row[1:-1], widths[1:]), row[-1]]
+    return ['  '.join(padded(r)) for r in rows]

@@ -143,13 +143,19 @@ class Start:
 @dataclass
 class Data:
     "What to train on."
-    data:str = 'elpv' # Data set: tiny_imagenet, cifar10, cifar100, elpv, digits, folder
+    data:str = 'elpv' # Data set: tiny_imagenet, cifar10, cifar100, elpv, digits, folder, csv
     path:Path = None # Where the data are; the data set's own place if left out
+    columns:str = None # Of csv: the names of its columns, file,label[,split,group]; file,label if left out
     labels:str = None # Labeling of elpv: cell (type × grade), grade, defect; of cifar100: fine, coarse
     size:int = None # Side in pixels; if left out the data set's own, or that of a timm: or torchvision: network
     n_train:int = None # Use only so many training images, spread over the classes
     n_valid:int = None # Use only so many validation images
+    n_test:int = None # Use only so many test images
     n_classes:int = None # Use only the first so many classes
+    test_pct:float = None # Hold so many percent of the images out for a test at the end; a test/ folder is anyway
+    group:str = None # Regular expression on the path: its first parentheses capture what stays in one part (a patient)
+    folds:int = None # Cross-validate: so many folds, a run each, every image predicted once per seed
+    fold:int = None # Only this one of the folds, from 1 on
     min_scale:float = None # Smallest share of the area in a random resized crop; the data set's own if left out
     skip_bad:bool = False # Leave unreadable images out instead of stopping
     workers:int = None # Processes that decode images; 0 on a CPU if left out
@@ -221,8 +227,14 @@ def _fields(of:type) -> list[str]: return [f.name for f in dataclasses.fields(of
 
 def _data(was:dict, given:dict) -> dict:
     data = {_in_get_dls.get(k, k): given[k] for k in _fields(Data) if k in given}
+    if data.get('test_pct') is not None: data['test_pct'] = _share(data['test_pct'])
+    if 'folds' in data: was = {k: v for k,v in was.items() if k != 'fold'}
     if data.get('name', was['name']) == was['name']: data = {**was, **data}
     return {k: v for k,v in data.items() if v is not None and (k, v) not in (('loader', 'auto'), ('skip_bad', False))}
+
+def _share(percent:float) -> float:
+    if percent == 0 or 1 <= percent <= 90: return percent/100
+    raise UserError(f'--test-pct {percent:g}: percent are wanted, from 1 to 90, e.g. 20.')
 
 def _recipe(was:dict|None, name:str|None, given:dict):
     from simam_ema_fastai.training.recipe import Recipe, recipes

@@ -74,6 +74,21 @@ def test_equals_one_process(launched, args, simam_ema, tmp_path):
     assert status == 0 and '\n51 images: ' in out, out + err
 
 
+@pytest.mark.parametrize('switch', ['--class-weights', '--sampling'])
+def test_rare_classes_weigh_the_same_in_two(args, simam_ema, in_two, tmp_path, switch):
+    more = [*args, switch, 'balanced', '--epochs', 1, '--freeze-epochs', 0, '--no-report']
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try: assert simam_ema('train', *more, '--out', tmp_path/'one')[0] == 0
+    finally: torch.set_num_threads(threads)
+    statuses, _, errs = in_two('train', *more, '--out', tmp_path/'two')
+    assert statuses == (0, 0), errs
+    a, b = (pd.read_csv(tmp_path/d/run_name/'history.csv') for d in ('one', 'two'))
+    assert abs(a.train_loss - b.train_loss).max() < 1e-3
+    a, b = (pd.read_csv(tmp_path/d/run_name/'predictions.csv') for d in ('one', 'two'))
+    assert (a.prob_true - b.prob_true).abs().max() < 1e-3
+
+
 def test_evaluation_counts_every_image_once(launched, simam_ema, in_two, tmp_path):
     status, out, err = simam_ema('evaluate', launched, '--out', tmp_path/'one.csv')
     statuses, outs, errs = in_two('evaluate', launched, '--out', tmp_path/'two.csv')

@@ -11,7 +11,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-features = ('demo', 'backbones', 'report', 'export', 'serve', 'cluster', 'log')  # the extras of the package itself
+features = ('demo', 'backbones', 'report', 'export', 'hub', 'serve', 'cluster', 'log')  # the package's own
 
 
 def test_readme_is_the_index_notebook(root):

@@ -81,6 +81,10 @@ class DecodedImages(Sequence):
             self._resident = device, x
         return self._resident[1]
 
+    def release(self):
+        "Let go of what `resident` put on a device."
+        self._resident = None, None
+
 def open_map(
     folder:Path
 ) -> DecodedImages|None:

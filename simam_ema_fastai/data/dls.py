@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from fastai.data.core import DataLoaders, Datasets
 from fastai.data.transforms import Categorize, IntToFloatTensor, Normalize, ToTensor
@@ -37,6 +38,7 @@ from .fingerprints import file_keys
 from .loader import DecodedDL, fits_on_device
 from .near_duplicates import find_near_duplicates, warn_of_near_duplicates
 from .samples import Samples
+from .splits import names_below
 from .transforms import FileLabeler, RandAugmentItem, ReadImage, RGBImage
 from ..models.weights import imagenet_stats
 
@@ -96,6 +98,12 @@ def _datasets(s:Samples, white:dict|None) -> Datasets:
     "The data sets of fastai, which read and label the files of `s`."
     label = [FileLabeler(dict(zip(s.files, s.labels)), s.classes), Categorize(vocab=s.classes, sort=False)]
     return Datasets(s.files, [[ReadImage(white)], label], splits=_splits(s))
+
+def _named(near:pd.DataFrame, s:Samples) -> pd.DataFrame:
+    "Near-duplicates by their names below the folder that holds all images."
+    if near.empty: return near
+    name = dict(zip(s.files, names_below(s.files)))
+    return near.assign(file=near.file.map(name), near=near.near.map(name))
 
 def _memory(s:Samples, images:DecodedImages, on_device:bool|None, augmented:bool, device:torch.device) -> dict:
     "What makes `Datasets.dataloaders` take the images of `s` from memory."
@@ -163,6 +171,7 @@ def get_dls(
         after_batch=[IntToFloatTensor(), Normalize.from_stats(*stats, cuda=on_gpu)])
     dls.size, dls.stats, dls.dataset, dls.loader = size, stats, name, 'decoded' if memory else 'files'
     dls.on_device = bool(memory and memory['dl_kwargs'][0]['on_device'])
-    dls.digest, dls.white, dls.near_duplicates = s.digest(), white, near
+    dls.digest, dls.white, dls.near_duplicates = s.digest(), white, _named(near, s)
+    dls.has_test = 'test' in s.parts
     dls.valid_groups = s.groups and [s.groups[i] for i in s.idxs(True)]
     return dls

@@ -47,6 +47,7 @@ from simam_ema_fastai.deploy.protocol import (
 )
 from ..runtime.classifier import Classifier, NotFinite
 from ..runtime.images import read_image
+from ..runtime.selection import select
 
 # %% auto #0
 __all__ = ['Service', 'create_app']
@@ -60,8 +61,9 @@ def _gate_map(gate:str, m:np.ndarray) -> GateMap:
 
 class Service:
     "A model with its batcher, limits and counters, and what its routes answer."
-    def __init__(self, model:Classifier, name:str, limits:Limits):
+    def __init__(self, model:Classifier, name:str, limits:Limits, min_confidence:float=0.):
         self.classifier, self.name, self.limits, self.counters = model, name, limits, Metrics()
+        self.min_confidence = min_confidence
         self.batcher = Batcher(model, limits, self.counters)
         self.counters.pending.set_function(self.batcher.load)
         self.decoders = anyio.CapacityLimiter(limits.decoders)
@@ -82,18 +84,27 @@ class Service:
 
     async def predict(self, request:Request,
         k:Annotated[int, Query(ge=1, le=1000, description='How many classes to name')]=5,
-        maps:Annotated[bool, Query(description='Also say where the gates look')]=False
+        maps:Annotated[bool, Query(description='Also say where the gates look')]=False,
+        min_confidence:Annotated[float|None, Query(ge=0, le=1, description='Mark less likely answers as unsure')]=None,
+        accuracy:Annotated[str|None, Query(description='Or as many as it takes for this to be right, e.g. 97%')]=None
     ) -> PredictResponse:
         """Classes and probabilities for one or more images.
 
         Answered if at least one of them could be read; the others carry their error."""
+        threshold = self._threshold(min_confidence, accuracy)
         if maps and not self.gates:
             raise HTTPException(422, 'this model has no gate maps: they take a model with gates, loaded by PyTorch.')
         results, outcomes = await self._in_time(request, k, maps)
         errors, failed = [r.error for r in results if r.error], 'failed' in outcomes
         if len(errors) == len(results): raise HTTPException(500 if failed else 422, ' '.join(errors))
         if failed: request.scope['error'] = ' '.join(errors)  # for the log
-        return PredictResponse(model=self.name, results=results)
+        for r in results: r.unsure = bool(r.classes) and r.classes[0].prob < threshold
+        return PredictResponse(model=self.name, min_confidence=threshold, results=results)
+
+    def _threshold(self, min_confidence:float|None, accuracy:str|None) -> float:
+        if min_confidence is None and accuracy is None: return self.min_confidence
+        try: return select(self.classifier.about, min_confidence or 0., accuracy).threshold
+        except UserError as e: raise HTTPException(422, str(e)) from None
 
     async def _in_time(self, request:Request, k:int, maps:bool) -> tuple[list[ImageResult],list[str]]:
         "A result and an outcome for each image of a request, within the time that one may take."
@@ -145,6 +156,7 @@ class Service:
         return ModelInfo(
             name=self.name, classes=[str(c) for c in self.classifier.classes], size=self.classifier.size,
             resize=tuple(t['resize']), method=t.get('method', 'squish'), gates=self.gates,
+            min_confidence=self.min_confidence,
             limits=RequestLimits(body=l.body, pixels=l.pixels, images=l.images, seconds=l.seconds))
 
     async def health(self) -> ServiceStatus:
@@ -214,11 +226,12 @@ def create_app(
     token:str=None, # Required as a bearer token if given; see `access.check_token`
     limits:Limits=None, # None for the defaults
     hosts:set[str]=None, # Values of the Host header to answer to; None for all
-    ready:Callable=None # Called when the model is warm
+    ready:Callable=None, # Called when the model is warm
+    min_confidence:float=0. # Answers of a lower probability are unsure, unless a request says otherwise
 ) -> FastAPI:
     "Build the service as an ASGI application. Raises `UserError` for a token that protects nothing."
     if token is not None: check_token(token)
-    service = Service(model, name, limits or Limits())
+    service = Service(model, name, limits or Limits(), min_confidence)
     app = FastAPI(
         title='simam_ema', version=__version__, description=f'Classes and probabilities for images, from {name}.',
         docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=functools.partial(service.lifespan, ready))

@@ -21,10 +21,11 @@ from torch import nn
 
 from ..attention.modules import gates
 from ..core.errors import UserError
-from ..core.files import atomic_path, file_hash, write_json
+from ..core.files import atomic_path, file_hash, write_json, write_text
 from ..data.datasets import datasets
 from ..data.preprocessing import dls_attr, validation_transforms
 from ..data.transforms import FileLabeler, ReadImage
+from .card import model_card
 from ..models.create import create_model
 from ..models.insert import Placement
 from ..models.libraries import is_library_arch
@@ -92,9 +93,10 @@ def describe(
 def write_bundle(
     learn:Learner,
     folder:str|Path, # An existing folder; its other files stay
-    metrics:dict=None # What it scored, and on how many images
+    metrics:dict=None, # What it scored, and on how many images
+    where:str='.' # From where `load_exported` will take it, for its model card
 ):
-    "Write `learn`'s model as `model.safetensors` and `model.json`. Raises `UserError` unless `create_model` made it."
+    "Write `model.safetensors`, `model.json` and a model card. Raises `UserError` unless `create_model` made the model."
     about, folder = describe(learn, metrics), Path(folder)
     if about['placements'] is None:
         raise UserError('a bundle needs a model from create_model, which can be rebuilt by name; this one is not, or '
@@ -104,7 +106,9 @@ def write_bundle(
     (folder/'model.onnx').unlink(missing_ok=True)  # made from other weights
     with atomic_path(folder/'model.safetensors') as tmp: tmp.write_bytes(tensors)
     digest = f"sha256:{file_hash(folder/'model.safetensors')}"
-    write_json(folder/'model.json', _sealed(about | dict(files={'model.safetensors': digest})))
+    about = _sealed(about | dict(files={'model.safetensors': digest}))
+    write_json(folder/'model.json', about)
+    write_text(folder/'README.md', model_card(about, where))
 
 # %% ../../nbs/deploy/01_bundle.ipynb #ae9e5a69
 def _empty_dls(about:dict) -> DataLoaders:

@@ -19,13 +19,13 @@ from ..core.files import atomic_path
 from .bundle import describe, read_bundle, write_bundle
 from .legacy import LegacyPickle
 from ..runtime.classifier import Classifier
-from ..runtime.formats import model_format
+from ..runtime.formats import model_format, model_path
 
 # %% auto #0
 __all__ = ['export_bundle', 'load_exported', 'as_classifier']
 
 # %% ../../nbs/deploy/06_load.ipynb #f8564245
-_exported = {'model.pkl', 'model.json', 'model.safetensors', 'model.onnx', 'model.int8.onnx', 'model.pt2'}
+_exported = {'README.md', 'model.pkl', 'model.json', 'model.safetensors', 'model.onnx', 'model.int8.onnx', 'model.pt2'}
 
 def _write_pickle(learn:Learner, path:Path):
     loggers = [cb for cb in learn.cbs if isinstance(cb, CSVLogger)]
@@ -64,19 +64,19 @@ def _load_pickle(path:Path, cpu:bool) -> Learner:
     return learn
 
 def load_exported(
-    path:str|Path, # The folder of a bundle or of a run, or a file from `export_bundle` or fastai's `Learner.export`
+    path:str|Path, # A bundle, a run, a file from `export_bundle` or fastai's `Learner.export`; hf:ORG/NAME on the Hub
     trust:bool=False, # Open a .pkl, which can run any code: only if you trust whoever wrote it
     cpu:bool=True # Put it on the CPU
 ) -> Learner: # A bundle's has no data of its own
     """Load an exported learner, and print which form it was in.
 
     Raises `UserError` if it is missing, damaged, too new, or a pickle that is not trusted."""
-    path, form = Path(path), model_format(path)
+    path = model_path(path)
+    form = model_format(path)
     if form == 'onnx':
         raise UserError(f"{path} is an ONNX model, not a learner: `predict_images` takes it, and "
                         "`runtime.classifier.open_model`.")
     if form == 'folder':
-        if not path.is_dir(): path = path.parent  # one of the two files of a bundle
         if (path/'model.json').exists() or not (path/'model.pkl').exists():
             learn = read_bundle(path)
             if not cpu: learn.model.to(learn.dls.to(default_device()).device)

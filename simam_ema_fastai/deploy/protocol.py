@@ -65,12 +65,14 @@ class ImageResult(BaseModel):
     "What there is to say about one image."
     name: str # The file's name, as sent
     classes: list[ClassProbability] = [] # The likeliest first; empty if there is an error
+    unsure: bool = False # Whether the likeliest class is less likely than `min_confidence`
     error: str|None = None # Why this image has no answer
     maps: list[GateMap] = []
 
 class PredictResponse(BaseModel):
     "The answer to `POST /predict`."
     model: str
+    min_confidence: float # Answers of a lower probability are unsure
     results: list[ImageResult] # In the order in which the images were sent
 
 class RequestLimits(BaseModel):
@@ -88,6 +90,7 @@ class ModelInfo(BaseModel):
     resize: tuple[int,int] # Width and height to which an image is resized, before its center is cropped to `size`
     method: str # How it is resized: squish, or to the same proportions by crop or pad
     gates: list[str] # Kinds of gate that have maps
+    min_confidence: float # Of answers to requests that give no threshold
     limits: RequestLimits
 
 class ServiceStatus(BaseModel):

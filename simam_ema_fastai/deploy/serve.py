@@ -26,6 +26,7 @@ from .app import create_app
 from .guard import JsonLines, log
 from .protocol import Limits
 from ..runtime.classifier import open_model
+from ..runtime.selection import select
 
 # %% auto #0
 __all__ = ['running', 'serve']
@@ -109,7 +110,9 @@ def serve(
     port:int=8000, # 0 for a free one
     token:str=None, # What clients have to show, see `access.read_token`
     limits:Limits=None, # None for the defaults
-    trust:bool=False # Also open a pickle
+    trust:bool=False, # Also open a pickle
+    min_confidence:float=0., # As for `runtime.selection.select`
+    accuracy:str=None # As for `runtime.selection.select`
 ):
     """Serve `model` until SIGTERM or Ctrl-C, which stop it even while the model hangs.
 
@@ -126,8 +129,10 @@ def serve(
         _log_to_stderr()
         shown = f'[{address}]' if ':' in address else address
         classifier = open_model(model, trust)
+        threshold, why = select(classifier.about, min_confidence, accuracy)
+        if why: print(why, flush=True)
         known = [classifier.about[k] for k in ('variant', 'arch') if classifier.about.get(k)]
         name = ' '.join(known) or Path(model).stem
         hosts = {*local_hosts, shown} if local and not token else None
         def ready(): print(f'{Path(model).name}: http://{shown}:{port} (Ctrl-C stops it)', flush=True)
-        _run(create_app(classifier, name, token, limits, hosts, ready), sock, limits.seconds)
+        _run(create_app(classifier, name, token, limits, hosts, ready, threshold), sock, limits.seconds)

@@ -13,7 +13,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from fastai.torch_core import default_device
 
+from ..attention.cpp_training import build_gates
 from ..core.errors import UserError
 from ..core.files import write_json, write_text
 from .config import RunConfig
@@ -24,6 +26,7 @@ from simam_ema_fastai.experiments.parts import (
     check_same,
     data_key,
     digests_now,
+    free_images,
     prepare,
     prepare_weights,
 )
@@ -73,6 +76,19 @@ def _prepare_all(todo:Sequence[RunConfig], folder:Path, shared:dict) -> dict[tup
     if errors and not known: raise next(iter(errors.values()))
     return known
 
+_worth_building = 20_000 # Images of 64×64 pixels, shown to networks with SimAM or EMA
+
+def _build_gates(todo:Sequence[RunConfig], folder:Path, shared:dict):
+    "Have the gates computed by C++ on a CPU, built now if the runs are long enough to gain more than a build takes."
+    if default_device().type != 'cpu': return
+    shown = 0
+    for c in todo:
+        if not {'simam', 'ema'} & {p.gate for p in c.variant.placements}: continue
+        with contextlib.suppress(UserError):
+            dls = prepare(c, folder/c.name, shared=shared).dls
+            shown += c.recipe.epochs*len(dls.train)*c.recipe.bs*(dls.size/64)**2
+    if shown >= _worth_building: build_gates()
+
 def _check_folder(
     configs:Sequence[RunConfig],
     folder:Path, # The grid's
@@ -91,7 +107,8 @@ def _check_folder(
 def _incomparable(c:RunConfig, there:dict, digest:str|None) -> dict[str,tuple]:
     "The differences between a run and one on disk that are not what a comparison is about."
     found = changed_settings(identity(there), identity({**c.as_json(), 'digest': digest}))
-    compared = 'recipe.strategy', 'recipe.seed'
+    if 'data.fold' in found: found.pop('digest', None)  # of other parts of the same images
+    compared = 'recipe.strategy', 'recipe.seed', 'data.fold'
     return {k: v for k,v in found.items() if k.split('.')[0] in ('digest','data','recipe') and k not in compared}
 
 # %% ../../nbs/experiments/09_ablation.ipynb #2828bdae
@@ -113,6 +130,7 @@ def in_turn(
         if isinstance(result, Failure):  # now that the error, and with it the learner, is gone
             gc.collect()
             if torch.cuda.is_available(): torch.cuda.empty_cache()
+        if i < len(configs) and configs[i].data.get('fold') != c.data.get('fold'): free_images(shared)
         yield c, result
 
 class RunsFailed(UserError):
@@ -153,6 +171,7 @@ def ablate(
         for c in configs: check_same(c, folder/c.name)
         todo = _to_do(configs, folder)
         _check_folder(configs, folder, _prepare_all(todo, folder, shared))
+        _build_gates(todo, folder, shared)
         plan = folder/'grid.json'
         before = plan.read_bytes() if plan.exists() else None
         if is_rank0(): _write_plan(configs, folder, metric, margin)
@@ -175,8 +194,9 @@ def _to_do(configs:Sequence[RunConfig], folder:Path) -> list[RunConfig]:
 
 def _write_plan(configs:Sequence[RunConfig], folder:Path, metric:str|None, margin:float|None):
     "Note what was asked for, when, and by what it is to be judged, in `folder`/grid.json."
-    runs = {c.name: dict(variant=c.variant.name, strategy=c.recipe.strategy, seed=c.recipe.seed, arch=c.variant.arch,
-                         data=c.data['name'], epochs=c.recipe.epochs) for c in configs}
+    runs = {c.name: dict(variant=c.variant.name, strategy=c.recipe.strategy, seed=c.recipe.seed,
+                         fold=c.data.get('fold'), arch=c.variant.arch, data=c.data['name'], epochs=c.recipe.epochs)
+            for c in configs}
     p = load_progress(folder)
     planned, noted = planned_metric(folder)
     judged = dict(metric=metric or planned, margin=noted if margin is None else margin)

@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..core.errors import UserError, one_of
+from ..data.checks import check_whole_numbers
 from ..data.datasets import datasets
 from .identity import run_name
 from ..models.libraries import check_size, own_size
 from ..models.variants import Variant, get_variant
 from ..models.weights import Weights
-from ..training.recipe import Recipe, recipes
+from ..training.recipe import Recipe, recipes, train_only
 
 # %% auto #0
-__all__ = ['grids', 'RunConfig', 'make_grid', 'Grid']
+__all__ = ['grids', 'RunConfig', 'check_comparable', 'make_grid', 'Grid']
 
 # %% ../../nbs/experiments/05_config.ipynb #56d268af
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class RunConfig:
     @property
     def name(self) -> str:
         "What its folder is called."
-        return run_name(self.variant.name, self.recipe.strategy, self.recipe.seed)
+        return run_name(self.variant.name, self.recipe.strategy, self.recipe.seed, self.data.get('fold'))
 
     @property
     def weights_name(self) -> str|None:
@@ -57,6 +58,15 @@ class RunConfig:
         return json.loads(json.dumps(config, default=str))
 
 # %% ../../nbs/experiments/05_config.ipynb #868a767e
+def check_comparable(recipe:Recipe):
+    "Raise `UserError` for a recipe that a comparison cannot be trained with."
+    changed = [k for k in train_only if getattr(recipe, k) != getattr(Recipe(), k)]
+    if changed:
+        flags = ', '.join('--' + k.replace('_', '-') for k in changed)
+        raise UserError(f'{flags}: a comparison trains every variant alike, to the last epoch, and judges that: where '
+                        'the validation images choose when to stop, they flatter. `simam_ema train` takes it, for one '
+                        'network.')
+
 def _with_size(data:dict, archs:Sequence[str]) -> dict:
     "`data` with the size that the networks were made for, where none is given and they are a library's."
     sizes = {a: own_size(a) for a in archs}
@@ -68,7 +78,7 @@ def _with_size(data:dict, archs:Sequence[str]) -> dict:
     return data | dict(size=sizes[archs[0]])
 
 def make_grid(
-    data:dict, # Arguments of `get_dls`: name, path, size, …
+    data:dict, # Arguments of `get_dls`: name, path, size, …; with folds and no fold, every fold is a run
     variants:Sequence[str|Variant]=('baseline','simam','ema','hybrid'), # Names, specs, or from `get_variant`
     seeds:Sequence[int]=(1,), # A run each
     strategies:Sequence[str]=None, # Train every variant with each of them; None for the one the study gave it
@@ -77,16 +87,24 @@ def make_grid(
     recipe:Recipe=recipes['study'], # Seed and strategy are replaced
     overrides:dict=None # stages, factor, reduction, start, sites, act, as for `get_variant`
 ) -> list[RunConfig]:
-    """List the configs of variants × strategies × seeds, a complete comparison for the first seed first.
+    """List the configs of variants × strategies × folds × seeds, a complete comparison for the first seed first.
 
-    Raises `UserError` for unknown names and images too small for a backbone."""
+    Raises `UserError` for unknown names, fewer than two folds, and images too small for a backbone."""
     d = datasets[one_of(data.get('name', ''), datasets, 'data set')]
     resolved = [get_variant(v, arch, **(overrides or {})) for v in variants]
     data = _with_size(data, [v.arch for v in resolved])
-    configs = [RunConfig(v, data, weights, replace(recipe, seed=seed, strategy=s))
-               for seed in seeds for v in resolved for s in strategies or [recipe.strategy]]
+    configs = [RunConfig(v, part, weights, replace(recipe, seed=seed, strategy=s))
+               for seed in seeds for part in _folds_of(data) for v in resolved for s in strategies or [recipe.strategy]]
     for v in resolved: check_size(v.arch, data.get('size') or d.size)
+    if len(configs) > 1: check_comparable(recipe)
     return configs
+
+def _folds_of(data:dict) -> list[dict]:
+    "The data of every fold; of the one that is named, or of all where there are none."
+    folds = data.get('folds')
+    check_whole_numbers(2, folds=folds)
+    if not folds or data.get('fold'): return [data]
+    return [{**data, 'fold': k} for k in range(1, folds + 1)]
 
 # %% ../../nbs/experiments/05_config.ipynb #2bccbd40
 class Grid(NamedTuple):

@@ -27,24 +27,27 @@ __all__ = ['run_name', 'identity', 'changed_settings', 'describe_changes', 'dige
 def run_name(
     variant:str, # Name of a variant, or a spec
     strategy:str, # One of `models.terms.strategies`
-    seed:int
+    seed:int,
+    fold:int=None # The fold that validates; None outside a cross-validation
 ) -> str: # Valid on every file system
     "Return what the folder of a run is called."
     if '(' in variant and '@' in variant:
         readable = re.sub(r'[^\w@+.-]+', '_', variant, flags=re.ASCII)[:80].rstrip('_')
         variant = f'{readable}-{hashlib.sha256(variant.encode()).hexdigest()[:8]}'
     variant = variant.replace(':', '.')  # timm:resnet50, which Windows would not take
-    return f'{variant}-{strategy}-s{seed}'
+    return f'{variant}-{strategy}-s{seed}' + (f'-f{fold}' if fold else '')
 
 # %% ../../nbs/experiments/02_identity.ipynb #5e1a7c06
 _how_read = ('path', 'num_workers', 'skip_bad', 'loader', 'on_device') # How data were reached, not what they were
+_split_defaults = dict(valid_pct=.2, seed=0, test_pct=0) # Of the data: as good as left out
 _digests = ('digest', 'weights_digest')
 
 def identity(
     config:dict # As `config.json` holds it
 ) -> dict[str,object]: # A name such as 'recipe.lr' to its value
     "Flatten the settings that decide the result of a run. A digest that an earlier version did not note is None."
-    data = {k: v for k,v in config.get('data', {}).items() if k not in _how_read}
+    def decides(k, v): return k not in _how_read and (k, v) not in _split_defaults.items()
+    data = {k: v for k,v in config.get('data', {}).items() if decides(k, v)}
     recipe = {**asdict(Recipe()), **config.get('recipe', {})}
     flat = dict.fromkeys(_digests)
     for k,v in {**config, 'data': data, 'recipe': recipe}.items():

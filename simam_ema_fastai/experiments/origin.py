@@ -20,7 +20,8 @@ from ..runtime.manifest import read_manifest
 __all__ = ['data_of_run', 'samples_to_evaluate', 'training_images', 'images_to_judge']
 
 # %% ../../nbs/experiments/11_origin.ipynb #971cfdbf
-_split = ('name', 'path', 'labels', 'valid_pct', 'seed', 'n_classes', 'n_valid') # What decides which images validate
+_split = ('name', 'path', 'labels', 'columns', 'valid_pct', 'seed', 'group', 'test_pct', 'folds', 'fold',
+          'n_classes', 'n_valid', 'n_test') # What decides which images validate
 
 def _folder_of(model:Path) -> Path: return model if model.is_dir() else model.parent
 
@@ -48,7 +49,7 @@ def samples_to_evaluate(
     except UserError: its_own = {}
     if its_own.get('name') == wanted['name'] and (_same_place(its_own.get('path'), path) or _same_content(model, path)):
         return load_samples(**its_own | wanted)
-    return load_samples(**{k: v for k,v in wanted.items() if k in {'name','labels', *given}}, whole=True)
+    return load_samples(**{k: v for k,v in wanted.items() if k in {'name','labels','columns', *given}}, whole=True)
 
 def _same_place(a:str|None, b:str) -> bool: return bool(a) and os.path.realpath(a) == os.path.realpath(b)
 

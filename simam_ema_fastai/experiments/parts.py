@@ -28,7 +28,7 @@ from ..models.weights import Weights
 from ..training.ranks import broadcast_object, local_rank0_first
 
 # %% auto #0
-__all__ = ['Parts', 'prepare_weights', 'prepare', 'RunMismatch', 'check_same', 'digests_now', 'data_key']
+__all__ = ['Parts', 'prepare_weights', 'prepare', 'free_images', 'RunMismatch', 'check_same', 'digests_now', 'data_key']
 
 # %% ../../nbs/experiments/07_parts.ipynb #ce424cdf
 _feeding = ('loader', 'on_device') # Of the data: from where the network gets them, which a run keeps to
@@ -66,7 +66,8 @@ def _weights_key(config:RunConfig) -> tuple:
     w = config.weights
     return 'weights', config.variant.arch, w if isinstance(w, (str, Path, type(None))) else id(w)
 
-def _config_in(folder:Path) -> dict|None: return read_config(folder) if (folder/'config.json').exists() else None
+def _config_in(folder:Path|None) -> dict|None:
+    return read_config(folder) if folder and (folder/'config.json').exists() else None
 
 def prepare_weights(
     config:RunConfig,
@@ -77,7 +78,7 @@ def prepare_weights(
 
 def prepare(
     config:RunConfig,
-    folder:Path, # Of the run: one that began goes on as it was fed
+    folder:Path=None, # Of the run, if it has one: a run that began goes on as it was fed
     dls:DataLoaders=None, # Your own; those that the config names if None
     shared:dict=None # What other runs have loaded before; gets what is loaded here
 ) -> Parts:
@@ -93,6 +94,15 @@ def prepare(
     key = 'parts', repr(args), _weights_key(config)
     if key not in shared: shared[key] = Parts(weights, dls, digests(dls, weights))
     return shared[key]
+
+# %% ../../nbs/experiments/07_parts.ipynb #1fbdb059
+def free_images(
+    shared:dict # What runs have loaded, as for `prepare`
+):
+    "Let go of the decoded images on devices; the next epoch puts there what it needs."
+    for key, dls in shared.items():
+        for dl in dls.loaders if key[0] == 'data' else []:
+            if (images := getattr(dl, 'images', None)) is not None: images.release()
 
 # %% ../../nbs/experiments/07_parts.ipynb #d74abbdf
 class RunMismatch(UserError):

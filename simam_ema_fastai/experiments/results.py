@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from ..core.errors import UserError
@@ -20,8 +22,8 @@ from ..models.variants import get_variant, variants
 from ..training.metrics import imbalance_metrics
 
 # %% auto #0
-__all__ = ['read_table', 'left_out', 'load_runs', 'planned_metric', 'load_progress', 'time_left', 'format_duration',
-           'load_history']
+__all__ = ['read_table', 'read_per_class', 'read_predictions', 'folders_of', 'left_out', 'load_runs', 'planned_metric',
+           'load_progress', 'time_left', 'format_duration', 'load_history']
 
 # %% ../../nbs/experiments/04_results.ipynb #b832ec87
 def _damaged(file:Path, why:str) -> UserError:
@@ -63,7 +65,8 @@ def _strategy(variant:str, strategy:str|None) -> str:
     except UserError: return 'uniform'
 
 # %% ../../nbs/experiments/04_results.ipynb #c6025e0a
-_subset = dict(labels='labels {}', n_classes='{} classes', n_train='{} training images', n_valid='{} validation images')
+_subset = dict(labels='labels {}', n_classes='{} classes', n_train='{} training images', n_valid='{} validation images',
+               folds='{} folds')
 
 def _row(folder:Path) -> dict:
     "Read a finished run. Raises `UserError` that names the file if one is damaged."
@@ -78,9 +81,10 @@ def _row(folder:Path) -> dict:
     if metrics.get('n') != len(predictions):
         raise _damaged(folder/'predictions.csv', f"it holds {len(predictions)} images of {metrics.get('n')}")
     if 'balanced_accuracy' not in metrics: metrics = _add_imbalance_metrics(metrics, predictions, len(n), folder)
+    if 'test_n' in metrics: read_table(folder/'test_predictions.csv', 'file', 'true', 'pred1', 'prob1', 'prob_true')
     part = ', '.join(text.format(c['data'][k]) for k,text in _subset.items() if c['data'].get(k) is not None)
-    return dict(_planned(folder.name, c), part=part, commonest=100*n.max()/max(n.sum(), 1), classes=len(n),
-                **metrics, **cost)
+    how = dict(folders=folder.name, folds=c['data'].get('folds'), part=part, classes=len(n))
+    return dict(_planned(folder.name, c), **how, commonest=100*n.max()/max(n.sum(), 1), **metrics, **cost)
 
 def _add_imbalance_metrics(metrics:dict, predictions:pd.DataFrame, n_classes:int, folder:Path) -> dict:
     "The metrics of a run with those that 0.1 did not compute, as far as its predictions tell them."
@@ -91,7 +95,7 @@ def _planned(run:str, c:dict) -> dict:
     "What tells a run from the others of its folder."
     strategy = _strategy(c['variant'], c['recipe'].get('strategy'))
     return dict(run=run, variant=c['variant'], strategy=strategy, seed=c['recipe']['seed'],
-                arch=c['arch'], data=c['data']['name'])
+                fold=c['data'].get('fold'), arch=c['arch'], data=c['data']['name'])
 
 def _readable_rows(folder:Path) -> tuple[list[dict],dict[str,str]]:
     "Rows of the finished runs that can be read, and why the others cannot."
@@ -104,12 +108,73 @@ def _readable_rows(folder:Path) -> tuple[list[dict],dict[str,str]]:
 def _without_copies(rows:list[dict]) -> tuple[list[dict],dict[str,str]]:
     "`rows` with every seed once, and a word on each that goes. A copied folder has another name, or a longer one."
     kept, left_out = {}, {}
-    for r in sorted(rows, key=lambda r: r['run'] != run_name(r['variant'], r['strategy'], r['seed'])):
-        first = kept.setdefault((r['variant'], r['strategy'], r['seed']), r)
+    for r in sorted(rows, key=lambda r: r['run'] != run_name(r['variant'], r['strategy'], r['seed'], r['fold'])):
+        first = kept.setdefault((r['variant'], r['strategy'], r['seed'], r['fold']), r)
         if first is r: continue
         what = '{run} is {variant}, {strategy}, seed {seed}'.format(**r)
         left_out[r['run']] = f"{what} like {first['run']}: a seed counts once."
     return list(kept.values()), left_out
+
+def _pool(folder:Path, rows:list[dict]) -> dict:
+    "One row of the folds of one seed: each image was predicted once, by the network that had not seen it."
+    n = np.array([r['n'] for r in rows])
+    name = run_name(*(rows[0][k] for k in ('variant', 'strategy', 'seed')))
+    pooled = dict(rows[0], run=name, folders=' '.join(r['folders'] for r in rows), fold=None, n=int(n.sum()))
+    for k,v in rows[0].items():
+        if k in _added: pooled[k] = sum(r[k] for r in rows)
+        elif k not in _kept and isinstance(v, (int, float)) and all(isinstance(r.get(k), (int, float)) for r in rows):
+            pooled[k] = float(np.average([r[k] for r in rows], weights=n))
+    per_class = read_per_class(folder, pooled['folders'])
+    predictions = read_predictions(folder, pooled['folders'])
+    commonest = 100*per_class.n.max()/max(per_class.n.sum(), 1)
+    return pooled | imbalance_metrics(predictions, len(per_class)) | dict(commonest=commonest)
+
+_added = 'train_seconds', 'seconds' # Over the folds
+_kept = 'seed', 'n', 'k', 'classes', 'epochs', 'size', 'folds', 'parameters', 'test_n'
+
+def _with_pooled_folds(folder:Path, rows:list[dict]) -> tuple[list[dict],dict[str,str]]:
+    """`rows` with the folds of a seed in one, and a word on each seed that goes.
+
+    Once all folds of one seed are there, a seed with fewer does not count. Until then those count that all have."""
+    seeds = defaultdict(dict)
+    for r in rows: seeds[r['variant'], r['strategy'], r['seed'], r['folds']][r['fold']] = r
+    in_folds = {key: found for key,found in seeds.items() if key[-1]}
+    common = set.intersection(*map(set, in_folds.values())) if in_folds else set()
+    whole = any(len(found) == key[-1] for key,found in in_folds.items())
+    kept, left_out = [], {}
+    for key, found in seeds.items():
+        counted = {k: r for k,r in found.items() if not key[-1] or (len(found) == key[-1] if whole else k in common)}
+        if counted: kept.append(_pool(folder, [counted[k] for k in sorted(counted)]) if key[-1] else found[None])
+        else:
+            v, s, seed, folds = key
+            left_out[run_name(v, s, seed)] = (f'{v}, {s}, seed {seed}: {len(found)} of {folds} folds are finished. '
+                                              'It counts once all are.')
+    return kept, left_out
+
+def read_per_class(
+    folder:str|Path, # A run folder
+    folders:str # Names of runs in it, separated by blanks: the `folders` of a row of `load_runs`
+) -> pd.DataFrame: # class, n, top1 in percent
+    "Read the accuracy of every class; folds are pooled."
+    tables = [read_table(Path(folder)/name/'per_class.csv', 'class', 'n') for name in folders.split()]
+    if len(tables) == 1: return tables[0]
+    n, right = (np.sum([f(t) for t in tables], 0) for f in (lambda t: t.n, lambda t: (t.n*t.top1.fillna(0))))
+    return pd.DataFrame({'class': tables[0]['class'], 'n': n, 'top1': right/np.where(n == 0, np.nan, n)})
+
+def read_predictions(
+    folder:str|Path, # A run folder
+    folders:str, # As for `read_per_class`
+    name:str='predictions.csv'
+) -> pd.DataFrame: # A row per image, in the order of file and class
+    "Read what a run predicted; folds are pooled."
+    df = pd.concat([read_table(Path(folder)/run/name) for run in folders.split()], ignore_index=True)
+    return df.sort_values(['file','true'], ignore_index=True, kind='stable')
+
+def folders_of(
+    runs:pd.DataFrame # From `load_runs`
+) -> list[str]:
+    "The folders of all runs: of a seed in folds, one for each."
+    return [name for names in runs.get('folders', runs.run) for name in names.split()]
 
 def _damage_in_unfinished(folder:Path) -> dict[str,str]:
     found = {}
@@ -126,7 +191,8 @@ def left_out(
 ) -> dict[str,str]: # Name of the run to one line
     "Say which runs do not count, and why: a damaged file, or a seed that is there twice."
     rows, unreadable = _readable_rows(folder := Path(folder))
-    return {**unreadable, **_without_copies(rows)[1], **_damage_in_unfinished(folder)}
+    rows, copies = _without_copies(rows)
+    return {**unreadable, **copies, **_with_pooled_folds(folder, rows)[1], **_damage_in_unfinished(folder)}
 
 def _in_order(df:pd.DataFrame) -> pd.DataFrame:
     "Sort by variant and strategy, as `models` lists them, and seed."
@@ -138,10 +204,14 @@ def _in_order(df:pd.DataFrame) -> pd.DataFrame:
 def load_runs(
     folder:str|Path # A run folder, as `ablate` writes it
 ) -> pd.DataFrame: # Config, metrics, efficiency, and the share of the commonest class in percent
-    "Load the finished runs of a folder, one per row; `left_out` names the others. Raises `UserError` if there is none."
+    """Load the finished runs of a folder, one per row; `left_out` names the others.
+
+    The folds of a seed are one row: `run` is its name without the fold, `folders` names the folders of its folds.
+    Raises `UserError` if there is none."""
     folder = Path(folder)
     rows, unreadable = _readable_rows(folder)
-    if rows: return _in_order(pd.DataFrame(_without_copies(rows)[0]))
+    if rows: rows = _with_pooled_folds(folder, _without_copies(rows)[0])[0]
+    if rows: return _in_order(pd.DataFrame(rows).drop(columns=['fold','folds']))
     if (folder/'config.json').exists():
         raise UserError(f'{folder} is one run: give the folder that holds it, {folder.absolute().parent}.')
     why = {**unreadable, **_damage_in_unfinished(folder)}
@@ -157,11 +227,11 @@ def planned_metric(
     return plan.get('metric') or 'top1', plan.get('margin') or 1.
 
 # %% ../../nbs/experiments/04_results.ipynb #becb84c7
-_progress = ['run','variant','strategy','seed','arch','data','done','epochs','finished']
+_progress = ['run','variant','strategy','seed','fold','arch','data','done','epochs','finished']
 
 def load_progress(
     folder:str|Path # A run folder; nothing need be in it
-) -> pd.DataFrame: # run, variant, strategy, seed, arch, data, done and epochs (numbers), finished
+) -> pd.DataFrame: # run, variant, strategy, seed, fold, arch, data, done and epochs (numbers), finished
     "Load how far every run of a folder is that was started or planned, one per row."
     folder, rows = Path(folder), {}
     plan = folder/'grid.json'
@@ -196,7 +266,7 @@ def time_left(
     per_epoch = (latest - plan['started'])/new
     idle = (now or time.time()) - latest
     if idle >= max(60, 5*per_epoch): return None
-    left = (p.epochs - p.done).sum()
+    left = (p.epochs - p.done)[~p.finished.astype(bool)].sum()  # a finished run may have been stopped early
     return max(1., per_epoch*left - idle) if left else 0.
 
 def format_duration(seconds:float) -> str:

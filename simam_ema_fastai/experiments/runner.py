@@ -33,6 +33,7 @@ from simam_ema_fastai.experiments.runs import (
 from ..models.cost import measure
 from ..models.variants import Variant
 from ..training.checkpoint import Checkpoint
+from ..training.diagnosis import note_gates
 from ..training.evaluate import evaluate
 from ..training.failures import explain_out_of_memory
 from ..training.learner import build_learner, fit_recipe
@@ -108,6 +109,7 @@ def _train(
     checkpoint = Checkpoint(folder)
     if is_rank0(): write_json(folder/'config.json', settings)
     check_shared_file(folder/'config.json')
+    if is_rank0(): note_gates(learn, folder, 'start')
     done = checkpoint.resume(learn)
     if is_rank0(): note_environment(folder, environment(), resumed=done > 0)
     if done: print(f'  going on after epoch {done} of {recipe.epochs}')
@@ -117,21 +119,30 @@ def _train(
         with _distributed(learn):
             fit_recipe(learn, done, cbs=callbacks)
             result = evaluate(learn)
+            tested = evaluate(learn, learn.dls[2]) if vars(parts.dls).get('has_test') else None
         if not is_rank0(): return None
         if measured: write_json(folder/'efficiency.json', measure(learn.model, size, min(64, recipe.bs)))
-    return _write_result(learn, result, checkpoint, folder)
+    return _write_result(learn, result, tested, checkpoint, folder)
 
-def _write_result(learn:Learner, result, checkpoint:Checkpoint, folder:Path) -> dict:
-    "Write the evaluation, the model and, last, metrics.json, with which the run is done."
-    write_text(folder/'predictions.csv', result.predictions.to_csv(index=False))
-    write_text(folder/'per_class.csv', result.per_class.to_csv(index=False))
+def _write_result(learn:Learner, result, tested, checkpoint:Checkpoint, folder:Path) -> dict:
+    "Write the evaluation, that on test images if there are any, the model and, last, metrics.json: the run is done."
+    for prefix, found in {'': result, 'test_': tested}.items():
+        if found is None: continue
+        write_text(folder/f'{prefix}predictions.csv', found.predictions.to_csv(index=False))
+        write_text(folder/f'{prefix}per_class.csv', found.per_class.to_csv(index=False))
+    if len(near := vars(learn.dls).get('near_duplicates', ())):
+        write_text(folder/'near_duplicates.csv', near.to_csv(index=False))
+    note_gates(learn, folder, 'end')
     calibrated = calibrate(result, vars(learn.dls).get('valid_groups'))
     write_text(folder/'calibration.csv', calibrated.images.to_csv(index=False))
     learn.calibration = calibrated.about
     write_bundle(learn, folder, result.metrics)
     export_bundle(learn, folder/'model.pkl')
     seconds = {k: sum(h[k] for h in checkpoint.history) for k in ('train_seconds', 'seconds')}
-    metrics = dict(result.metrics, epochs=learn.recipe.epochs, **seconds)
+    of_test = {f'test_{k}': v for k,v in tested.metrics.items() if k != 'k'} if tested else {}
+    metrics = dict(result.metrics, **of_test, epochs=len(checkpoint.history), temperature=calibrated.temperature,
+                   **seconds)
+    if learn.recipe.best_epoch: metrics['best_epoch'] = learn.keep_best.best_epoch + 1
     write_json(folder/'metrics.json', metrics)
     checkpoint.remove()
     return metrics

@@ -94,6 +94,12 @@ def _missing_from(folder:Path) -> str:
     return f"{' and '.join(missing)} missing" if missing else ''
 
 def _wrong_in(folder:Path) -> str:
-    try: n, rows = read_json(folder/'metrics.json')['n'], len(pd.read_csv(folder/'predictions.csv'))
-    except (UserError, ValueError, KeyError, TypeError): return 'metrics.json or predictions.csv damaged'
-    return '' if rows == n else f'predictions.csv damaged ({rows} of {n} images)'
+    try:
+        metrics = read_json(folder/'metrics.json')
+        wanted = {'predictions.csv': metrics['n'], 'test_predictions.csv': metrics.get('test_n')}
+        for name, n in wanted.items():
+            if n is not None and (rows := len(pd.read_csv(folder/name))) != n:
+                return f'{name} damaged ({rows} of {n} images)'
+    except FileNotFoundError: return 'test_predictions.csv missing'
+    except (UserError, ValueError, KeyError, TypeError, AttributeError): return 'metrics.json or predictions damaged'
+    return ''

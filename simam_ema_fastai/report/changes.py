@@ -46,6 +46,8 @@ def explain_changes(
     Raises `UserError` if a model, the data or captum is missing."""
     if e.focus is None: return None
     out, (a, b) = maps_file(e), (e.outcomes[c] for c in e.focus)
+    if any(not (e.folder/o.runs[0]).is_dir() for o in (a, b)):
+        raise UserError('each fold has a network of its own, and no two of them saw the same images.')
     if _is_current(out, [e.folder/o.runs[0]/'model.safetensors' for o in (a, b)]): return out
     from simam_ema_fastai.deploy.bundle import read_bundle
     from simam_ema_fastai.deploy.explain import explain_images

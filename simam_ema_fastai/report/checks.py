@@ -17,6 +17,7 @@ from ..core.errors import one_of
 from ..core.files import read_json
 from ..experiments.environment import environments
 from ..experiments.identity import changed_settings, identity
+from ..experiments.results import folders_of
 from ..experiments.runs import failures
 from .answers import and_more
 from .outcomes import Outcomes, load_outcomes
@@ -60,12 +61,12 @@ class FinishedRuns:
     @cached_property
     def configs(self) -> dict[str,dict]:
         "What `config.json` of a run holds, by run."
-        return {r: read_json(self.folder/r/'config.json') for r in self.runs.run}
+        return {r: read_json(self.folder/r/'config.json') for r in folders_of(self.runs)}
 
     @cached_property
     def environments(self) -> dict[str,list[dict]]:
         "The environments that trained a run, by run."
-        return {r: environments(self.folder/r) for r in self.runs.run}
+        return {r: environments(self.folder/r) for r in folders_of(self.runs)}
 
     @cached_property
     def failures(self) -> dict[str,str]:
@@ -87,8 +88,10 @@ class FinishedRuns:
         "The settings that differ although only variant, strategy, seed and backbone may."
         first = next(iter(self.identities.values()))
         names = {k for one in self.identities.values() for k in changed_settings(first, one)}
-        if len({*self.known_digests.values()}) > 1: names.add('digest')
-        return sorted(names - {'variant', 'recipe.seed', 'recipe.strategy', 'arch'})
+        names -= {'variant', 'recipe.seed', 'recipe.strategy', 'arch', 'data.fold', 'digest'}
+        data = {(self.identities[r].get('data.fold'), digest) for r,digest in self.known_digests.items()}
+        if len(data) > len({fold for fold,_ in data}): names.add('digest')  # folds are other parts of the same images
+        return sorted(names)
 
     def settings(self,
         prefix:str # 'data.' or 'recipe.'; empty for what belongs to neither

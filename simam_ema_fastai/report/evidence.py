@@ -11,7 +11,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..experiments.results import load_history, load_progress, load_runs, planned_metric, read_table
+from ..experiments.diagnoses import load_gates
+from simam_ema_fastai.experiments.results import (
+    folders_of,
+    load_history,
+    load_progress,
+    load_runs,
+    planned_metric,
+    read_per_class,
+    read_table,
+)
 from ..experiments.runs import failures
 from .answers import detection_limits, headline
 from .calibration import Calibration, Selective, calibration, selective
@@ -70,7 +79,7 @@ class Evidence:
 
     def _recall(self, run:str) -> float:
         "The recall of the class in question in a run, in percent."
-        t = read_table(self.folder/run/'per_class.csv').set_index('class').top1
+        t = read_per_class(self.folder, ' '.join(self.folders(run))).set_index('class').top1
         return t.get(self.metric.removeprefix('recall:'), np.nan)
 
     def differences(self,
@@ -79,9 +88,13 @@ class Evidence:
         "Every variant against its reference, judged by a metric."
         return differences(self.outcomes, metric, bool(self.void), self.margin)
 
+    def folders(self, run:str) -> list[str]:
+        "The folders of a run: of a seed in folds, one for each."
+        return folders_of(self.runs[self.runs.run == run])
+
     def class_names(self, run:str) -> list[str]:
         "The classes of a run."
-        return read_table(self.folder/run/'per_class.csv')['class'].map(one_line).tolist()
+        return read_table(self.folder/self.folders(run)[0]/'per_class.csv')['class'].map(one_line).tolist()
 
     def name(self, cell:tuple[str,str]) -> str:
         "A cell in words, with its strategy where there are several."
@@ -93,6 +106,11 @@ class Evidence:
         return load_history(self.folder)
 
     @cached_property
+    def gates(self) -> tuple[pd.DataFrame,pd.DataFrame]:
+        "What the gates of the finished runs did, see `load_gates`; empty where no run says."
+        return load_gates(self.folder, self.runs)
+
+    @cached_property
     def calibrations(self) -> dict[tuple[str,str],list[Calibration]]:
         "By cell, then by seed."
         def by_seed(o): return [calibration(*seed) for seed in zip(o.confidence, o.top1, o.prob_true)]
@@ -101,7 +119,8 @@ class Evidence:
     @cached_property
     def selections(self) -> dict[tuple[str,str],list[Selective]]:
         "By cell, then by seed: of the runs that have thresholds."
-        files = {c: [f for r in o.runs if (f := self.folder/r/'calibration.csv').exists()]
+        def noted(r): return [f for name in self.folders(r) if (f := self.folder/name/'calibration.csv').exists()]
+        files = {c: [f for r in o.runs for f in noted(r)]
                  for c,o in self.outcomes.items()}
         found = {c: [s for f in fs if (s := selective(read_table(f, 'part', 'right', 'scaled1')))]
                  for c,fs in files.items()}

@@ -8,10 +8,11 @@ from __future__ import annotations
 import codecs
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from ..data.datasets import datasets
-from ..experiments.results import left_out, load_progress, read_table
+from ..experiments.results import folders_of, left_out, load_progress, read_per_class, read_table
 from ..models.cost import flops_convention
 from .answers import and_more
 from .checks import Finding, FinishedRuns, check, checks, describe_spread
@@ -186,7 +187,11 @@ def _latency_varies(g):
 # %% ../../nbs/report/15_findings.ipynb #d7dffd8b
 @check('caution', 'not the last epoch')
 def _not_the_last_epoch(g):
-    last = {r: read_table(g.folder/r/'history.csv').accuracy.iloc[-1] for r in g.runs.run}
+    def last_of(r):
+        n = {name: len(read_table(g.folder/name/'predictions.csv')) for name in folders_of(r)}
+        last = [read_table(g.folder/name/'history.csv').accuracy.iloc[-1] for name in n]
+        return np.average(last, weights=[*n.values()])
+    last = {r.run.iloc[0]: last_of(r) for _,r in g.runs.groupby('run')}
     off = [r.run for r in g.runs.itertuples() if abs(100*last[r.run] - r.top1) > .5]
     if off:
         return (f'The evaluation of {and_more(off)} is not that of the last epoch: if the best epoch was chosen on the '
@@ -207,23 +212,50 @@ def _scope(g):
 @check('note', 'selection')
 def _selection(g):
     return (f'Evaluated after the last epoch, not the best one, on {int(g.runs.n.iloc[0]):,} validation images, one '
-            'pass each, without test-time augmentation. There is no third set: a learning rate or a variant chosen by '
-            'these figures will look better in them than it is.')
+            f'pass each, without test-time augmentation. {_third_set(g)}')
+
+def _third_set(g) -> str:
+    if 'test_n' not in g.runs or g.runs.test_n.isna().all():
+        return ('There is no third set: a learning rate or a variant chosen by these figures will look better in them '
+                'than it is.')
+    return (f'{int(g.runs.test_n.max()):,} test images were looked at once, at the end of each run, and decided '
+            'nothing: their figures stand in a column of their own, for the variant that the others chose.')
+
+@check('note', 'folds')
+def _folds(g):
+    folds = {c['data'].get('folds') for c in g.configs.values()} - {None}
+    if folds:
+        k = min(folds)
+        return (f'Each image was predicted by the one of {k} networks of a seed that was not trained on it, and the '
+                f'{k} are judged as one. They share most of their training images, so that the intervals are '
+                'approximate.')
+
+@check('caution', 'near-duplicates')
+def _near_duplicates(g):
+    files = [f for r in g.configs if (f := g.folder/r/'near_duplicates.csv').exists()]
+    if not files: return
+    found = pd.concat(map(pd.read_csv, files)).drop_duplicates(['file','near'])
+    n, r = len({*found.file}), found.iloc[0]
+    return (f'{n} validation or test images look like an image of another part, {Path(r.file).name} and '
+            f'{Path(r.near).name} for one: if they show the same thing, the accuracy is too high. '
+            'near_duplicates.csv of each run lists them.')
 
 @check('note', 'most common class')
 def _most_common_class(g):
     return f'Always predicting the most common class would score {g.runs.commonest.iloc[0]:.2f}%.'
 
+def _per_class(g) -> pd.DataFrame: return read_per_class(g.folder, ' '.join(folders_of(g.runs[:1])))
+
 @check('caution', 'classes absent')
 def _classes_absent(g):
-    per_class = read_table(g.folder/g.runs.run.iloc[0]/'per_class.csv')
+    per_class = _per_class(g)
     if empty := per_class['class'][per_class.n == 0].tolist():
         them = 'it' if len(empty)==1 else 'them'
         return f'No validation image shows {and_more(empty)}: nothing is known about {them}.'
 
 @check('note', 'few images of a class')
 def _few_images_of_a_class(g):
-    per_class = read_table(g.folder/g.runs.run.iloc[0]/'per_class.csv')
+    per_class = _per_class(g)
     few = per_class[per_class.n.between(1, 9)]
     if len(few):
         return (f'Fewer than ten validation images show {and_more(few["class"].tolist())}: what others would be like '
@@ -231,7 +263,7 @@ def _few_images_of_a_class(g):
 
 @check('note', 'Top-5')
 def _few_classes(g):
-    n, k = len(read_table(g.folder/g.runs.run.iloc[0]/'per_class.csv')), int(g.runs.k.iloc[0])
+    n, k = len(_per_class(g)), int(g.runs.k.iloc[0])
     if k < 5 or n <= 10:
         return (f'The top {k} predictions are a large part of {n} classes: Top-{k} says little, and only results.csv '
                 'has it.')

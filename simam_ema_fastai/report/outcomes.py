@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..experiments.results import read_table
+from ..experiments.results import read_per_class, read_predictions
 from .image_values import image_values
 from ..training.metrics import class_scores
 
@@ -67,11 +67,10 @@ def load_outcomes(
     scored:bool=False # Keep the probabilities of all classes, which some metrics take (`training.metrics`)
 ) -> dict[tuple[str,str],Outcomes]: # By variant and strategy
     "The predictions of every cell evaluated on the images of most runs; of the first run's if there is a tie."
-    def read(run, file): return read_table(Path(folder)/run/file)
-    def sorted_predictions(run):
-        return read(run, 'predictions.csv').sort_values(['file','true'], ignore_index=True, kind='stable')
-    predictions = {r: sorted_predictions(r) for r in runs.run}
-    images = {r: (tuple(read(r, 'per_class.csv')['class']), *zip(p.file, p.true)) for r,p in predictions.items()}
+    folders = dict(zip(runs.run, runs.get('folders', runs.run)))
+    predictions = {r: read_predictions(folder, names) for r,names in folders.items()}
+    classes = {r: tuple(read_per_class(folder, names)['class']) for r,names in folders.items()}
+    images = {r: (classes[r], *zip(p.file, p.true)) for r,p in predictions.items()}
     most = Counter(images.values()).most_common(1)[0][0]
     return {cell: Outcomes.of(g.run.tolist(), [predictions[r] for r in g.run], g.arch.iloc[0], most[0], scored)
             for cell, g in runs.groupby(['variant','strategy'], sort=False) if all(images[r]==most for r in g.run)}

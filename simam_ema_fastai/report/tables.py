@@ -52,6 +52,9 @@ def comparison_table(
         judged = {f'{metric_label(metric)} % [95%]': _percent(g, metric)}
         accuracies = judged | {'Top-1 % [95%]': _percent(g, 'top1')}
         if top5_says_enough(runs): accuracies['Top-5 % [95%]'] = _percent(g, 'top5')
+        if 'test_top1' in g and g.test_top1.notna().all():
+            judged_last = [m for m in dict.fromkeys((metric, 'top1')) if f'test_{m}' in g]
+            for m in judged_last: accuracies[f'test {metric_label(m)} % [95%]'] = _percent(g, f'test_{m}')
         rows.append({'variant': variant, 'strategy': strategy, 'seeds': str(len(g)), **accuracies, **_costs(g)})
         if in_study(g).all(): rows.append(_study_row(variant, strategy))
     return pd.DataFrame(rows)
@@ -81,9 +84,10 @@ def _over_seeds(x:pd.Series) -> str:
 
 def _percent(g:pd.DataFrame, column:str) -> str:
     "A metric with its interval."
-    if column not in ('top1', 'top5'): return _over_seeds(g[column])
-    if g.n.nunique() > 1: return f'{g[column].mean():.2f}'  # on different images: no interval
-    hits = np.arange(g.n.iloc[0]) < (g[column]*g.n/100).round().values[:,None]  # (S, N)
+    if column.removeprefix('test_') not in ('top1', 'top5'): return _over_seeds(g[column])
+    n = g.test_n.astype(int) if column.startswith('test_') else g.n
+    if n.nunique() > 1: return f'{g[column].mean():.2f}'  # on different images: no interval
+    hits = np.arange(n.iloc[0]) < (g[column]*n/100).round().values[:,None]  # (S, N)
     i = accuracy_interval(hits)
     return f'{i.value:.2f} [{i.low:.1f}, {i.high:.1f}]'
 

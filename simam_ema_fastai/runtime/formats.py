@@ -5,16 +5,18 @@
 # %% ../../nbs/runtime/04_formats.ipynb #492276c9
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import pickletools
 import zipfile
 from pathlib import Path
 from typing import BinaryIO
 
-from ..core.errors import UserError
+from ..core.errors import UserError, import_extra
 
 # %% auto #0
-__all__ = ['model_path', 'model_format']
+__all__ = ['hub_name', 'hub_errors', 'hub_api', 'model_path', 'model_format']
 
 # %% ../../nbs/runtime/04_formats.ipynb #1bc71f3c
 _wanted = 'A model is the folder of a run or of a bundle, an .onnx, or a .pkl that holds a learner'
@@ -52,10 +54,53 @@ def _check_archive(archive:zipfile.ZipFile, path:Path):
     raise UserError(f"{path} is not an exported learner, but an archive of another kind (TorchScript, "
                     f"torch.export, …). {_wanted}.")
 
+def hub_name(
+    path:str|Path
+) -> tuple[str,str|None]|None: # ORG/NAME and the revision, if any; None for a path of this machine
+    "Take hf:ORG/NAME or hf:ORG/NAME@REVISION apart."
+    text = path.as_posix() if isinstance(path, Path) else str(path)
+    if not text.startswith('hf:'): return None
+    name, _, revision = text.removeprefix('hf:').partition('@')
+    return name, revision or None
+
+@contextlib.contextmanager
+def hub_errors(
+    name:str # ORG/NAME
+):
+    "What goes wrong with the Hub within the block is a `UserError`, in one line."
+    try: yield
+    except UserError: raise
+    except Exception as e:
+        status, why = getattr(getattr(e, 'response', None), 'status_code', None), ' '.join(str(e).split())[:200]
+        said = {401: 'the Hub wants a token that is valid: `hf auth login`, or set HF_TOKEN',
+                403: f'the token gives no access to {name} on the Hub: one that may write there is wanted',
+                404: f'there is no model {name} on the Hub, or the token does not show it'}
+        if type(e).__name__ in ('HFValidationError', 'HfUriError'):
+            said[status] = f"'{name}' is not a name on the Hub: ORG/NAME is wanted"
+        raise UserError(said.get(status, f'the Hub cannot be reached, or failed ({why})') + '.') from e
+
+def hub_api():
+    "The client of the Hub. Raises `UserError` if it is not installed."
+    return import_extra('huggingface_hub', 'hub').HfApi(endpoint=os.environ.get('HF_ENDPOINT') or None)
+
+_from_hub = ['model.json', 'model.safetensors', 'model.onnx', 'README.md'] # Nothing that runs code when it is opened
+
+def _downloaded(name:str, revision:str|None) -> Path:
+    "The folder of a bundle from the Hub, which keeps what it has."
+    api = hub_api()
+    with hub_errors(name):
+        folder = Path(api.snapshot_download(name, revision=revision, allow_patterns=_from_hub))
+    if not (folder/'model.json').is_file():
+        raise UserError(f'{name} on the Hub is not a bundle of this package: it holds no model.json.')
+    return folder
+
 def model_path(
     path:str|Path
 ) -> Path:
-    "The model that `path` stands for: a file of a bundle stands for its folder, anything else for itself."
+    """The model that `path` stands for: a file of a bundle stands for its folder, anything else for itself.
+
+    hf:ORG/NAME stands for the folder to which a bundle was downloaded from the Hugging Face Hub."""
+    if name := hub_name(path): return _downloaded(*name)
     path = Path(path)
     in_bundle = path.name in ('model.json', 'model.safetensors') and path.with_name('model.json').is_file()
     return path.parent if in_bundle else path

@@ -11,12 +11,15 @@ from ..core.errors import UserError, one_of
 from ..models.terms import check_trainable, strategies
 
 # %% auto #0
-__all__ = ['schedules', 'precisions', 'optimizers', 'recipes', 'Recipe']
+__all__ = ['schedules', 'class_weightings', 'samplings', 'precisions', 'optimizers', 'train_only', 'recipes', 'Recipe']
 
 # %% ../../nbs/training/03_recipe.ipynb #266699ef
 schedules = ('one_cycle', 'cosine', 'step', 'flat')
+class_weightings = ('none', 'balanced')
+samplings = ('natural', 'balanced')
 precisions = ('auto', 'fp32', 'bf16', 'fp16')
 optimizers = ('adamw', 'adam', 'sgd')
+train_only = ('patience', 'best_epoch', 'accumulate', 'clip') # fields that a comparison leaves alone
 
 @dataclass(frozen=True)
 class Recipe:
@@ -32,6 +35,8 @@ class Recipe:
     opt:str = 'adamw' # Optimizer: adamw, adam or sgd
     wd:float = 1e-2 # Weight decay, of all but biases and batch norms
     bs:int = 64 # Images per batch
+    class_weights:str = 'none' # Weight of an image in the loss: none, or balanced: rare classes weigh as much as others
+    sampling:str = 'natural' # Images of an epoch: natural, each once, or balanced: drawn so that classes come alike
     label_smoothing:float = 0. # Label smoothing: share of the target that is spread over all classes
     mixup:float = 0. # α of MixUp, e.g. 0.4; 0 for none. Together with cutmix, each batch gets one of the two
     cutmix:float = 0. # α of CutMix, e.g. 1; 0 for none
@@ -42,6 +47,10 @@ class Recipe:
     seed:int = 1 # Seed of initial weights, order and augmentation
     precision:str = 'auto' # fp32, bf16, fp16, or auto: bf16 on a GPU that has it, else fp16 there, and fp32 on a CPU
     compile:bool = False # Train through torch.compile
+    patience:int = 0 # train only: stop after so many epochs without a lower validation loss; 0 for never
+    best_epoch:bool = False # train only: leave the weights of the epoch with the lowest validation loss
+    accumulate:int = 1 # train only: batches whose gradients are added up for a step
+    clip:float = 0. # train only: largest norm of a step's gradients; 0 for any
 
     def __post_init__(self):
         self._check_choices()
@@ -53,14 +62,20 @@ class Recipe:
         one_of(self.opt, optimizers, 'optimizer')
         one_of(self.precision, precisions, 'precision')
         one_of(self.schedule, schedules, 'schedule')
+        one_of(self.class_weights, class_weightings, 'class_weights')
+        one_of(self.sampling, samplings, 'sampling')
+        if self.class_weights == self.sampling == 'balanced':
+            raise UserError('class_weights balanced and sampling balanced: each makes up for rare classes by itself; '
+                            'give one of them.')
         check_trainable(self.trainable)
 
     def _check_ranges(self):
         def check(ok, name, wanted):  # `ok` is False for NaN
             if not ok: raise UserError(f'{name} {getattr(self, name)}: {wanted}.')
-        for name in ('epochs', 'bs'): check(getattr(self, name) >= 1, name, 'at least 1 is needed')
+        for name in ('epochs', 'bs', 'accumulate'): check(getattr(self, name) >= 1, name, 'at least 1 is needed')
         for name in ('freeze_epochs', 'wd', 'label_smoothing', 'mixup', 'cutmix', 'rand_augment', 'start_size',
-                     'resize_epochs', 'average'): check(getattr(self, name) >= 0, name, 'at least 0 is needed')
+                     'resize_epochs', 'average', 'patience', 'clip'):
+            check(getattr(self, name) >= 0, name, 'at least 0 is needed')
         for name in ('lr', 'backbone_lr_div'): check(getattr(self, name) > 0, name, 'it has to be above 0')
         for name in ('label_smoothing', 'average'): check(getattr(self, name) < 1, name, 'it has to be below 1')
         check(0 <= self.pct_start <= 1, 'pct_start', 'it has to be between 0 and 1')

@@ -146,6 +146,7 @@ const addCard = (file, result, next) => {
   $('results').insertBefore(card, next)
   if (result.error) return card.append(make('p', 'wrong', result.error))
   const columns = make('div', 'columns')
+  if (result.unsure) card.append(make('p', 'wrong', 'Unsure: no class is likely enough.'))
   columns.append(imageView(file, result), classList(result.classes))
   card.append(columns)
 }
