@@ -5,12 +5,15 @@
 # %% ../../nbs/attention/01_backends.ipynb #d272889c
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
+from contextvars import ContextVar
 
 from ..core.errors import one_of
 
 # %% auto #0
-__all__ = ['backends', 'plain_switch', 'plain_only']
+__all__ = ['backends', 'plain_switch', 'plain_only', 'plain_gates']
 
 # %% ../../nbs/attention/01_backends.ipynb #345379cb
 backends = 'plain', 'triton', 'cpp'
@@ -19,4 +22,13 @@ plain_switch = 'SIMAM_EMA_KERNELS=plain' # What to set in the environment to do 
 def plain_only() -> bool:
     "Whether the environment asks for plain PyTorch alone; raises `UserError` if it asks for something unknown."
     wanted = one_of(os.environ.get('SIMAM_EMA_KERNELS') or 'auto', ('auto', 'plain'), 'value of SIMAM_EMA_KERNELS')
-    return wanted == 'plain' or os.environ.get('SIMAM_EMA_FUSED') == '0'
+    return wanted == 'plain' or os.environ.get('SIMAM_EMA_FUSED') == '0' or _plain.get()
+
+_plain = ContextVar('_plain', default=False)
+
+@contextlib.contextmanager
+def plain_gates() -> Iterator[None]:
+    "Compute gates on a CPU by plain PyTorch meanwhile, e.g. to count their operators."
+    token = _plain.set(True)
+    try: yield
+    finally: _plain.reset(token)

@@ -19,7 +19,7 @@ from .reference import blend, ema_collapsed, simam_plain
 from ..core.errors import UserError
 
 # %% auto #0
-__all__ = ['pack_ema', 'cpp_available', 'load_cpp', 'simam_cpp', 'ema_cpp']
+__all__ = ['pack_ema', 'cpp_available', 'cpp_built', 'load_cpp', 'simam_cpp', 'ema_cpp']
 
 # %% ../../nbs/attention/10_cpp.ipynb #c763c7b2
 @torch.no_grad()
@@ -36,12 +36,16 @@ def pack_ema(
     return F.pad(torch.cat([r.reshape(-1, c) for r in rows]), (0, -c%16)).float().contiguous()
 
 # %% ../../nbs/attention/10_cpp.ipynb #fa078314
-_source = Path(cpp_build.__file__).with_name('gates.cpp')
+_sources = [Path(cpp_build.__file__).with_name(name) for name in ('gates.cpp', 'training.cpp', 'gates.h')]
 _loaded, _loading = False, threading.Lock()
 
 def cpp_available() -> bool:
     "Whether the operators are built, or this machine has what it takes to build them."
-    return not plain_only() and (_loaded or is_built(library_path(_source)) or not build_problem())
+    return not plain_only() and (cpp_built() or not build_problem())
+
+def cpp_built() -> bool:
+    "Whether the operators are built, so that loading them takes no time."
+    return _loaded or is_built(library_path(*_sources))
 
 def load_cpp():
     """Load the operators `torch.ops.simam_ema.*_cpp`, building them first if need be (some 20 s, once).
@@ -52,7 +56,7 @@ def load_cpp():
         if _loaded: return
         try:
             if plain_only(): raise UserError(f'{plain_switch} says so')
-            torch.ops.load_library(built_library(_source))
+            torch.ops.load_library(built_library(*_sources))
             _check_agreement()
         except (UserError, RuntimeError, OSError) as e:
             lines = str(e).splitlines() or [type(e).__name__]

@@ -13,7 +13,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from fastai.torch_core import default_device
 
+from ..attention.cpp_training import build_gates
 from ..core.errors import UserError
 from ..core.files import write_json, write_text
 from .config import RunConfig
@@ -73,6 +75,19 @@ def _prepare_all(todo:Sequence[RunConfig], folder:Path, shared:dict) -> dict[tup
             errors[key] = e
     if errors and not known: raise next(iter(errors.values()))
     return known
+
+_worth_building = 20_000 # Images of 64×64 pixels, shown to networks with SimAM or EMA
+
+def _build_gates(todo:Sequence[RunConfig], folder:Path, shared:dict):
+    "Have the gates computed by C++ on a CPU, built now if the runs are long enough to gain more than a build takes."
+    if default_device().type != 'cpu': return
+    shown = 0
+    for c in todo:
+        if not {'simam', 'ema'} & {p.gate for p in c.variant.placements}: continue
+        with contextlib.suppress(UserError):
+            dls = prepare(c, folder/c.name, shared=shared).dls
+            shown += c.recipe.epochs*len(dls.train)*c.recipe.bs*(dls.size/64)**2
+    if shown >= _worth_building: build_gates()
 
 def _check_folder(
     configs:Sequence[RunConfig],
@@ -156,6 +171,7 @@ def ablate(
         for c in configs: check_same(c, folder/c.name)
         todo = _to_do(configs, folder)
         _check_folder(configs, folder, _prepare_all(todo, folder, shared))
+        _build_gates(todo, folder, shared)
         plan = folder/'grid.json'
         before = plan.read_bytes() if plan.exists() else None
         if is_rank0(): _write_plan(configs, folder, metric, margin)

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..attention.backends import plain_gates
 from ..core.errors import UserError
 
 # %% auto #0
@@ -44,7 +45,7 @@ def count_flops(
 ) -> int: # FLOPs for one image, see `flops_convention`
     "Count the FLOPs of one forward pass on the CPU, where every gate is made of operators that PyTorch counts."
     model = copy.deepcopy(model).cpu()
-    with _probe(model, size) as x, torch.no_grad(), FlopCounterMode(display=False) as counter: model(x)
+    with _probe(model, size) as x, torch.no_grad(), plain_gates(), FlopCounterMode(display=False) as counter: model(x)
     return counter.get_total_flops()
 
 # %% ../../nbs/models/14_cost.ipynb #a0fcddd7
