@@ -88,10 +88,11 @@ readme = """# Networks of timm and torchvision
 {table}
 
 Each network, without pretrained weights, with SimAM (`spatial`) and EMA (`residual`, `stage`) at every site and stage
-that it has. `trained`: parameter tensors that
-the gradient of one step on ELPV's images reaches. `reopened`, `onnx`, `optimized`: largest
-change of a probability between the trained network and its bundle opened again, its ONNX form and its fused form.
-`grad_cam`: size of the map.
+that it has. `trained`: parameter tensors that the gradient of one step on ELPV's images reaches; timm
+starts the last norm of a branch of its ResNets, RegNets and MobileViT at zero, so that the first step does not reach
+the branch. `reopened`, `onnx`, `optimized`: largest change of a probability between the trained network and its bundle
+opened again, its ONNX form and its fused form. `grad_cam`: size of the map. Behind the last attention of a ViT no
+gate stands, since its patches no longer reach the answer there.
 
 Machine: {cpu}, {cores} cores; torch {torch}, torchvision {torchvision}, timm {timm}, commit {commit}
 
