@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from fastai.callback.core import CancelFitException
 from fastai.learner import Callback
+from torch import nn
 
 from simam_ema_fastai.core.errors import UserError
 from simam_ema_fastai.core.files import write_json, write_text
@@ -64,6 +65,8 @@ def check(arch:str, path:str|None) -> dict:
     variant = '+'.join(f"{gates[s]}@{s}{''.join(map(str, stages))}" for s, stages in there.items())
     dls = get_dls('elpv', path, size, bs=4, n_train=16, n_valid=8, device='cpu')
     learn = variant_learner(dls, variant, arch, None, cbs=OneStep())
+    for m in learn.model.modules():  # timm starts the last norm of many branches at zero, which would hide them
+        if isinstance(m, nn.BatchNorm2d) and not m.weight.any(): nn.init.ones_(m.weight)
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
     x = dls.valid.one_batch()[0].as_subclass(torch.Tensor)[:4]
     with torch.no_grad(): truth = learn.model.eval()(x).softmax(1)
@@ -88,10 +91,11 @@ readme = """# Networks of timm and torchvision
 {table}
 
 Each network, without pretrained weights, with SimAM (`spatial`) and EMA (`residual`, `stage`) at every site and stage
-that it has. `trained`: parameter tensors that
-the gradient of one step on ELPV's images reaches. `reopened`, `onnx`, `optimized`: largest
-change of a probability between the trained network and its bundle opened again, its ONNX form and its fused form.
-`grad_cam`: size of the map.
+that it has. `trained`: parameter tensors that the gradient of one step on ELPV's images reaches; norms that
+timm starts at zero (the last of a branch) start at one here, so that every branch counts. `reopened`, `onnx`,
+`optimized`: largest change of a probability between the trained network and its bundle opened again, its ONNX form and
+its fused form. `grad_cam`: size of the map. Behind the last attention of a ViT no gate stands, since its patches no
+longer reach the answer there.
 
 Machine: {cpu}, {cores} cores; torch {torch}, torchvision {torchvision}, timm {timm}, commit {commit}
 

@@ -18,6 +18,7 @@ fi
 echo "== ruff"
 ruff check .
 echo "== nbdev-test"
-nbdev-test nbs --n-workers 2 --timing
+for part in nbs/*/; do nbdev-test "$part" --n-workers 2 --timing; done  # new processes for each wing: memory is given back
+nbdev-test nbs --skip-folder-re . --n-workers 2 --timing
 echo "== pytest"
 python -m pytest -n 2 --dist loadfile "$@"

@@ -16,14 +16,15 @@ from .core.errors import UserError, one_of
 from .core.files import write_text
 from simam_ema_fastai.options import (
     Command,
+    Data,
+    Network,
     commands,
     register_command,
     settings,
     split_commas,
     training_groups,
 )
-from .runtime.predict import predict
-from .runtime.predict import predict_parser as predict_parser
+from .runtime.predict import predict, predict_parser  # noqa: F401  # the CLI takes it from here
 
 # %% ../nbs/91_commands.ipynb #3f1400d6
 _output = 'out log no_report metric margin'
@@ -270,6 +271,32 @@ def report(
     from simam_ema_fastai.report.page import report
     print(f'report: {report(runs, out, not no_pictures, metric, margin)}')
 
+@register_command(
+    shared=lambda: [Data, Network], positional='runs', first='variant data path size arch weights stages start seed')
+def diagnose(
+    runs:Path=None, # Run folder, or one run, whose finished runs are diagnosed as far as they do not tell yet
+    variant:str=None, # Diagnose this one instead, as it would start to be trained; spelled as for train
+    seed:int=1, # Of its fresh gates
+    **options
+):
+    """Tell what gates do to a pretrained network: to their branches, and to its answers.
+
+    Trains nothing. Of finished runs, the end is measured as well, and their report says why (simam_ema report)."""
+    if (runs is None) == (variant is None):
+        raise UserError('diagnose what? Give a run folder, or a variant with --variant, and its data.')
+    if runs and options: raise UserError('runs know their own data and networks: leave the other options out.')
+    from simam_ema_fastai.experiments.config import make_grid
+    from simam_ema_fastai.experiments.diagnoses import diagnose_runs
+    from simam_ema_fastai.report.evidence import Evidence
+    from simam_ema_fastai.report.why import describe_gates, describe_untrained
+    if variant:
+        config, = make_grid(**settings(seed=seed, **options), variants=[variant], seeds=[seed])
+        return print('\n'.join(describe_untrained(config)))
+    failed = diagnose_runs(runs)
+    if not (Path(runs)/'config.json').exists():
+        for line in describe_gates(Evidence(runs)): print(line)
+    if failed: raise UserError('\n'.join(f'{run}: {why}' for run,why in failed.items()))
+
 @register_command()
 def watch(
     runs:Path, # Run folder that a training is filling, or has filled
@@ -365,12 +392,9 @@ def _cache_table(entries:list) -> list[str]:
     rows = [('kind', 'entries', 'size', 'days unused', 'where')]
     for kind in dict.fromkeys(e.kind for e in entries):
         of = [e for e in entries if e.kind == kind]
-        used = [e.used for e in of]
-        days = dict.fromkeys(f'{(time.time() - u)/86400:.0f}' for u in (max(used), min(used)))
+        days = dict.fromkeys(f'{(time.time() - pick(e.used for e in of))/86400:.0f}' for pick in (max, min))
         where = cache_dir() if kind == 'downloads' else cache_dir()/kind
         rows.append((kind, f'{len(of)}', _mb(of), '–'.join(days), str(where)))
     widths = [max(map(len, column)) for column in zip(*rows)][:-1]
-    def line(first, *others, where):
-        return '  '.join([first.ljust(widths[0]), *(c.rjust(w) for c,w in zip(others, widths[1:])), where])
-    return [line(*r[:-1], where=r[-1]) for r in rows]
-    return ['  '.join([r[0].ljust(widths[0]), *(c.rjust(w) for c,w in zip(r[1:-1], widths[1:])), r[-1]]) for r in rows]
+    def padded(row): return [row[0].ljust(widths[0]), *map(str.rjust, row[1:-1], widths[1:]), row[-1]]
+    return ['  '.join(padded(r)) for r in rows]

@@ -30,6 +30,8 @@ def test_a_training_stops_and_keeps_its_best_epoch(simam_ema, digits_args, tmp_p
     assert [settings[k] for k in ('patience', 'best_epoch', 'accumulate', 'clip')] == [2, True, 2, 1.]
     assert simam_ema('train', *one, *digits_args, '--epochs', 30, '--patience', 2, '--best-epoch', '--accumulate', 2,
                      '--clip', 1, '--out', tmp_path)[0] == 0, 'done before'
+    assert simam_ema('report', tmp_path, '--no-pictures')[0] == 0
+    assert 'at the best epoch, which these images chose' in (tmp_path/'report'/'report.html').read_text()
 
 
 def test_killed_it_ends_as_if_it_had_not_been(simam_ema, digits_args, tmp_path):

@@ -21,6 +21,7 @@ from ..models.insert import Placement
 from ..models.weight_sources import load_weights, normalization_stats
 from ..models.variants import Variant, get_variant
 from ..report.page import report
+from ..training.diagnosis import diagnose
 from ..training.evaluate import evaluate_files
 from ..training.learner import fit_recipe, variant_learner
 from ..training.recipe import Recipe, recipes
@@ -30,5 +31,5 @@ __all__ = [
     'explain_images', 'gate_maps', 'export_bundle', 'load_exported', 'to_onnx', 'optimize', 'predict_images',
     'ablate', 'RunConfig', 'make_grid', 'load_runs', 'register_arch', 'count_flops', 'count_params', 'create_model',
     'Placement', 'load_weights', 'normalization_stats', 'Variant', 'get_variant', 'report', 'evaluate_files',
-    'fit_recipe', 'variant_learner', 'Recipe', 'recipes', 'add_gates', 'remove_gates',
+    'fit_recipe', 'variant_learner', 'Recipe', 'recipes', 'add_gates', 'remove_gates', 'diagnose',
 ]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .reference import blend
 
 # %% auto #0
-__all__ = ['starts', 'start_as_identity']
+__all__ = ['starts', 'start_as_identity', 'full_output']
 
 # %% ../../nbs/attention/14_start.ipynb #b85bf089
 starts = 'published', 'identity'
@@ -25,3 +25,14 @@ def start_as_identity(
     gate.gamma = nn.Parameter(torch.zeros(()))
     if not getattr(gate, 'takes_gamma', False): gate.register_forward_hook(_blend)
     return gate
+
+def full_output(
+    gate:nn.Module, # Any gate
+    x:Tensor # `(N, C, H, W)`
+) -> Tensor: # `(N, C, H, W)`
+    "Compute what a gate makes of `x` by itself, whatever its γ: `gate(x)` of the definition above."
+    if not isinstance(getattr(gate, 'gamma', None), nn.Parameter): return gate.forward(x)
+    given = gate.gamma
+    gate.gamma = nn.Parameter(torch.ones_like(given), requires_grad=False)
+    try: return gate.forward(x)  # without hooks, so that a γ outside of the gate does not count
+    finally: gate.gamma = given

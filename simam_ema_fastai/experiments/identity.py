@@ -34,6 +34,7 @@ def run_name(
     if '(' in variant and '@' in variant:
         readable = re.sub(r'[^\w@+.-]+', '_', variant, flags=re.ASCII)[:80].rstrip('_')
         variant = f'{readable}-{hashlib.sha256(variant.encode()).hexdigest()[:8]}'
+    variant = variant.replace(':', '.')  # timm:resnet50, which Windows would not take
     return f'{variant}-{strategy}-s{seed}' + (f'-f{fold}' if fold else '')
 
 # %% ../../nbs/experiments/02_identity.ipynb #5e1a7c06

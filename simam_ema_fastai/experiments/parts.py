@@ -66,7 +66,8 @@ def _weights_key(config:RunConfig) -> tuple:
     w = config.weights
     return 'weights', config.variant.arch, w if isinstance(w, (str, Path, type(None))) else id(w)
 
-def _config_in(folder:Path) -> dict|None: return read_config(folder) if (folder/'config.json').exists() else None
+def _config_in(folder:Path|None) -> dict|None:
+    return read_config(folder) if folder and (folder/'config.json').exists() else None
 
 def prepare_weights(
     config:RunConfig,
@@ -77,7 +78,7 @@ def prepare_weights(
 
 def prepare(
     config:RunConfig,
-    folder:Path, # Of the run: one that began goes on as it was fed
+    folder:Path=None, # Of the run, if it has one: a run that began goes on as it was fed
     dls:DataLoaders=None, # Your own; those that the config names if None
     shared:dict=None # What other runs have loaded before; gets what is loaded here
 ) -> Parts:

@@ -33,6 +33,7 @@ from simam_ema_fastai.experiments.runs import (
 from ..models.cost import measure
 from ..models.variants import Variant
 from ..training.checkpoint import Checkpoint
+from ..training.diagnosis import note_gates
 from ..training.evaluate import evaluate
 from ..training.failures import explain_out_of_memory
 from ..training.learner import build_learner, fit_recipe
@@ -108,6 +109,7 @@ def _train(
     checkpoint = Checkpoint(folder)
     if is_rank0(): write_json(folder/'config.json', settings)
     check_shared_file(folder/'config.json')
+    if is_rank0(): note_gates(learn, folder, 'start')
     done = checkpoint.resume(learn)
     if is_rank0(): note_environment(folder, environment(), resumed=done > 0)
     if done: print(f'  going on after epoch {done} of {recipe.epochs}')
@@ -130,6 +132,7 @@ def _write_result(learn:Learner, result, tested, checkpoint:Checkpoint, folder:P
         write_text(folder/f'{prefix}per_class.csv', found.per_class.to_csv(index=False))
     if len(near := vars(learn.dls).get('near_duplicates', ())):
         write_text(folder/'near_duplicates.csv', near.to_csv(index=False))
+    note_gates(learn, folder, 'end')
     calibrated = calibrate(result, vars(learn.dls).get('valid_groups'))
     write_text(folder/'calibration.csv', calibrated.images.to_csv(index=False))
     learn.calibration = calibrated.about

@@ -79,7 +79,10 @@ def insert_gates(
     for p in placements:
         here = [s for s in slots if s.site == p.site and s.stage in p.stages]
         if not here: raise UserError(f"{p.gate}: this backbone has no site '{p.site}' in stages {p.stages}.")
-        for s in here: s.fill(p.build(s.channels))
+        for s in here:
+            gate = p.build(s.channels)
+            gate.place = s.site, s.stage  # by which a diagnosis names it
+            s.fill(gate)
 
 def gate_modules(model:nn.Module) -> list[nn.Module]:
     "List the gates that stand in `model`, in order."

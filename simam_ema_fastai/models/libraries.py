@@ -19,7 +19,16 @@ from torch import Tensor, nn
 from ..core.errors import UserError, import_extra, one_of
 from .backbones import Arch, archs
 from .insert import Slot, sites
-from .trace import SiteMap, blank_images, feature_ends, map_sites, meta_twin, slots_of, trace
+from simam_ema_fastai.models.trace import (
+    SiteMap,
+    blank_images,
+    drop_dead,
+    feature_ends,
+    map_sites,
+    meta_twin,
+    slots_of,
+    trace,
+)
 from .weights import Weights
 
 # %% auto #0
@@ -103,6 +112,8 @@ def _torchvision_head(model:nn.Module, name:str) -> str:
     return [n for n,m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))][-1]
 
 # %% ../../nbs/models/11_libraries.ipynb #24246a2b
+def _random_state_kept(): return torch.random.fork_rng(devices=[])  # a look at a network must not change a training
+
 def _first_line(e:Exception) -> str: return (str(e).strip().splitlines() or [type(e).__name__])[0][:150]
 
 def _refusal(twin:nn.Module, size:int) -> str:
@@ -126,7 +137,7 @@ def _check_output(twin:nn.Module, name:str, size:int, n_out:int):
 
 @lru_cache(maxsize=64)
 def _twin(name:str) -> nn.Module:
-    return meta_twin(find_arch(name).build(2))
+    with _random_state_kept(): return meta_twin(find_arch(name).build(2))
 
 @lru_cache(maxsize=256)
 def _size_problem(name:str, size:int) -> str: return _refusal(_twin(name), size)
@@ -134,10 +145,12 @@ def _size_problem(name:str, size:int) -> str: return _refusal(_twin(name), size)
 @lru_cache(maxsize=64)
 def _site_map(name:str) -> SiteMap:
     arch = find_arch(name)
-    model, size = arch.build(2), arch.expects.size
+    size = arch.expects.size
+    with _random_state_kept(): model = arch.build(2)
     twin, features = meta_twin(model), getattr(model, 'feature_info', None)
     features = getattr(features, 'info', features) or ()
-    return map_sites(trace(twin, [(64,96), (size,2*size), (size,size)]), twin, feature_ends(features))
+    sites = map_sites(trace(twin, [(64,96), (size,2*size), (size,size)]), twin, feature_ends(features))
+    with _random_state_kept(): return drop_dead(sites, model, size)
 
 def _slots(name:str, model:nn.Module) -> Iterator[Slot]: return slots_of(model, _site_map(name))
 
@@ -167,7 +180,8 @@ def _library_arch(name:str) -> LibraryArch:
         _unknown(name, known, 'torchvision.models.list_models(module=torchvision.models)')
     build, head, fetch = _makers[library]
     n_out = 7
-    try: model = build(wanted, n_out)
+    try:
+        with _random_state_kept(): model = build(wanted, n_out)
     except UserError: raise
     except Exception as e: raise UserError(f"{library} cannot build {wanted} ({_first_line(e)}).") from e
     expects = _timm_expects(model, wanted) if library == 'timm' else _torchvision_expects(wanted)
@@ -216,7 +230,7 @@ def fetch_library_weights(
     except Exception as problem:
         raise UserError(f"could not fetch {library}'s {e.weights} ({_first_line(problem)}). Without it: train from "
                         "scratch (weights=None, --weights none), or start from a file: a state dict of that network, "
-                        f"e.g. the model.safetensors of that name.") from problem
+                        "e.g. the model.safetensors of that name.") from problem
     finally: logging.disable(was)
     return Weights(sd, name, f'{library} {arch.version} {e.weights}', e.license, e.mean, e.std)
 

@@ -24,7 +24,7 @@ from .insert import Slot, gate_after
 
 # %% auto #0
 __all__ = ['Call', 'Trace', 'meta_twin', 'blank_images', 'trace', 'stage_ends', 'feature_ends', 'SiteMap', 'map_sites',
-           'slots_of']
+           'drop_dead', 'slots_of']
 
 # %% ../../nbs/models/10_trace.ipynb #e481c078
 @dataclass
@@ -243,6 +243,25 @@ def map_sites(
     sites['stage'] = _places(trace, ends)
     of = {s: {n: (k, p) for n,p in places.items() if (k := stage(n)) <= 4} for s,places in sites.items()}
     return SiteMap(of, _outermost_after(trace, modules, ticks[-2]) if len(ends) > 1 else [])
+
+def drop_dead(
+    found:SiteMap,
+    model:nn.Module, # The network it is of, put into evaluation mode
+    size:int # Side of its images in pixels
+) -> SiteMap:
+    "Leave out the places whose patches no longer reach the answer: those behind a ViT's last attention."
+    special = {p.module: p.special for places in found.sites.values() for _,p in places.values() if p.special}
+    if not special: return found
+    outs = {}
+    def keep(name, module, args, out):
+        outs[name] = out
+        out.retain_grad()
+    hooks = [model.get_submodule(n).register_forward_hook(partial(keep, n)) for n in special]
+    with torch.enable_grad(): model.eval()(torch.randn(1, 3, size, size)).square().sum().backward()
+    for h in hooks: h.remove()
+    dead = {n for n,out in outs.items() if not out.grad[:,special[n]:].any()}
+    sites = {s: {n: p for n,p in places.items() if n not in dead} for s,places in found.sites.items()}
+    return SiteMap(sites, found.after)
 
 def _runs_parts(m:nn.Module) -> bool:
     "Whether a module may run whatever parts it has, in a way of its own (DenseNet's blocks)."

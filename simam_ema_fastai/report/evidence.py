@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..experiments.diagnoses import load_gates
 from simam_ema_fastai.experiments.results import (
     folders_of,
     load_history,
@@ -103,6 +104,11 @@ class Evidence:
     def history(self) -> pd.DataFrame:
         "The learning curves, those of unfinished runs included."
         return load_history(self.folder)
+
+    @cached_property
+    def gates(self) -> tuple[pd.DataFrame,pd.DataFrame]:
+        "What the gates of the finished runs did, see `load_gates`; empty where no run says."
+        return load_gates(self.folder, self.runs)
 
     @cached_property
     def calibrations(self) -> dict[tuple[str,str],list[Calibration]]:

@@ -16,7 +16,7 @@ from ..training.metrics import encode_scores, imbalance_metrics
 from ..training.thresholds import in_temperature_part
 
 # %% auto #0
-__all__ = ['fake_run', 'fake_grid']
+__all__ = ['fake_run', 'fake_grid', 'fake_gates']
 
 # %% ../../nbs/report/08_fake.ipynb #ecc4bfeb
 def fake_run(
@@ -90,3 +90,22 @@ def fake_grid(
             gain = .03*(strategy != 'uniform')
             for seed in seeds: fake_run(folder, variant, strategy, seed, accuracy + gain, n)
     return Path(folder)
+
+def fake_gates(
+    folder:str|Path, # The grid's
+    variant:str, # All runs of which get it
+    start:Mapping[int,float], # By stage, the gain of its one gate
+    end:Mapping[int,float], # The same after the training
+    gamma:float=None, # γ after the training, with the identity start
+    reach:float=.1, # How far γ could have come
+    logits:float=.4 # Relative change of the logits at the start
+):
+    "Write what the gates of a variant did. The first class gets 0.02 less than the mean, the last 0.02 more."
+    def classes(gain): return {c: dict(gain=gain + d, weight=gain + d) for c,d in dict(a=-.02, b=0., d=.02).items()}
+    def gate(stage, gain, g):
+        return dict(name=f'layer{stage}', gate='EMA', site='residual', stage=stage, gain=gain, weight=gain,
+                    saturated=.25, gamma=g, classes=classes(gain))
+    def found(gains, g):
+        return dict(images=64, logits=logits, top1=logits/2, gates=[gate(*o, g) for o in gains.items()])
+    notes = dict(frozen=0, reach=reach, start=found(start, None if gamma is None else 0.), end=found(end, gamma))
+    for run in Path(folder).glob(f'{variant}-*/'): write_json(run/'gates.json', notes)

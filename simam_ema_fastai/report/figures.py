@@ -5,7 +5,7 @@
 # %% ../../nbs/report/18_figures.ipynb #c48163e3
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,7 +21,7 @@ from .style import inline_svg, to_svg
 from .tables import pool_latency
 
 # %% auto #0
-__all__ = ['ReportFigure', 'draw_figures']
+__all__ = ['ReportFigure', 'report_figure', 'draw_figures']
 
 # %% ../../nbs/report/18_figures.ipynb #e37212ae
 @dataclass
@@ -134,9 +134,18 @@ def _coverage(e) -> Iterator[ReportFigure]:
                        'Line: the surest first, as measured. Dots: what the answers above each threshold reach at '
                        'least, with 95% confidence for all together. First seed.', said)
 
+_drawers = _differences, _learning_curves, _tradeoffs, _factors, _classes, _reliability, _coverage
+_parts = {f.__name__: f for f in _drawers}
+
+def report_figure(
+    f:Callable[...,Iterator[ReportFigure]] # From `Evidence` to the figures that it allows
+) -> Callable[...,Iterator[ReportFigure]]: # The same
+    "Decorator: add a function to those that draw the figures of a report; another of its name takes its place."
+    _parts[f.__name__] = f
+    return f
+
 def draw_figures(
     e # `Evidence`
 ) -> dict[str,ReportFigure]: # By name, in the order of the report
     "Every figure that the runs allow."
-    parts = _differences, _learning_curves, _tradeoffs, _factors, _classes, _reliability, _coverage
-    return {f.name: f for part in parts for f in part(e)}
+    return {f.name: f for part in _parts.values() for f in part(e)}

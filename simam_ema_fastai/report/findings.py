@@ -211,8 +211,11 @@ def _scope(g):
 
 @check('note', 'selection')
 def _selection(g):
-    return (f'Evaluated after the last epoch, not the best one, on {int(g.runs.n.iloc[0]):,} validation images, one '
-            f'pass each, without test-time augmentation. {_third_set(g)}')
+    chosen = 'best_epoch' in g.runs and g.runs.best_epoch.notna().any()
+    epoch = 'at the best epoch, which these images chose: they flatter it,' if chosen else \
+            'after the last epoch, not the best one,'
+    return (f'Evaluated {epoch} on {int(g.runs.n.iloc[0]):,} validation images, one pass each, without test-time '
+            f'augmentation. {_third_set(g)}')
 
 def _third_set(g) -> str:
     if 'test_n' not in g.runs or g.runs.test_n.isna().all():

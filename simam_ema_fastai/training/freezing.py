@@ -15,7 +15,7 @@ from ..models.insert import gate_modules
 from .ranks import is_rank0
 
 # %% auto #0
-__all__ = ['attention_splitter', 'EpochCounter', 'FreezeAttention', 'WarnUntrained', 'TrainOnly']
+__all__ = ['attention_splitter', 'EpochCounter', 'frozen_epochs', 'FreezeAttention', 'WarnUntrained', 'TrainOnly']
 
 # %% ../../nbs/training/05_freezing.ipynb #f4dab464
 def attention_splitter(
@@ -36,6 +36,14 @@ class EpochCounter(Callback):
         if not hasattr(self.learn, 'lr_finder'): self.epochs_done = self._at_start + 1
 
 # %% ../../nbs/training/05_freezing.ipynb #41a87c27
+def frozen_epochs(
+    n:int, # Epochs of a training
+    epochs:int, # For how many the gates are to stay frozen
+    of:int # Out of how many
+) -> int: # Fewer than `n`
+    "How many epochs of a training freeze the gates: `epochs`, or the same share of a training that is no longer."
+    return epochs if n > epochs else min(n - 1, round(n*epochs/max(of, epochs + 1)))
+
 class FreezeAttention(EpochCounter):
     """Keep the gates as they are during the first `epochs` epochs of the whole training, then release them.
 
@@ -69,7 +77,7 @@ class FreezeAttention(EpochCounter):
         self._planned, self.until = True, 0 if self._trained else self.epochs
         start, n = self.epochs_done - self.epoch, self.n_epoch  # of a resumed training (`start_epoch`), all of it
         if start + n > self.until: return
-        self.until = start + min(n - 1, round(n*self.epochs/max(self.of, self.epochs + 1)))
+        self.until = start + frozen_epochs(n, self.epochs, self.of)
         if is_rank0():
             epochs = f'{self.epochs} epoch' + 's'*(self.epochs != 1)
             print(f"the gates' freeze of {epochs} would outlast this fit of {n}: they are frozen for "

@@ -22,6 +22,7 @@ from fastai.callback.schedule import (  # Learner with fit_one_cycle and lr_find
     SchedCos,
     SchedNo,
     combine_scheds,
+    combined_cos,
 )
 from fastai.callback.training import GradientClip
 from fastai.data.core import DataLoaders
@@ -60,7 +61,7 @@ from .recorder import record_on_device
 from .stopping import AccumulateGradients, KeepBest, StopEarly
 
 # %% auto #0
-__all__ = ['build_learner', 'variant_learner', 'fit_recipe']
+__all__ = ['build_learner', 'variant_learner', 'learning_rates', 'fit_recipe']
 
 # %% ../../nbs/training/09_learner.ipynb #062b0336
 _from_recipe = ('loss_func', 'metrics', 'opt_func', 'lr', 'wd', 'splitter')  # arguments of `Learner` that it decides
@@ -178,6 +179,17 @@ def _cosine(lr): return SchedCos(lr, 0*lr)
 def _step(lr): return combine_scheds([.5, .25, .25], [SchedNo(lr/10**i, lr/10**i) for i in range(3)])
 def _flat(lr): return SchedNo(lr, lr)
 _schedules = {'cosine': _cosine, 'step': _step, 'flat': _flat}
+
+def learning_rates(
+    recipe:Recipe,
+    n_batches:int # Of an epoch
+) -> np.ndarray: # `(epochs, n_batches)`
+    "The learning rate of gates and head in every step of a training by `recipe`, as `fit_recipe` sets it."
+    lr = recipe.lr
+    one_cycle = recipe.schedule == 'one_cycle'
+    rate = combined_cos(recipe.pct_start, lr/25, lr, lr/1e5) if one_cycle else _schedules[recipe.schedule](lr)
+    steps = np.arange(recipe.epochs*n_batches)/(recipe.epochs*n_batches)
+    return np.array([rate(pct) for pct in steps]).reshape(recipe.epochs, n_batches)
 
 def fit_recipe(
     learn:Learner, # From `variant_learner`
