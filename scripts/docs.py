@@ -88,7 +88,9 @@ def linked(text: str, links: dict, url: str) -> str:
 def write_results() -> list[str]:
     "A page for each folder of results/: its report, its tables and its files."
     shutil.copytree(root/'results', site/'results', ignore=shutil.ignore_patterns('*.html'))
-    for page in (pages := sorted(site.glob('results/*/report.md'))):
+    folders = sorted(p for p in (site/'results').iterdir() if p.is_dir())
+    pages = [next(p for name in ('report.md', 'README.md') if (p := folder/name).exists()) for folder in folders]
+    for page in pages:
         files = [f for f in sorted(page.parent.rglob('*')) if f.is_file() and f != page]
         for f in files:
             if f.suffix == '.md': write(f, '---\norphan: true\n---', f.read_text(encoding='utf-8'))
@@ -113,7 +115,7 @@ def main(
     pages = {w: [Page(f) for f in sorted((root/'nbs'/w).glob('[!i]*.ipynb'))] for w in ['tutorials', *wings]}
     every, results = [p for ps in pages.values() for p in ps], write_results()
     links = {n: at for p in every for n, at in p.links.items() if re.search('[A-Z_]', n)}  # plain words stay words
-    links |= {n: p.url for p in every for n in (p.name, p.source)} | {r.removesuffix('/report.md'): r for r in results}
+    links |= {n: p.url for p in every for n in (p.name, p.source)} | {r.rpartition('/')[0]: r for r in results}
     for p in every: p.write(links)
     names = sorted(f'- [`{n}`]({at}), {p.name}' for p in every for n, at in p.links.items())
     write(site/'names.md', '# Names\n', '\n'.join(names))
