@@ -30,7 +30,7 @@ def test_network_is_the_bare_one_before_training(variant):
     with torch.no_grad(): assert torch.equal(gated(x), bare(x))
     groups = attention_splitter(gated)
     last = {id(p) for p in groups[1]}
-    assert all(id(g.gamma) in last for g in gate_modules(gated)) and len(gate_modules(gated)) >= 2
+    assert all(id(g.start_gamma) in last for g in gate_modules(gated)) and len(gate_modules(gated)) >= 2
     published = create_model(variant.removesuffix('_identity'), 5, arch='resnet18')
     assert count_flops(gated, 64) == count_flops(published, 64)
     n_gates = len(gate_modules(gated))
@@ -46,7 +46,7 @@ def trained():
     learn = variant_learner(dls, spec, 'resnet18', weights=None, recipe=recipe)
     frozen = []
     class Watch(Callback):
-        def after_epoch(self): frozen.append([g.gamma.item() for g in gate_modules(self.model)])
+        def after_epoch(self): frozen.append([g.start_gamma.item() for g in gate_modules(self.model)])
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(2, .01, cbs=Watch())
     return learn, frozen
 
@@ -56,7 +56,7 @@ def test_the_freeze_keeps_gamma_then_training_moves_it(trained):
 
 def test_every_export_gives_the_same_answers(trained, tmp_path):
     learn, _ = trained
-    for i, g in enumerate(gate_modules(learn.model)): g.gamma.data.fill_(.3 + .1*i)  # far from 0 and from 1
+    for i, g in enumerate(gate_modules(learn.model)): g.start_gamma.data.fill_(.3 + .1*i)  # far from 0 and from 1
     x, _ = learn.dls.valid.one_batch()
     with torch.no_grad(): expected = learn.model.eval()(x)
     export_bundle(learn, tmp_path/'model.pkl')

@@ -61,7 +61,7 @@ class SimAM(nn.Module):
         if not e_lambda >= 0: raise UserError(f'e_lambda {e_lambda}: it is added to a variance, and at least 0.')
         self.e_lambda = e_lambda
 
-    def forward(self, x:Tensor) -> Tensor: return simam(x, self.e_lambda, mix=self._parameters.get('gamma'))
+    def forward(self, x:Tensor) -> Tensor: return simam(x, self.e_lambda, mix=self._parameters.get('start_gamma'))
 
     def extra_repr(self): return f'e_lambda={self.e_lambda}'
 
@@ -91,7 +91,7 @@ class EMA(nn.Module):
     def forward(self, x:Tensor) -> Tensor:
         conv1, conv3, gn = self.conv1x1, self.conv3x3, self.gn
         params = conv1.weight, conv1.bias, conv3.weight, conv3.bias, gn.weight, gn.bias, gn.eps
-        return ema_published(x, *params) if self.plain else ema(x, *params, mix=self._parameters.get('gamma'))
+        return ema_published(x, *params) if self.plain else ema(x, *params, mix=self._parameters.get('start_gamma'))
 
     @property
     def takes_gamma(self) -> bool: return not self.plain  # see `start.start_as_identity`

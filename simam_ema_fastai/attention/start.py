@@ -16,13 +16,13 @@ __all__ = ['starts', 'start_as_identity', 'full_output']
 # %% ../../nbs/attention/14_start.ipynb #b85bf089
 starts = 'published', 'identity'
 
-def _blend(gate:nn.Module, args:tuple, out:Tensor) -> Tensor: return blend(args[0], out, gate.gamma)
+def _blend(gate:nn.Module, args:tuple, out:Tensor) -> Tensor: return blend(args[0], out, gate.start_gamma)
 
 def start_as_identity(
-    gate:nn.Module # Changed in place: it gets the parameter `gamma`, a scalar
+    gate:nn.Module # Changed in place: it gets the parameter `start_gamma`, a scalar
 ) -> nn.Module: # The same
     "Make a gate compute `x + γ·(gate(x) - x)`, with a learned γ that is 0 at first."
-    gate.gamma = nn.Parameter(torch.zeros(()))
+    gate.start_gamma = nn.Parameter(torch.zeros(()))
     if not getattr(gate, 'takes_gamma', False): gate.register_forward_hook(_blend)
     return gate
 
@@ -31,8 +31,8 @@ def full_output(
     x:Tensor # `(N, C, H, W)`
 ) -> Tensor: # `(N, C, H, W)`
     "Compute what a gate makes of `x` by itself, whatever its γ: `gate(x)` of the definition above."
-    if not isinstance(getattr(gate, 'gamma', None), nn.Parameter): return gate.forward(x)
-    given = gate.gamma
-    gate.gamma = nn.Parameter(torch.ones_like(given), requires_grad=False)
+    if not isinstance(getattr(gate, 'start_gamma', None), nn.Parameter): return gate.forward(x)
+    given = gate.start_gamma
+    gate.start_gamma = nn.Parameter(torch.ones_like(given), requires_grad=False)
     try: return gate.forward(x)  # without hooks, so that a γ outside of the gate does not count
-    finally: gate.gamma = given
+    finally: gate.start_gamma = given

@@ -30,7 +30,7 @@ class FusedSimAM(nn.Module):
     ):
         super().__init__()
         self.e_lambda, self.relu, self.backend = gate.e_lambda, relu, backend
-        self.register_parameter('gamma', gate._parameters.get('gamma'))  # of the identity start
+        self.register_parameter('gamma', gate._parameters.get('start_gamma'))  # of the identity start
         scale = norm.weight*(norm.running_var + norm.eps).rsqrt() if norm else None
         self.register_buffer('scale', scale)
         self.register_buffer('shift', norm.bias - norm.running_mean*scale if norm else None)
@@ -48,7 +48,7 @@ class FusedEMA(nn.Module):
         super().__init__()
         self.backend, self.eps = backend, gate.gn.eps
         self.params = nn.ParameterList(p for m in (gate.conv1x1, gate.conv3x3, gate.gn) for p in (m.weight, m.bias))
-        self.register_parameter('gamma', gate._parameters.get('gamma'))  # of the identity start
+        self.register_parameter('gamma', gate._parameters.get('start_gamma'))  # of the identity start
         self._compute_constants()
 
     @torch.no_grad()

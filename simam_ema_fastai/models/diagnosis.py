@@ -70,7 +70,7 @@ def _is_share(seen:dict[str,Tensor]) -> bool:
 
 def _row(name:str, gate:nn.Module, seen:dict[str,Tensor], classes:dict[str,Tensor]) -> dict:
     site, stage = getattr(gate, 'place', (None, None))
-    gamma = getattr(gate, 'gamma', None)
+    gamma = getattr(gate, 'start_gamma', None)
     return dict(name=name, gate=type(gate).__name__, site=site, stage=stage, **_summary(seen),
                 saturated=seen['saturated'].mean().item() if _is_share(seen) else None,
                 gamma=gamma.item() if isinstance(gamma, nn.Parameter) else None,
