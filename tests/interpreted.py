@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import simam_ema_fastai.attention.agreement as agreement
+import simam_ema_fastai.attention.functional as functional
 import simam_ema_fastai.attention.triton_ema as triton_ema
 from simam_ema_fastai.attention.agreement import output_and_grads, relative_error
 from simam_ema_fastai.attention.functional import (
@@ -27,6 +28,12 @@ last, first = torch.channels_last, torch.contiguous_format
 
 @pytest.fixture(autouse=True)
 def seed(): torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_cpp(monkeypatch):
+    "As on a machine without a compiler: what Triton does not take, plain PyTorch computes."
+    monkeypatch.setattr(functional, 'cpp_takes', lambda x: False)
 
 
 def random_ema(c, dtype=torch.float32):

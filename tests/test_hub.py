@@ -119,8 +119,8 @@ def test_pushed_and_taken_back(run, hub, simam_ema, tmp_path, monkeypatch):
     here = {}
     exec(code_of(text) + '\nfound = predict_images(learner, "image.png")', here)
     want = predict_images(run, images)
-    assert here['found'].prob[0] == pytest.approx(want.prob[0], abs=1e-6)
-    assert predict_images('hf:me/digits', images).prob.tolist() == pytest.approx(want.prob.tolist(), abs=1e-6)
+    assert here['found'].prob[0] == pytest.approx(want.prob[0], abs=1e-5)
+    assert predict_images('hf:me/digits', images).prob.tolist() == pytest.approx(want.prob.tolist(), abs=1e-5)
     assert [r[0][0] for r in open_model('hf:me/digits').classify(images)] == want.label.tolist()
     status, out, err = simam_ema('predict', 'hf:me/digits', 'image.png')
     assert status == 0 and f'image.png: {want.label[0]} ' in out, err

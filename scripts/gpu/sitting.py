@@ -43,9 +43,9 @@ class Job:
             TRITON_CACHE_DIR=str(work/'triton'), TORCHINDUCTOR_CACHE_DIR=str(work/'inductor'))
         if (work/'kernels_are_wrong').exists(): env['SIMAM_EMA_KERNELS'] = 'plain'
         with open(self.folder/'log.txt', 'a') as log:
-            self.process = subprocess.Popen(  # dies with its parent: no orphan keeps the GPU or a lock
+            self.process = subprocess.Popen(  # hears SIGINT, under nohup too; dies with its parent
                 [sys.executable, *self.argv], env=os.environ | env, cwd=work, stdout=log, stderr=log,
-                preexec_fn=lambda: ctypes.CDLL(None).prctl(1, signal.SIGKILL))
+                preexec_fn=lambda: (signal.signal(2, signal.SIG_DFL), ctypes.CDLL(None).prctl(1, signal.SIGKILL)))
 
     def end(self, work, jobs):
         "Note what became of it: a kernel that is wrong is a finding; anything else that fails is tried again."
