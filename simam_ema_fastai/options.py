@@ -237,13 +237,10 @@ def _share(percent:float) -> float:
     raise UserError(f'--test-pct {percent:g}: percent are wanted, from 1 to 90, e.g. 20.')
 
 def _recipe(was:dict|None, name:str|None, given:dict):
-    from simam_ema_fastai.training.recipe import Recipe, recipes
-    fields = _fields(Recipe)
-    if unknown := set(was or {}) - {*fields}:
-        raise UserError(f'the recipe of this config has a setting that is not known here, {min(unknown)}: '
-                        'a newer version wrote it.')
+    from simam_ema_fastai.training.recipe import Recipe, check_settings, recipes
+    check_settings(was or {}, 'this config')
     start = Recipe(**was) if was and not name else recipes[one_of(name or 'study', recipes, 'recipe')]
-    return dataclasses.replace(start, **{k: given[k] for k in fields if k in given})
+    return dataclasses.replace(start, **{k: given[k] for k in _fields(Recipe) if k in given})
 
 def _overrides(was:dict, given:dict) -> dict|None:
     names = 'stages', 'factor', 'reduction', 'start', 'sites', 'act'

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 import simam_ema_fastai.attention.triton_common as triton_common
-from .reference import blend, ema_collapsed, simam_plain
+from .reference import ema_collapsed, simam_plain
 from .triton_common import interpreted, triton
 from .triton_ema import ema_triton
 from .triton_simam import simam_affine_triton, simam_triton
 from ..core.cache import cache_dir
-from ..core.errors import UserError
+from ..core.errors import UserError, first_line
 from ..core.files import write_json
 from ..core.locks import build_once
 
@@ -56,8 +56,7 @@ def _check(name:str, kernel:Callable, plain:Callable, tensors:Sequence[Tensor], 
             raise RuntimeError(f'{name} differs from plain PyTorch by {error:.1e} of its size')
 
 def _plain_simam_bn_relu(x, scale, shift): return (simam_plain(x)*scale[:,None,None] + shift[:,None,None]).relu()
-def _plain_ema_add_relu(x, shortcut, mix, *params):
-    return (blend(x, ema_collapsed(x, *params), mix) + shortcut).relu()
+def _plain_ema_add_relu(x, shortcut, mix, *params): return (ema_collapsed(x, *params, mix=mix) + shortcut).relu()
 
 def _compare(device:str, dtype:torch.dtype):
     "Raise `RuntimeError` if a kernel differs from plain PyTorch on `device` by more than rounding."
@@ -70,7 +69,7 @@ def _compare(device:str, dtype:torch.dtype):
         x, g, scale, shift, mix = maps(2, 16, 9, 7), maps(2, 16, 9, 7), new(16), new(16), new()
         _check('SimAM', lambda x: simam_triton(x, 1e-4), simam_plain, [x], g)
         _check('SimAM with a weight', lambda x, mix: simam_triton(x, 1e-4, mix),
-               lambda x, mix: blend(x, simam_plain(x), mix), [x, mix], g)
+               lambda x, mix: simam_plain(x, mix=mix), [x, mix], g)
         got, want = simam_affine_triton(x, scale, shift, 1e-4, True), _plain_simam_bn_relu(x.float(), scale, shift)
         if not relative_error(got, want) < _tolerance[dtype]:
             raise RuntimeError('SimAM with a norm differs from plain PyTorch')
@@ -136,7 +135,7 @@ def kernels_agree(device:torch.device, dtype:torch.dtype) -> bool:
         with _checking:
             if key not in _checked:
                 try: why = _disagrees(device, dtype)
-                except Exception as e: why = (str(e).splitlines() or [type(e).__name__])[0]
+                except Exception as e: why = first_line(e)
                 _checked[key] = why
                 if why:
                     print(f'The kernels of the gates are not used in {str(dtype)[6:]} on {device}, '

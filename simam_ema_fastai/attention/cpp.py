@@ -15,7 +15,7 @@ from torch import Tensor
 import simam_ema_fastai.attention.cpp_build as cpp_build
 from .backends import plain_only, plain_switch
 from .cpp_build import build_problem, built_library, is_built, library_path
-from .reference import blend, ema_collapsed, simam_plain
+from .reference import ema_collapsed, simam_plain
 from ..core.errors import UserError
 
 # %% auto #0
@@ -79,9 +79,9 @@ def _check_agreement():
         for fmt in (torch.contiguous_format, torch.channels_last):
             xf = x.contiguous(memory_format=fmt)
             for mix in (None, torch.tensor(.3)):
-                check('SimAM', ops.simam_cpu(xf, None, None, mix, 1e-4, False), blend(x, simam_plain(x), mix))
+                check('SimAM', ops.simam_cpu(xf, None, None, mix, 1e-4, False), simam_plain(x, mix=mix))
                 got = ops.ema_cpu(xf, pack_ema(*params), mix, 1e-5, shortcut, True)
-                check('EMA', got, (blend(x, ema_collapsed(x, *params), mix) + shortcut).relu())
+                check('EMA', got, (ema_collapsed(x, *params, mix=mix) + shortcut).relu())
 
 # %% ../../nbs/attention/10_cpp.ipynb #04d7bb0a
 def simam_cpp(

@@ -16,8 +16,9 @@ from torch import Tensor
 from .agreement import output_and_grads, relative_error
 from .backends import plain_only
 from .cpp import cpp_available, cpp_built, load_cpp
-from .reference import blend, ema_collapsed, simam_plain
+from .reference import ema_collapsed, simam_plain
 from .triton_common import differentiable_grads, needs_grad
+from .triton_simam import simam_grads
 from ..core.errors import UserError
 
 # %% auto #0
@@ -46,12 +47,8 @@ def _keep_simam(ctx, inputs, output):
     ctx.save_for_backward(x, mix)
 
 def _simam_grad(ctx, g):
-    x, mix = ctx.saved_tensors
-    if torch.is_grad_enabled():  # create_graph
-        def plain(x, mix=None): return blend(x, simam_plain(x, ctx.e_lambda), mix)
-        dx, dmix = differentiable_grads(plain, (x, mix), g)
-    else: dx, dmix = torch.ops.simam_ema.simam_train_backward(x, g, mix, ctx.e_lambda)
-    return dx, None if mix is None else dmix, None
+    def backward(x, g, e_lambda, mix): return torch.ops.simam_ema.simam_train_backward(x, g, mix, e_lambda)
+    return *simam_grads(ctx, g, backward), None
 
 def _keep_ema(ctx, inputs, output):
     *tensors, ctx.eps, save = inputs
@@ -63,7 +60,7 @@ def _ema_grad(ctx, g, *_):
         raise RuntimeError('simam_ema::ema_train ran with save=False: nothing was kept for the backward pass')
     x, *params, mix, packed, strips, gates, stats = ctx.saved_tensors
     if torch.is_grad_enabled():  # create_graph
-        def plain(x, *params): return blend(x, ema_collapsed(x, *params[:6], ctx.eps), params[6])
+        def plain(x, *params): return ema_collapsed(x, *params[:6], ctx.eps, params[6])
         return *differentiable_grads(plain, [x, *params, mix], g), None, None
     wanted = any(ctx.needs_input_grad[1:7])
     dx, *dp, dmix = torch.ops.simam_ema.ema_train_backward(x, g, packed, strips, gates, stats, mix, wanted)
@@ -90,9 +87,9 @@ def _check_agreement():
             for fmt in (torch.contiguous_format, torch.channels_last):
                 x, g = (new(5, 2*c, h, w).to(dtype).contiguous(memory_format=fmt) for _ in range(2))
                 check('SimAM', lambda x, mix: simam_train(x, mix=mix),
-                      lambda x, mix: blend(x, simam_plain(x), mix), [x, new()], g)
+                      lambda x, mix: simam_plain(x, mix=mix), [x, new()], g)
                 check('EMA', lambda x, mix, *params: ema_train(x, params, mix=mix),
-                      lambda x, mix, *params: blend(x, ema_collapsed(x, *params), mix), [x, new(), *params], g)
+                      lambda x, mix, *params: ema_collapsed(x, *params, mix=mix), [x, new(), *params], g)
 
 def _load():
     "Load the operators and give them their gradients; raises `UserError` if they cannot be had or do not agree."

@@ -12,7 +12,7 @@ from .agreement import disagreement, kernels_agree
 from .backends import backends, plain_only, plain_switch
 from .cpp import ema_cpp, pack_ema, simam_cpp
 from .cpp_training import cpp_takes, ema_train, simam_train
-from .reference import blend, ema_collapsed, simam_plain, wide_dtype
+from .reference import ema_collapsed, simam_plain, wide_dtype
 from .triton_common import fits_int32, interpreted, needs_grad, triton
 from .triton_ema import ema_triton, group_fits, triton_constants
 from .triton_simam import simam_affine_triton, simam_triton
@@ -62,7 +62,7 @@ def simam(
     if chosen == 'triton': return simam_triton(x, e_lambda, mix)
     if chosen == 'cpp': return simam_cpp(x, e_lambda=e_lambda, mix=mix)
     if chosen == 'trained cpp': return simam_train(x, e_lambda, mix)
-    return blend(x, simam_plain(x, e_lambda), mix)
+    return simam_plain(x, e_lambda, mix)
 
 def simam_bn_relu(
     x:Tensor, # `(N, C, H, W)`
@@ -108,7 +108,7 @@ def ema_add_relu(
     chosen = _choose(backend, x, len(w1), shortcut)
     if chosen == 'triton': return ema_triton(x, shortcut, params, eps, constants, relu, mix)
     if chosen == 'cpp': return ema_cpp(x, *(constants or [pack_ema(*params)]), eps, shortcut, relu, mix)
-    y = ema_train(x, params, eps, mix) if chosen == 'trained cpp' else blend(x, ema_collapsed(x, *params, eps), mix)
+    y = ema_train(x, params, eps, mix) if chosen == 'trained cpp' else ema_collapsed(x, *params, eps, mix)
     if shortcut is not None: y = y + shortcut
     return y.relu() if relu else y
 

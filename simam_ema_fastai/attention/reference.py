@@ -35,14 +35,15 @@ def blend(
 # %% ../../nbs/attention/02_reference.ipynb #63fb760d
 def simam_plain(
     x:Tensor, # `(N, C, H, W)`
-    e_lambda:float=1e-4 # λ, added to the variance
+    e_lambda:float=1e-4, # λ, added to the variance
+    mix:Tensor|None=None # γ of the identity start, a scalar, see `start`
 ) -> Tensor: # `(N, C, H, W)`
     "SimAM (Yang et al., ICML 2021, equation 5): every neuron weighted by its energy."
     xw = x.to(wide_dtype(x))
     d = (xw - xw.mean((2,3), keepdim=True)).square()  # (N, C, H, W)
     n = max(x.shape[2]*x.shape[3] - 1, 1)  # a 1×1 map has no neighbors: variance 0, not 0/0
     v = d.sum((2,3), keepdim=True)/n  # (N, C, 1, 1)
-    return (xw*torch.sigmoid(d/(4*(v + e_lambda)) + .5)).to(x.dtype)
+    return blend(x, (xw*torch.sigmoid(d/(4*(v + e_lambda)) + .5)).to(x.dtype), mix)
 
 # %% ../../nbs/attention/02_reference.ipynb #9a46bbe0
 def _groups(x:Tensor, c:int) -> Tensor:
@@ -126,7 +127,8 @@ def ema_collapsed(
     w1:Tensor, b1:Tensor, # `conv1x1`: `(c, c, 1, 1)` and `(c,)`; there are C/c groups
     w3:Tensor, b3:Tensor, # `conv3x3`: `(c, c, 3, 3)` and `(c,)`
     gamma:Tensor, beta:Tensor, # `gn`, one group per channel: `(c,)` each
-    eps:float=1e-5 # Of the norm
+    eps:float=1e-5, # Of the norm
+    mix:Tensor|None=None # As in `simam_plain`
 ) -> Tensor: # `(N, C, H, W)`
     "EMA (Ouyang et al., ICASSP 2023) by the three identities: `ema_published` at a fraction of its FLOPs."
     h, w = x.shape[2:]
@@ -139,4 +141,4 @@ def ema_collapsed(
         b = F.linear(_window_features(g, rows, cols), _window_weights(w3)/(h*w), b3).softmax(1)  # (B, c)
         a_x2 = _conv_to_one(g, (a[:,None,None,None]*w3).sum(0)) + (a*b3).sum()  # (B, 1, H·W)
         m = a_x2 + b.unsqueeze(1)@x1.flatten(2)
-        return (g*m.sigmoid().view(-1, 1, h, w)).view(x.shape).to(x.dtype)
+        return blend(x, (g*m.sigmoid().view(-1, 1, h, w)).view(x.shape).to(x.dtype), mix)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .reference import blend, ema_collapsed, no_autocast
+from .reference import ema_collapsed, no_autocast
 from simam_ema_fastai.attention.triton_common import (
     differentiable_grads,
     empty_as,
@@ -189,7 +189,7 @@ def _grad(ctx, g, *_):
     x, y, _, _, *params = ctx.saved_tensors
     if torch.is_grad_enabled():  # create_graph
         if ctx.relu: g = g*(y > 0)
-        def plain(x, *params): return blend(x, ema_collapsed(x, *params[:6], ctx.eps), params[6])
+        def plain(x, *params): return ema_collapsed(x, *params[:6], ctx.eps, params[6])
         dx, *dp = differentiable_grads(plain, [x, *params], g)
         return dx, g if ctx.residual else None, *dp, *rest
     wanted = any(ctx.needs_input_grad[2:8])

@@ -5,10 +5,12 @@
 # %% ../../nbs/attention/04_triton_simam.ipynb #d2189e0d
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from .reference import blend, simam_plain
+from .reference import simam_plain
 from simam_ema_fastai.attention.triton_common import (
     differentiable_grads,
     empty_as,
@@ -24,7 +26,7 @@ from simam_ema_fastai.attention.triton_common import (
 )
 
 # %% auto #0
-__all__ = ['simam_triton', 'simam_affine_triton']
+__all__ = ['simam_triton', 'simam_affine_triton', 'simam_grads']
 
 # %% ../../nbs/attention/04_triton_simam.ipynb #26cbe8f4
 @jit
@@ -223,12 +225,21 @@ def _save_for_backward(ctx, inputs, output):
     x, ctx.e_lambda, mix = inputs
     ctx.save_for_backward(x, mix)
 
-def _grad(ctx, g):
+def simam_grads(
+    ctx, # Of autograd, with `x` and `mix` saved, and `e_lambda`
+    g:Tensor, # Gradient of the output
+    backward:Callable[...,tuple[Tensor,Tensor]] # The kernel: x, g, e_lambda, mix -> the gradients of x and of `mix`
+) -> tuple[Tensor,Tensor|None]: # The same; None where there is no `mix`
+    "Compute SimAM's gradients by a kernel or, where they are to be differentiated again, by plain PyTorch."
     x, mix = ctx.saved_tensors
     if torch.is_grad_enabled():  # create_graph
-        def plain(x, mix=None): return blend(x, simam_plain(x, ctx.e_lambda), mix)
+        def plain(x, mix=None): return simam_plain(x, ctx.e_lambda, mix)
         dx, dmix = differentiable_grads(plain, (x, mix), g)
-    else: dx, dmix = _simam_backward(x, g, ctx.e_lambda, mix)
-    return dx, None, None if mix is None else dmix
+    else: dx, dmix = backward(x, g, ctx.e_lambda, mix)
+    return dx, None if mix is None else dmix
+
+def _grad(ctx, g):
+    dx, dmix = simam_grads(ctx, g, _simam_backward)
+    return dx, None, dmix
 
 simam_triton.register_autograd(_grad, setup_context=_save_for_backward)

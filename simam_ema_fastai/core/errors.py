@@ -11,7 +11,7 @@ import importlib.util
 from collections.abc import Iterable
 
 # %% auto #0
-__all__ = ['UserError', 'one_of', 'import_extra', 'disk_full']
+__all__ = ['UserError', 'one_of', 'import_extra', 'first_line', 'disk_full']
 
 # %% ../../nbs/core/01_errors.ipynb #5a9921cc
 class UserError(Exception):
@@ -44,6 +44,14 @@ def import_extra(
     except ImportError:
         package = f"'simam_ema_fastai[{extra}]'" if importlib.util.find_spec('torch') else module
         raise UserError(f"{module} is needed for this: pip install {package}.") from None
+
+# %% ../../nbs/core/01_errors.ipynb #3a07964b
+def first_line(
+    e:Exception, # Of another library
+    most:int=None # Characters; None for all
+) -> str: # The type's name if it says nothing
+    "Return the first line of what an exception says."
+    return (str(e).strip().splitlines() or [type(e).__name__])[0][:most]
 
 # %% ../../nbs/core/01_errors.ipynb #83539c57
 _full = errno.ENOSPC, errno.EDQUOT, errno.EFBIG

@@ -27,7 +27,7 @@ from ..runtime.classifier import resize_and_crop
 from ..runtime.images import read_image
 
 # %% auto #0
-__all__ = ['dls_attr', 'source_of', 'normalization_of', 'validation_transforms', 'check_classification']
+__all__ = ['dls_attr', 'sample_batch', 'source_of', 'normalization_of', 'validation_transforms', 'check_classification']
 
 # %% ../../nbs/data/20_preprocessing.ipynb #6c906c75
 def dls_attr(
@@ -38,20 +38,22 @@ def dls_attr(
     "What `get_dls` noted in `dls` under `name`; `default` for other `DataLoaders`, whatever their data set answers."
     return vars(dls).get(name, default)
 
-class _FirstIdxs:
-    "The first `n` indices, in order; can be pickled."
-    def __init__(self, n:int): self.n = n
-    def __call__(self): return list(range(self.n))
+class _Idxs:
+    "These indices; can be pickled."
+    def __init__(self, idxs:list[int]): self.idxs = idxs
+    def __call__(self): return self.idxs
 
-def _first_batch(
+def sample_batch(
     dl, # A loader; one of PyTorch's gives its next batch
-    n:int=8 # How many items
+    n:int=8, # How many items
+    spread:bool=False # Spread evenly over `dl`; else its first
 ) -> tuple: # As the network gets them
-    "A batch of the first `n` items of `dl`, in their order, loaded in this process; no random state moves."
+    "A batch of `n` items of `dl`, the same ones every time, loaded in this process; no random state moves."
     with no_random():
         if not isinstance(dl, TfmdDL) or dl.bs is None or dl.n is None: return first(dl)
         n = min(n, dl.n)
-        return dl.new(bs=n, shuffle=False, drop_last=False, num_workers=0, get_idxs=_FirstIdxs(n)).one_batch()
+        idxs = [int((i + .5)*dl.n/n) if spread else i for i in range(n)]
+        return dl.new(bs=n, shuffle=False, drop_last=False, num_workers=0, get_idxs=_Idxs(idxs)).one_batch()
 
 def source_of(
     dataset, # A `Datasets` or `TfmdLists`, or anything with `items`
@@ -157,7 +159,7 @@ def _read_otherwise(dl, i:int, row:np.ndarray, t:dict) -> bool|None:
 
 def _compare(dl, t:dict):
     "Raise `UserError` if the first validation images are not what `t` says; print a line if some are read otherwise."
-    x = _first_batch(dl)[0]  # (N, 3, H, W)
+    x = sample_batch(dl)[0]  # (N, 3, H, W)
     if list(x.shape[1:]) != [3, *t['crop'][::-1]]:
         w,h = t['crop']
         raise UserError(f"a validation image has the shape {tuple(x.shape[1:])}, "
@@ -218,7 +220,7 @@ def check_classification(
     Raises `UserError`, one line that names what would be right."""
     dl = next((dl for dl in dls.loaders[1:2] + dls.loaders[:1] if getattr(dl, 'n', 1) != 0), None)
     if dl is None: raise UserError('these DataLoaders hold no image.')
-    try: batch = _first_batch(dl)
+    try: batch = sample_batch(dl)
     except (RuntimeError, TypeError) as e:
         if not any(t in str(e) for t in ('equal size', 'ismatch')): raise
         raise UserError('the images are of different sizes, and a batch takes one: '

@@ -17,10 +17,11 @@ from torch._inductor import config as inductor
 
 import simam_ema_fastai.attention.cpp as cpp
 from ..attention.cpp_build import compiler_problem
-from ..core.errors import UserError, one_of
+from ..core.errors import UserError, first_line, one_of
 from ..data.preprocessing import validation_transforms
 from .fusion import fuse
 from .inputs import as_images
+from ..models.anatomy import evaluating
 
 # %% auto #0
 __all__ = ['OptimizedModel', 'optimize']
@@ -73,21 +74,11 @@ def _has_cpp_gates() -> bool:
     try: cpp.load_cpp(); return True
     except UserError as e: print(f'{e} PyTorch computes them.'); return False
 
-@contextlib.contextmanager
-def _evaluating(model:nn.Module):
-    "Put `model` into evaluation mode, and afterwards every part back as it was."
-    was = [(m, m.training) for m in model.modules()]
-    try: yield model.eval()
-    finally:
-        for m, training in was: m.training = training
-
-def _first_line(e:Exception) -> str: return (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
-
 def _fused(model:nn.Module, use_cpp:bool) -> nn.Module:
     "`model` fused, or a copy of it if it cannot be traced."
     try: return fuse(model, use_cpp)
     except (RuntimeError, TypeError, ValueError, AttributeError, NameError) as e:
-        print(f'the network cannot be traced ({_first_line(e)}): it is not fused.')
+        print(f'the network cannot be traced ({first_line(e, 200)}): it is not fused.')
         return copy.deepcopy(model).eval().requires_grad_(False)
 
 def _can_compile(device:torch.device) -> bool:
@@ -123,12 +114,12 @@ def optimize(
     one_of(dtype, _dtypes, 'dtype')
     device = example_batch.device
     use_cpp = device.type == 'cpu' and dtype == 'fp32' and _has_cpp_gates()
-    with _evaluating(model), torch.no_grad(): truth = model(example_batch).float()
+    with evaluating(model): truth = model(example_batch).float()
     for compiling in (True, False) if compiled and _can_compile(device) else (False,):
         try: fast = _optimized(model, example_batch, truth, dtype, use_cpp, compiling)
         except Exception as e:
             if not compiling: raise
-            print(f'the compiler failed ({_first_line(e)}): the network is not compiled.')
+            print(f'the compiler failed ({first_line(e, 200)}): the network is not compiled.')
             continue
         if fast.max_delta_p <= _max_change[dtype]: break
         changed = f'a probability changes by {fast.max_delta_p:.1g}, which is more than rounding'

@@ -87,7 +87,7 @@ def _build_gates(todo:Sequence[RunConfig], folder:Path, shared:dict):
         with contextlib.suppress(UserError):
             dls = prepare(c, folder/c.name, shared=shared).dls
             shown += c.recipe.epochs*len(dls.train)*c.recipe.bs*(dls.size/64)**2
-    if shown >= _worth_building: build_gates()
+        if shown >= _worth_building: return build_gates()
 
 def _check_folder(
     configs:Sequence[RunConfig],

@@ -19,7 +19,7 @@ from .runs import read_config
 from ..models.variants import get_variant
 from ..training.diagnosis import diagnose, gate_notes, moments, note_gates
 from ..training.learner import build_learner
-from ..training.recipe import Recipe
+from ..training.recipe import Recipe, check_settings
 
 # %% auto #0
 __all__ = ['diagnose_start', 'diagnose_run', 'diagnose_runs', 'gate_rows', 'load_gates']
@@ -29,10 +29,8 @@ def _config(folder:Path) -> RunConfig:
     "What a run was asked for. Raises `UserError` if a newer version asked, or its gates are not known here."
     c = read_config(folder)
     v = get_variant(c['variant'], c.get('arch'), **(c.get('overrides') or {}))
-    try: recipe = Recipe(**c['recipe'])
-    except TypeError: raise UserError(f'the recipe of {folder} has a setting that is not known here: '
-                                      'a newer version wrote it.') from None
-    return RunConfig(v, c['data'], c.get('weights'), recipe)
+    check_settings(c['recipe'], folder)
+    return RunConfig(v, c['data'], c.get('weights'), Recipe(**c['recipe']))
 
 def _notes(folder:Path) -> dict:
     "What `gates.json` of a run holds; empty if there is none. Raises `UserError` if it is damaged."

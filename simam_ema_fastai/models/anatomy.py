@@ -18,12 +18,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 from torchvision.ops import FrozenBatchNorm2d
 
-from ..core.errors import UserError
+from ..core.errors import UserError, first_line
 from .insert import gate_modules
 
 # %% auto #0
 __all__ = ['named_parts', 'Output', 'Images', 'Look', 'evaluating', 'call_model', 'look_at', 'Block', 'find_blocks',
-           'glob_example', 'find_sites']
+           'stage_by_stride', 'glob_example', 'find_sites']
 
 # %% ../../nbs/models/08_anatomy.ipynb #7f38c336
 def named_parts(
@@ -119,9 +119,8 @@ def look_at(
         except UserError: raise
         except Exception as e: failed = e
     what = 'a blank batch of 64×96, 64×64 or 224×224' if example is None else 'the example'
-    said = (str(failed).strip().splitlines() or [type(failed).__name__])[0]
-    raise UserError(f"the network does not take {what} ({said}): give example= what it is called with, a small batch "
-                    "of images (a tuple for several arguments, a dict for named ones).") from failed
+    raise UserError(f"the network does not take {what} ({first_line(failed)}): give example= what it is called with, "
+                    "a small batch of images (a tuple for several arguments, a dict for named ones).") from failed
 
 # %% ../../nbs/models/08_anatomy.ipynb #07a2d682
 class Block(NamedTuple):
@@ -179,12 +178,18 @@ def find_blocks(
     return sorted(found, key=lambda b: order[b.spatial])
 
 # %% ../../nbs/models/08_anatomy.ipynb #3a19fb8b
+def stage_by_stride(
+    stride:float # Pixels of the image to one of the map
+) -> int: # 1 to 4
+    "Number a stage by the size of its maps, as in a ResNet: 4 in the first, 32 in the last."
+    return min(max(round(log2(stride)) - 1, 1), 4)
+
 def _stages(blocks:Sequence[Block], parts:dict[str,nn.Module], look:Look) -> list[int]:
     parents = [*dict.fromkeys(_parent(b.name) for b in blocks)]
     resnet = all(b.name and _resnet_block(b.name, parts[b.name]) for b in blocks)
     if resnet and 1 < len(parents) <= 4: return [parents.index(_parent(b.name)) + 1 for b in blocks]
     strides = [look.images.h/look.outputs[b.spatial][0].value[2] for b in blocks]
-    return [min(max(round(log2(s)) - 1, 1), 4) for s in strides]
+    return [*map(stage_by_stride, strides)]
 
 def _stage_end(blocks:Sequence[Block], parts:dict[str,nn.Module]) -> str:
     "The module behind which a stage is done: the parent of its blocks if it holds nothing else, or the last block."

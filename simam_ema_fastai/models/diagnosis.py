@@ -13,22 +13,13 @@ from torch import Tensor, nn
 
 from ..attention.start import full_output
 from ..core.errors import UserError
+from .anatomy import evaluating
 from .insert import gate_modules
 
 # %% auto #0
 __all__ = ['without_gates', 'measure_gates']
 
 # %% ../../nbs/models/16_diagnosis.ipynb #25b6648b
-@contextmanager
-def _evaluating(model:nn.Module) -> Iterator[None]:
-    "Without gradients, as in validation; afterwards every module is in the mode that it was in."
-    training = [m for m in model.modules() if m.training]
-    model.eval()
-    try:
-        with torch.no_grad(): yield
-    finally:
-        for m in training: m.training = True
-
 @contextmanager
 def _hooked(modules:Sequence[nn.Module], hook) -> Iterator[None]:
     with ExitStack() as hooks:
@@ -93,7 +84,7 @@ def measure_gates(
     if not found: raise UserError('there is no gate in this network to be diagnosed.')
     seen = {}
     def record(gate, args, out): seen[gate] = _seen(gate, args[0], out)
-    with _evaluating(model):
+    with evaluating(model):
         with _hooked([*found], record): logits = _centered(model(x))
         with without_gates(model): bare = _centered(model(x))
     if not (logits.isfinite().all() and bare.isfinite().all()):

@@ -16,7 +16,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from ..core.errors import UserError, import_extra, one_of
+from ..core.errors import UserError, first_line, import_extra, one_of
 from .backbones import Arch, archs
 from .insert import Slot, sites
 from simam_ema_fastai.models.trace import (
@@ -114,13 +114,13 @@ def _torchvision_head(model:nn.Module, name:str) -> str:
 # %% ../../nbs/models/11_libraries.ipynb #24246a2b
 def _random_state_kept(): return torch.random.fork_rng(devices=[])  # a look at a network must not change a training
 
-def _first_line(e:Exception) -> str: return (str(e).strip().splitlines() or [type(e).__name__])[0][:150]
+def _said(e:Exception) -> str: return first_line(e, 150)
 
 def _refusal(twin:nn.Module, size:int) -> str:
     "Why the network does not take images of that size; empty if it does."
     try:
         with torch.no_grad(): twin.eval()(blank_images((size, size)))
-    except Exception as e: return _first_line(e)
+    except Exception as e: return _said(e)
     return ''
 
 def _check_output(twin:nn.Module, name:str, size:int, n_out:int):
@@ -128,7 +128,7 @@ def _check_output(twin:nn.Module, name:str, size:int, n_out:int):
         try:
             with torch.no_grad(): out = twin.train(training)(blank_images((size, size)))
         except Exception as e:
-            raise UserError(f"{name} does not take images of {size}×{size} pixels ({_first_line(e)}): it cannot be a "
+            raise UserError(f"{name} does not take images of {size}×{size} pixels ({_said(e)}): it cannot be a "
                             "backbone here.") from e
         if isinstance(out, Tensor) and tuple(out.shape) == (2, n_out): continue
         what = f'the shape {tuple(out.shape)}' if isinstance(out, Tensor) else f'a {type(out).__name__}'
@@ -146,11 +146,11 @@ def _size_problem(name:str, size:int) -> str: return _refusal(_twin(name), size)
 def _site_map(name:str) -> SiteMap:
     arch = find_arch(name)
     size = arch.expects.size
-    with _random_state_kept(): model = arch.build(2)
-    twin, features = meta_twin(model), getattr(model, 'feature_info', None)
+    twin = _twin(name)
+    features = getattr(twin, 'feature_info', None)
     features = getattr(features, 'info', features) or ()
     sites = map_sites(trace(twin, [(64,96), (size,2*size), (size,size)]), twin, feature_ends(features))
-    with _random_state_kept(): return drop_dead(sites, model, size)
+    with _random_state_kept(): return drop_dead(sites, partial(arch.build, 2), size)
 
 def _slots(name:str, model:nn.Module) -> Iterator[Slot]: return slots_of(model, _site_map(name))
 
@@ -183,7 +183,7 @@ def _library_arch(name:str) -> LibraryArch:
     try:
         with _random_state_kept(): model = build(wanted, n_out)
     except UserError: raise
-    except Exception as e: raise UserError(f"{library} cannot build {wanted} ({_first_line(e)}).") from e
+    except Exception as e: raise UserError(f"{library} cannot build {wanted} ({_said(e)}).") from e
     expects = _timm_expects(model, wanted) if library == 'timm' else _torchvision_expects(wanted)
     twin = meta_twin(model)
     _check_output(twin, name, expects.size, n_out)
@@ -228,7 +228,7 @@ def fetch_library_weights(
     logging.disable(logging.WARNING)  # what the hub says of each of its tries
     try: sd = arch.fetch()
     except Exception as problem:
-        raise UserError(f"could not fetch {library}'s {e.weights} ({_first_line(problem)}). Without it: train from "
+        raise UserError(f"could not fetch {library}'s {e.weights} ({_said(problem)}). Without it: train from "
                         "scratch (weights=None, --weights none), or start from a file: a state dict of that network, "
                         "e.g. the model.safetensors of that name.") from problem
     finally: logging.disable(was)

@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from math import log2
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from ..core.errors import UserError
-from .anatomy import Images, Output
+from .anatomy import Images, Output, stage_by_stride
 from .any_network import GatePlace, adapt, placed
 from .insert import Slot, gate_after
 
@@ -171,8 +170,6 @@ def _place_in(trace:Trace, name:str) -> GatePlace:
 # %% ../../nbs/models/10_trace.ipynb #fd62d211
 def _quarters(n:int) -> list[int]: return [round(n*i/4) - 1 for i in range(1, 5)]
 
-def _stage_by_stride(stride:float) -> int: return min(max(round(log2(stride)) - 1, 1), 4)
-
 def _end(last:str, others:set[str], trace:Trace, modules:dict[str,nn.Module]) -> str:
     "The module that ends the stage whose last site is behind `last`."
     def alone(name): return name in trace.calls and not any(_within(o, name) for o in others)
@@ -192,7 +189,7 @@ def stage_ends(
     sites:dict[str,GatePlace] # Of its blocks, in order
 ) -> list[str]: # The modules at which the stages end, up to four
     "Find the stages of a network by the strides of its maps."
-    strides = [_stage_by_stride(trace.size[0]/p.height) for p in sites.values()]
+    strides = [stage_by_stride(trace.size[0]/p.height) for p in sites.values()]
     if len({*strides}) == 1 and len(sites) > 3:
         strides = [1 + sum(i > q for q in _quarters(len(sites))) for i in range(len(sites))]
     of = dict(zip(sites, strides))
@@ -246,18 +243,18 @@ def map_sites(
 
 def drop_dead(
     found:SiteMap,
-    model:nn.Module, # The network it is of, put into evaluation mode
+    build:Callable[[],nn.Module], # Builds the network it is of, where it has to be run
     size:int # Side of its images in pixels
 ) -> SiteMap:
     "Leave out the places whose patches no longer reach the answer: those behind a ViT's last attention."
     special = {p.module: p.special for places in found.sites.values() for _,p in places.values() if p.special}
     if not special: return found
-    outs = {}
+    model, outs = build().eval(), {}
     def keep(name, module, args, out):
         outs[name] = out
         out.retain_grad()
     hooks = [model.get_submodule(n).register_forward_hook(partial(keep, n)) for n in special]
-    with torch.enable_grad(): model.eval()(torch.randn(1, 3, size, size)).square().sum().backward()
+    with torch.enable_grad(): model(torch.randn(1, 3, size, size)).square().sum().backward()
     for h in hooks: h.remove()
     dead = {n for n,out in outs.items() if not out.grad[:,special[n]:].any()}
     sites = {s: {n: p for n,p in places.items() if n not in dead} for s,places in found.sites.items()}

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastai.data.core import DataLoaders, TfmdDL
+from fastai.data.core import DataLoaders
 from fastai.learner import Learner
-from fastai.torch_core import get_model, no_random
-from fastcore.basics import first
+from fastai.torch_core import get_model
 from torch import Tensor, nn
 
 from ..core.errors import UserError
 from ..core.files import read_json, write_json
+from ..data.preprocessing import sample_batch
 from ..models.diagnosis import measure_gates
 from ..models.insert import gate_modules
 from .data_check import vocab_of
@@ -23,24 +23,9 @@ from .learner import learning_rates
 from .recipe import Recipe
 
 # %% auto #0
-__all__ = ['gate_notes', 'moments', 'spread_batch', 'diagnose', 'gate_freeze', 'gamma_reach', 'note_gates']
+__all__ = ['gate_notes', 'moments', 'diagnose', 'gate_freeze', 'gamma_reach', 'note_gates']
 
 # %% ../../nbs/training/15_diagnosis.ipynb #336912b9
-class _SpreadIdxs:
-    "`k` indices spread evenly over `n`; can be pickled."
-    def __init__(self, k:int, n:int): self.k, self.n = k, n
-    def __call__(self): return [int((i + .5)*self.n/self.k) for i in range(self.k)]
-
-def spread_batch(
-    dl, # A loader; one of PyTorch's gives its next batch
-    n:int=64 # How many items
-) -> tuple: # As the network gets them
-    "A batch of `n` items spread evenly over `dl`, the same ones every time; no random state moves."
-    with no_random():
-        if not isinstance(dl, TfmdDL) or dl.bs is None or not dl.n: return first(dl)
-        n = min(n, dl.n)
-        return dl.new(bs=n, shuffle=False, drop_last=False, num_workers=0, get_idxs=_SpreadIdxs(n, dl.n)).one_batch()
-
 def diagnose(
     model:Learner|nn.Module, # With gates
     images:DataLoaders|Tensor=None, # DataLoaders, a loader, or `(N, 3, H, W)`; None: the learner's for validation
@@ -57,7 +42,7 @@ def diagnose(
     device = next((p.device for p in network.parameters()), None)
     if isinstance(images, Tensor): return measure_gates(network, images[:n].to(device))
     classes = vocab_of(images) or ()
-    x, *y = spread_batch(images.valid if isinstance(images, DataLoaders) else images, n)
+    x, *y = sample_batch(images.valid if isinstance(images, DataLoaders) else images, n, spread=True)
     x, y = (t.as_subclass(Tensor).to(device) for t in (x, y[0])) if y else (x.as_subclass(Tensor).to(device), None)
     return measure_gates(network, x, y, classes)
 
@@ -66,8 +51,7 @@ def gate_freeze(
     recipe:Recipe # With its strategy
 ) -> int: # Epochs
     "For how many epochs a training by `recipe` keeps the gates frozen."
-    if recipe.strategy != 'discriminative+freeze' or not recipe.freeze_epochs: return 0
-    return frozen_epochs(recipe.epochs, recipe.freeze_epochs, recipe.epochs)
+    return frozen_epochs(recipe.epochs, recipe.freeze_epochs, recipe.epochs) if recipe.freezes_gates else 0
 
 def gamma_reach(
     recipe:Recipe, # With its strategy

@@ -120,7 +120,7 @@ def _callbacks(recipe:Recipe, variant:Variant, dls:DataLoaders) -> list[Callback
         resizing.check(dls)
     if recipe.sampling == 'balanced': cbs.append(BalancedSampling())
     if recipe.average: cbs += [AverageWeights(recipe.average), RestoreTrainedWeights()]
-    if recipe.strategy == 'discriminative+freeze' and recipe.freeze_epochs and variant.placements:
+    if recipe.freezes_gates and variant.placements:
         cbs += [FreezeAttention(recipe.freeze_epochs, recipe.epochs), WarnUntrained()]
     if recipe.trainable != 'all': cbs.append(TrainOnly(recipe.trainable))
     cbs += _of_one_training(recipe, frozen=any(isinstance(cb, FreezeAttention) for cb in cbs))

@@ -5,13 +5,14 @@
 # %% ../../nbs/training/03_recipe.ipynb #f470cec5
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from ..core.errors import UserError, one_of
 from ..models.terms import check_trainable, strategies
 
 # %% auto #0
-__all__ = ['schedules', 'class_weightings', 'samplings', 'precisions', 'optimizers', 'train_only', 'recipes', 'Recipe']
+__all__ = ['schedules', 'class_weightings', 'samplings', 'precisions', 'optimizers', 'train_only', 'recipes', 'Recipe',
+           'check_settings']
 
 # %% ../../nbs/training/03_recipe.ipynb #266699ef
 schedules = ('one_cycle', 'cosine', 'step', 'flat')
@@ -57,6 +58,9 @@ class Recipe:
         self._check_ranges()
         self._check_resizing()
 
+    @property
+    def freezes_gates(self) -> bool: return self.strategy == 'discriminative+freeze' and self.freeze_epochs > 0
+
     def _check_choices(self):
         if self.strategy is not None: one_of(self.strategy, strategies, 'strategy')
         one_of(self.opt, optimizers, 'optimizer')
@@ -88,6 +92,16 @@ class Recipe:
         if self.resize_epochs >= self.epochs and self.resize_epochs:
             raise UserError(f'resize_epochs {self.resize_epochs}: at least the last of {self.epochs} epochs has to see '
                             'images of full size.')
+
+# %% ../../nbs/training/03_recipe.ipynb #6b495ef3
+def check_settings(
+    values:dict, # Of a recipe, as a file holds them
+    where:str # What holds them, for the message
+):
+    "Raise a `UserError` for a setting that a later version of this package has added."
+    if unknown := {*values} - {f.name for f in fields(Recipe)}:
+        raise UserError(f'the recipe of {where} has a setting that is not known here, {min(unknown)}: '
+                        'a newer version wrote it.')
 
 # %% ../../nbs/training/03_recipe.ipynb #98b1f412
 _cbam = Recipe(epochs=100, strategy='uniform', opt='adam', lr=1e-4, wd=0., schedule='cosine')
