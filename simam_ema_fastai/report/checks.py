@@ -17,7 +17,7 @@ from ..core.errors import one_of
 from ..core.files import read_json
 from ..experiments.environment import environments
 from ..experiments.identity import changed_settings, identity
-from ..experiments.results import folders_of
+from ..experiments.results import folders_of, load_grid, load_progress
 from ..experiments.runs import failures
 from .answers import and_more
 from .outcomes import Outcomes, load_outcomes
@@ -50,8 +50,10 @@ class FinishedRuns:
     def __init__(self,
         folder:str|Path,
         runs:pd.DataFrame, # From `load_runs`
-        outcomes:dict[tuple[str,str],Outcomes]=None # From `load_outcomes`, if they were read before
+        outcomes:dict[tuple[str,str],Outcomes]=None, # From `load_outcomes`, if they were read before
+        **known # `left_out` and `progress`, likewise
     ):
+        vars(self).update(known)
         self.folder, self.runs = Path(folder), runs
         self.outcomes = load_outcomes(folder, runs) if outcomes is None else outcomes
         self.data = runs.data.iloc[0]
@@ -67,6 +69,16 @@ class FinishedRuns:
     def environments(self) -> dict[str,list[dict]]:
         "The environments that trained a run, by run."
         return {r: environments(self.folder/r) for r in folders_of(self.runs)}
+
+    @cached_property
+    def left_out(self) -> dict[str,str]:
+        "Why runs do not count, by run."
+        return load_grid(self.folder)[1]
+
+    @cached_property
+    def progress(self) -> pd.DataFrame:
+        "How far every run is, see `load_progress`."
+        return load_progress(self.folder)
 
     @cached_property
     def failures(self) -> dict[str,str]:

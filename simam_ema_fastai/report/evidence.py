@@ -14,6 +14,7 @@ import pandas as pd
 from ..experiments.gates import load_gates
 from simam_ema_fastai.experiments.results import (
     folders_of,
+    load_grid,
     load_history,
     load_progress,
     load_runs,
@@ -69,9 +70,9 @@ class Evidence:
 
     def _read(self):
         "The finished runs, and what limits what they can show."
-        self.runs = load_runs(self.folder)
+        self.runs, left_out = load_grid(self.folder)
         self.outcomes = load_outcomes(self.folder, self.runs, self.metric in probability_metrics)
-        self.findings = findings(self.folder, self.runs, self.outcomes)
+        self.findings = findings(self.folder, self.runs, self.outcomes, left_out=left_out, progress=self.progress)
         judged = [o.runs[0] for o in self.outcomes.values()]
         self.classes = self.class_names((judged or self.runs.run.tolist())[0])
         check_metric(self.metric, self.classes)
@@ -103,7 +104,7 @@ class Evidence:
     @cached_property
     def history(self) -> pd.DataFrame:
         "The learning curves, those of unfinished runs included."
-        return load_history(self.folder)
+        return load_history(self.folder, self.progress)
 
     @cached_property
     def gates(self) -> tuple[pd.DataFrame,pd.DataFrame]:
