@@ -34,6 +34,7 @@ from ..models.cost import measure
 from ..models.variants import Variant
 from ..training.checkpoint import Checkpoint
 from ..training.diagnosis import note_gates
+from ..training.distill import Distill
 from ..training.evaluate import evaluate
 from ..training.failures import explain_out_of_memory
 from ..training.learner import build_learner, fit_recipe
@@ -105,7 +106,8 @@ def _train(
     measured:bool, log:str|None # As for `run`
 ) -> dict|None: # The metrics; None in all processes but the first
     "Train and evaluate what is prepared, from the last checkpoint on; only the first process writes."
-    learn = build_learner(parts.dls, variant, parts.weights, recipe)
+    distill = [Distill(*parts.teachers)] if parts.teachers else []
+    learn = build_learner(parts.dls, variant, parts.weights, recipe, distill)
     checkpoint = Checkpoint(folder)
     if is_rank0(): write_json(folder/'config.json', settings)
     check_shared_file(folder/'config.json')
