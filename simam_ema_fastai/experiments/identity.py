@@ -25,8 +25,8 @@ from ..runtime.manifest import read_manifest
 from ..training.recipe import Recipe
 
 # %% auto #0
-__all__ = ['distill_only', 'run_name', 'teachers_name', 'run_label', 'identity', 'changed_settings', 'describe_changes',
-           'digests', 'weights_digest', 'tensors_digest']
+__all__ = ['distill_only', 'run_name', 'teachers_name', 'run_label', 'split_label', 'identity', 'changed_settings',
+           'describe_changes', 'digests', 'weights_digest', 'tensors_digest']
 
 # %% ../../nbs/experiments/02_identity.ipynb #d60432d9
 def run_name(
@@ -68,6 +68,13 @@ def run_label(
 ) -> str:
     "What a run is called in a report, where it stands beside others of its variant."
     return f'{variant} from {distilled_from}' if distilled_from else variant
+
+def split_label(
+    label:str # From `run_label`
+) -> tuple[str,str]: # Variant, and what its teachers are called ('' without)
+    "Take apart what a run is called in a report."
+    variant, _, distilled_from = label.partition(' from ')
+    return variant, distilled_from
 
 # %% ../../nbs/experiments/02_identity.ipynb #5e1a7c06
 _how_read = ('path', 'num_workers', 'skip_bad', 'loader', 'on_device') # How data were reached, not what they were
