@@ -22,7 +22,7 @@ from ..data.preprocessing import source_of, validation_transforms
 from ..deploy.bundle import describe
 from ..deploy.load import load_exported
 from ..deploy.optimize import optimize
-from .identity import digests, tensors_digest
+from .digests import digests, tensors_digest
 from .runs import read_config
 from ..runtime.formats import model_path
 
