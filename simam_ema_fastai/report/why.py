@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 import pandas as pd
@@ -13,7 +14,7 @@ from scipy import stats
 
 from ..experiments.gates import gate_rows
 from .answers import and_more
-from .differences import verdict_labels
+from .differences import reference_of, verdict_labels
 from .evidence import Evidence
 from .figures import ReportFigure, report_figure
 from simam_ema_fastai.report.gates import (
@@ -25,7 +26,7 @@ from simam_ema_fastai.report.gates import (
     off,
     plot_gains,
 )
-from .intervals import format_p, format_points, over_seeds_and_images
+from .intervals import contrast, format_p, format_points, over_seeds_and_images
 from .sections import section
 from .significance import Difference, difference, holm
 
@@ -77,16 +78,36 @@ def compare_starts(
 
 def _interval(r) -> str: return f'{format_points(r.value)} [{format_points(r.low)}, {format_points(r.high)}]'
 
+def _over_all(
+    e:Evidence,
+    starts:pd.DataFrame # From `compare_starts`
+) -> list[str]: # At most one sentence
+    """Say for all pairs at once what the published and the identity start change, where there are several.
+
+    Few questions, asked of all runs, find what no single pair can show."""
+    published, identity = (list(zip(starts[k], starts.strategy)) for k in ('variant', 'identity'))
+    bare = [reference_of(c, e.outcomes) for c in published]
+    if len(starts) < 2 or e.void or any(b is None or b[1] != c[1] for b,c in zip(bare, published)): return []
+    def change(cells, reference):
+        weights = Counter(cells)
+        weights.subtract(reference)
+        r = contrast([e.outcomes[c].values(e.metric) for c in weights], [n/len(cells) for n in weights.values()])
+        return f'{_interval(r)} points (p = {format_p(r.p)})'.replace('= <', '< ')
+    return [f'Over all {len(starts)} pairs of variants and strategies, the published start lies '
+            f'{change(published, bare)} from the baseline in {e.metric_label}, the identity start '
+            f'{change(identity, bare)}, and the step from the one to the other is {change(identity, published)}.']
+
 def _describe_starts(
-    starts:pd.DataFrame, # From `compare_starts`
-    metric:str # In words
+    e:Evidence,
+    starts:pd.DataFrame # From `compare_starts`
 ) -> list[str]:
-    "Say for every pair what the identity start changes."
+    "Say what the identity start changes: over all pairs, and in every one."
+    if starts.empty: return []
     def one(r):
         p = f'p = {format_p(r.p_holm)}'.replace('= <', '< ')
-        return (f'{r.variant}, {r.strategy}: the identity start changes {metric} by {_interval(r)} points '
+        return (f'{r.variant}, {r.strategy}: the identity start changes {e.metric_label} by {_interval(r)} points '
                 f'({p}, Holm-corrected: {verdict_labels[r.verdict]}).')
-    return [one(r) for r in starts.itertuples()]
+    return [*_over_all(e, starts), *(one(r) for r in starts.itertuples())]
 
 # %% ../../nbs/report/24_why.ipynb #682c7871
 def _losses(e:Evidence) -> pd.DataFrame:
@@ -200,7 +221,7 @@ def _why(e):
     starts = compare_starts(e)
     cells = _diagnosed(e)
     undiagnosed = [r for r in e.runs.run[e.runs.variant.isin(gates.variant)] if r not in set(gates.run)]
-    return dict(harm=explain_harm(e, starts), starts=_describe_starts(starts, e.metric_label),
+    return dict(harm=explain_harm(e, starts), starts=_describe_starts(e, starts),
                 images=int(networks.images.min()),
                 cells=[(e.name(c), describe_cell(e, c)) for c in cells], stages=_stage_table(e), few=len(cells) <= 8,
                 undiagnosed=and_more(undiagnosed) if undiagnosed else '')
@@ -212,7 +233,7 @@ def describe_gates(
     if not len(e.gates[0]): return []
     starts = compare_starts(e)
     lines = [f'{e.name(c)}: {" ".join(describe_cell(e, c))}' for c in _diagnosed(e)]
-    return [' '.join(explain_harm(e, starts)), *_describe_starts(starts, e.metric_label), *lines]
+    return [' '.join(explain_harm(e, starts)), *_describe_starts(e, starts), *lines]
 
 def describe_untrained(
     found:dict, # From `experiments.diagnoses.diagnose_start`
