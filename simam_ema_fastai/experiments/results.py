@@ -18,7 +18,7 @@ import pandas as pd
 from ..core.errors import UserError
 from ..core.files import read_json
 from .environment import environments
-from .identity import run_name
+from .identity import run_label, run_name
 from .runs import read_config
 from ..models.terms import KnownVariant, known_variants, strategies
 from ..training.metrics import imbalance_metrics
@@ -98,8 +98,8 @@ def _add_imbalance_metrics(metrics:dict, n_classes:int, folder:Path) -> dict:
 def _planned(run:str, c:dict) -> dict:
     "What tells a run from the others of its folder."
     strategy = _strategy(c['variant'], c['recipe'].get('strategy'))
-    return dict(run=run, variant=c['variant'], strategy=strategy, seed=c['recipe']['seed'],
-                fold=c['data'].get('fold'), arch=c['arch'], data=c['data']['name'])
+    return dict(run=run, variant=run_label(c['variant'], c.get('distilled_from')), strategy=strategy,
+                seed=c['recipe']['seed'], fold=c['data'].get('fold'), arch=c['arch'], data=c['data']['name'])
 
 def _readable_rows(folder:Path) -> tuple[list[dict],dict[str,str]]:
     "Rows of the finished runs that can be read, and why the others cannot."

@@ -16,7 +16,7 @@ import pandas as pd
 from ..core.errors import one_of
 from ..core.files import read_json
 from ..experiments.environment import environments
-from ..experiments.identity import changed_settings, identity
+from ..experiments.identity import changed_settings, distill_only, identity
 from ..experiments.results import folders_of, load_grid, load_progress
 from ..experiments.runs import failures
 from .answers import and_more
@@ -97,10 +97,13 @@ class FinishedRuns:
 
     @cached_property
     def unequal(self) -> list[str]:
-        "The settings that differ although only variant, strategy, seed and backbone may."
+        "The settings that differ although only variant, strategy, teachers, seed and backbone may."
         first = next(iter(self.identities.values()))
         names = {k for one in self.identities.values() for k in changed_settings(first, one)}
         names -= {'variant', 'recipe.seed', 'recipe.strategy', 'arch', 'data.fold', 'digest'}
+        names -= {'teachers', 'teachers_digest', 'distilled_from', *distill_only}
+        taught = [i for i in self.identities.values() if i.get('teachers')]
+        names |= {k for k in distill_only if len({i[k] for i in taught}) > 1}
         data = {(self.identities[r].get('data.fold'), digest) for r,digest in self.known_digests.items()}
         if len(data) > len({fold for fold,_ in data}): names.add('digest')  # folds are other parts of the same images
         return sorted(names)

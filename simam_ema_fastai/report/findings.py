@@ -132,6 +132,15 @@ def _confounded(g):
         return ('Architecture and training strategy change together between rows, as in the study: a difference can '
                 'come from either. `simam_ema ablate --strategies uniform,discriminative+freeze` tells them apart.')
 
+@check('note', 'one teacher')
+def _one_teacher(g):
+    by_cell = g.runs.groupby(['variant','strategy'], sort=False).run.agg(list)
+    def teachers(runs): return [g.identities[r].get('teachers_digest') for r in runs if r in g.identities]
+    shared = [v for (v, _),runs in by_cell.items() if len(t := teachers(runs)) > 1 and t[0] and len(set(t)) == 1]
+    if shared:
+        return (f'{and_more(shared)}: all seeds learned from the same teachers. What others would have taught is not '
+                'in the intervals.')
+
 # %% ../../nbs/report/15_findings.ipynb #d3909913
 @check('caution', 'commits differ')
 def _commits_differ(g):
