@@ -5,6 +5,7 @@
 # %% ../../nbs/experiments/04_results.ipynb #572c0d5d
 from __future__ import annotations
 
+import re
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -14,6 +15,7 @@ import pandas as pd
 
 from ..core.errors import UserError
 from ..core.files import read_json
+from .costs import costs_by_variant, load_costs
 from .environment import environments
 from .identity import run_name
 from .runs import read_config
@@ -201,9 +203,17 @@ def _in_order(df:pd.DataFrame) -> pd.DataFrame:
     def keys(s): return s.map(lambda v: place(order[s.name], v)) if s.name in order else s
     return df.sort_values(['variant','strategy','seed'], key=keys, ignore_index=True)
 
+_measured_alone = re.compile('latency_|throughput_|memory_|images_per_s|device')
+
+def _with_costs(runs:pd.DataFrame, folder:Path) -> pd.DataFrame:
+    "`runs` with the main costs of their networks, in the place of what earlier versions measured of each by itself."
+    if not len(costs := load_costs(folder)): return runs
+    alone = [c for c in runs if _measured_alone.match(c)]
+    return runs.drop(columns=alone).join(costs_by_variant(costs), on='variant')
+
 def load_runs(
     folder:str|Path # A run folder, as `ablate` writes it
-) -> pd.DataFrame: # Config, metrics, efficiency, and the share of the commonest class in percent
+) -> pd.DataFrame: # Config, metrics, costs, and the share of the commonest class in percent
     """Load the finished runs of a folder, one per row; `left_out` names the others.
 
     The folds of a seed are one row: `run` is its name without the fold, `folders` names the folders of its folds.
@@ -211,7 +221,7 @@ def load_runs(
     folder = Path(folder)
     rows, unreadable = _readable_rows(folder)
     if rows: rows = _with_pooled_folds(folder, _without_copies(rows)[0])[0]
-    if rows: return _in_order(pd.DataFrame(rows).drop(columns=['fold','folds']))
+    if rows: return _in_order(_with_costs(pd.DataFrame(rows).drop(columns=['fold','folds']), folder))
     if (folder/'config.json').exists():
         raise UserError(f'{folder} is one run: give the folder that holds it, {folder.absolute().parent}.')
     why = {**unreadable, **_damage_in_unfinished(folder)}

@@ -61,7 +61,7 @@ from .recorder import record_on_device
 from .stopping import AccumulateGradients, KeepBest, StopEarly
 
 # %% auto #0
-__all__ = ['build_learner', 'variant_learner', 'learning_rates', 'fit_recipe']
+__all__ = ['build_learner', 'variant_learner', 'used_precision', 'learning_rates', 'fit_recipe']
 
 # %% ../../nbs/training/09_learner.ipynb #062b0336
 _from_recipe = ('loss_func', 'metrics', 'opt_func', 'lr', 'wd', 'splitter')  # arguments of `Learner` that it decides
@@ -126,9 +126,19 @@ def _callbacks(recipe:Recipe, variant:Variant, dls:DataLoaders) -> list[Callback
     cbs += _of_one_training(recipe, frozen=any(isinstance(cb, FreezeAttention) for cb in cbs))
     if recipe.mixup or recipe.cutmix: cbs.append(MixUpCutMix(recipe.mixup, recipe.cutmix))
     if recipe.compile: cbs.append(Compile())
-    if torch.device(getattr(dls, 'device', None) or default_device()).type == 'cuda':
-        cbs += [ChannelsLast(), *_mixed_precision(recipe.precision)]
+    device = torch.device(getattr(dls, 'device', None) or default_device())
+    if device.type == 'cuda': cbs.append(ChannelsLast())
+    if (precision := used_precision(recipe, device)) != 'fp32': cbs.append(MixedPrecision(precision))
     return cbs
+
+def used_precision(
+    recipe:Recipe,
+    device:torch.device # Where the data are
+) -> str: # 'fp32', 'bf16' or 'fp16'
+    "Tell in what a training by `recipe` computes."
+    if device.type != 'cuda': return 'fp32'
+    if recipe.precision != 'auto': return recipe.precision
+    return 'bf16' if torch.cuda.is_bf16_supported() else 'fp16'
 
 def _of_one_training(recipe:Recipe, frozen:bool) -> list[Callback]:
     "What no comparison does, see `stopping`."
@@ -138,10 +148,6 @@ def _of_one_training(recipe:Recipe, frozen:bool) -> list[Callback]:
     if recipe.accumulate > 1: cbs.append(AccumulateGradients(recipe.accumulate))
     if recipe.clip: cbs.append(GradientClip(recipe.clip))
     return cbs
-
-def _mixed_precision(precision:str) -> list[Callback]:
-    if precision == 'auto': precision = 'bf16' if torch.cuda.is_bf16_supported() else 'fp16'
-    return [] if precision == 'fp32' else [MixedPrecision(precision)]
 
 def _arguments(recipe:Recipe, given:dict, n_out:int, dls:DataLoaders) -> dict:
     "The arguments of `Learner` that `recipe` decides, or those `given` in their place."
