@@ -19,7 +19,8 @@ from sphinx.cmd.build import build_main
 
 root = Path(__file__).resolve().parent.parent
 cfg, site = get_config(root), root/'build'/'docs'
-wings = ['core', 'runtime', 'attention', 'models', 'data', 'training', 'deploy', 'experiments', 'report', '.']
+wings = ['core', 'runtime', 'attention', 'models', 'data', 'training', 'deploy', 'experiments', 'report', 'commands',
+         '.']
 
 
 def write(file: Path, *parts: str):

@@ -12,7 +12,7 @@ import os
 import sys
 import warnings
 
-import simam_ema_fastai.commands  # noqa: F401  # they register themselves
+from .commands import experiments, models, reports, storage  # noqa: F401  # they register themselves
 from .core.errors import UserError, disk_full, one_of
 from .options import commands
 

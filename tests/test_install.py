@@ -13,7 +13,7 @@ from importlib.metadata import version
 import pandas as pd
 import pytest
 
-from simam_ema_fastai.commands import commands
+from simam_ema_fastai.cli import commands
 
 scripts = 'Scripts' if os.name == 'nt' else 'bin'
 

@@ -228,7 +228,7 @@ def test_what_is_not_believed(gpu, tmp_path):
 
 def test_the_plan(gpu):
     "Every command is one that the package takes, with a folder of its own; what needs no data comes first."
-    from simam_ema_fastai.commands import commands
+    from simam_ema_fastai.cli import commands
     stages = gpu('plan').stages
     assert [s.name for s in stages][:4] == ['kernels', 'bandwidth', 'cost', 'study']
     for s in stages:

@@ -12,10 +12,7 @@ from numbers import Real
 from pathlib import Path
 
 import numpy as np
-import torch
-from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback
-from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.schedule import (  # Learner with fit_one_cycle and lr_find
     Learner,
     ParamScheduler,
@@ -50,6 +47,7 @@ from simam_ema_fastai.training.callbacks import (
     WeightedCrossEntropy,
     check_compiler,
     class_weights,
+    form_callbacks,
     train_targets,
 )
 from .data_check import CheckData, vocab_of
@@ -61,7 +59,7 @@ from .recorder import record_on_device
 from .stopping import AccumulateGradients, KeepBest, StopEarly
 
 # %% auto #0
-__all__ = ['build_learner', 'variant_learner', 'used_precision', 'learning_rates', 'fit_recipe']
+__all__ = ['build_learner', 'variant_learner', 'learning_rates', 'fit_recipe']
 
 # %% ../../nbs/training/09_learner.ipynb #062b0336
 _from_recipe = ('loss_func', 'metrics', 'opt_func', 'lr', 'wd', 'splitter')  # arguments of `Learner` that it decides
@@ -102,9 +100,9 @@ def variant_learner(
     """Make a fastai `Learner` that trains `variant` as `recipe` says.
 
     `learn.fit_one_cycle(n)` takes the recipe's learning rates. An `lr` that is one number is divided as the strategy
-    says; a slice is taken as it is. Mixed precision and channels_last are on where the data are on a GPU. Where the
-    weights were trained on normalized images and `dls` has no `Normalize`, it is added to `dls`, as fastai's
-    `vision_learner` does, and said.
+    says; a slice is taken as it is. Precision and layout are the recipe's (`form_callbacks`). Where the weights were
+    trained on normalized images and `dls` has no `Normalize`, it is added to `dls`, as fastai's `vision_learner` does,
+    and said.
     Raises `UserError` for unknown names, weights that do not fit or cannot be had, images that the backbone cannot
     take, data normalized for other weights, and data that are not color images with one class each."""
     v = get_variant(variant, arch)
@@ -126,19 +124,7 @@ def _callbacks(recipe:Recipe, variant:Variant, dls:DataLoaders) -> list[Callback
     cbs += _of_one_training(recipe, frozen=any(isinstance(cb, FreezeAttention) for cb in cbs))
     if recipe.mixup or recipe.cutmix: cbs.append(MixUpCutMix(recipe.mixup, recipe.cutmix))
     if recipe.compile: cbs.append(Compile())
-    device = torch.device(getattr(dls, 'device', None) or default_device())
-    if device.type == 'cuda': cbs.append(ChannelsLast())
-    if (precision := used_precision(recipe, device)) != 'fp32': cbs.append(MixedPrecision(precision))
-    return cbs
-
-def used_precision(
-    recipe:Recipe,
-    device:torch.device # Where the data are
-) -> str: # 'fp32', 'bf16' or 'fp16'
-    "Tell in what a training by `recipe` computes."
-    if device.type != 'cuda': return 'fp32'
-    if recipe.precision != 'auto': return recipe.precision
-    return 'bf16' if torch.cuda.is_bf16_supported() else 'fp16'
+    return cbs + form_callbacks(recipe.precision, recipe.layout, getattr(dls, 'device', None) or default_device())
 
 def _of_one_training(recipe:Recipe, frozen:bool) -> list[Callback]:
     "What no comparison does, see `stopping`."
