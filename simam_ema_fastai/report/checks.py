@@ -15,6 +15,7 @@ import pandas as pd
 
 from ..core.errors import one_of
 from ..core.files import read_json
+from ..experiments.costs import load_costs
 from ..experiments.environment import environments
 from ..experiments.identity import changed_settings, identity
 from ..experiments.results import folders_of
@@ -67,6 +68,11 @@ class FinishedRuns:
     def environments(self) -> dict[str,list[dict]]:
         "The environments that trained a run, by run."
         return {r: environments(self.folder/r) for r in folders_of(self.runs)}
+
+    @cached_property
+    def costs(self) -> pd.DataFrame:
+        "What the networks cost, see `experiments.costs`; empty where runs were measured by themselves, or not at all."
+        return load_costs(self.folder)
 
     @cached_property
     def failures(self) -> dict[str,str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..experiments.costs import load_costs
 from ..experiments.diagnoses import load_gates
 from simam_ema_fastai.experiments.results import (
     folders_of,
@@ -104,6 +105,11 @@ class Evidence:
     def history(self) -> pd.DataFrame:
         "The learning curves, those of unfinished runs included."
         return load_history(self.folder)
+
+    @cached_property
+    def costs(self) -> pd.DataFrame:
+        "What the networks cost, see `experiments.costs`; empty where they were not measured together."
+        return load_costs(self.folder)
 
     @cached_property
     def gates(self) -> tuple[pd.DataFrame,pd.DataFrame]:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from ..core.errors import UserError
 from ..core.files import atomic_path, remove_leftovers, write_text
+from ..experiments.costs import describe_machine
 from ..experiments.environment import environments, provenance
 from ..experiments.results import folders_of
 from .answers import describe_differences
@@ -24,6 +25,7 @@ from .style import save_pdf
 from simam_ema_fastai.report.tables import (
     calibration_table,
     comparison_table,
+    cost_tables,
     difference_table,
     effect_table,
     imbalance_table,
@@ -108,6 +110,10 @@ def _thesis_tables(e:Evidence) -> Iterator[tuple[pd.DataFrame,str,str]]:
     yield comparison_table(e.runs, e.metric), caption, 'variants'
     caption = 'The same runs by what rare classes do not vanish in, in percent, with 95% intervals over seeds.'
     yield imbalance_table(e.runs), caption, 'metrics'
+    if len(e.costs):
+        caption = (f'What the networks cost over {e.costs.reference.iloc[0]}, with 95% intervals, measured in turns on '
+                   f'{describe_machine(e.costs)}.')
+        yield cost_tables(e.costs, e.runs.variant.unique())[0], caption, 'costs'
     if len(e.diffs):
         caption = f'Differences to the reference on the same images, with 95% intervals; p Holm-corrected.{void}'
         yield difference_table(e.diffs, e.top5, e.metric_label).drop(columns='McNemar by seed'), caption, 'differences'
@@ -122,6 +128,7 @@ def _markdown(e:Evidence) -> str:
     envs = [env for r in folders_of(e.runs) for env in environments(e.folder/r)]
     return fill('report.md', e=e, table=to_markdown(comparison_table(e.runs, e.metric)),
                 metrics=to_markdown(imbalance_table(e.runs)),
+                costs=[to_markdown(t) for t in cost_tables(e.costs, e.runs.variant.unique())] if len(e.costs) else [],
                 answers=describe_differences(e.diffs, e.metric_label),
                 why=describe_gates(e),
                 machines=list(dict.fromkeys(map(provenance, envs))),
