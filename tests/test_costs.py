@@ -69,11 +69,11 @@ def test_an_added_network_takes_turns_with_the_reference(compare, copied):
     "What is known stays as it was, to the letter."
     before = load_costs(copied)
     said = compare(copied, 'baseline,simam,se')
-    assert 'costs of 1 networks, in turns' in said
+    assert 'costs: 1 of 3 networks, in turns' in said
     after = load_costs(copied)
     pd.testing.assert_frame_equal(after[after.variant != 'se'], before)
     assert kinds(after, 'se') == kinds(before, 'baseline')
-    assert 'costs of' not in compare(copied, 'baseline,simam,se')
+    assert 'costs: ' not in compare(copied, 'baseline,simam,se')
     pd.testing.assert_frame_equal(load_costs(copied), after)
 
 
