@@ -94,8 +94,8 @@ def pareto_front(
     return front
 
 cost_descriptions = dict(
-    training_ratio="a training step over the reference's", training_ms='a training step, ms',
-    optimized_ratio="one image, optimized, over the reference's", optimized_ms='one image, optimized, ms',
+    optimized_ratio="latency of one image, optimized, over the reference's",
+    optimized_ms='latency of one image, optimized, ms',
     latency_ms='latency of one image, ms', parameters='parameters, millions', gflops='GFLOPs of one image')
 
 @in_style
