@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from simam_ema_fastai.core.files import read_json, write_json
-from simam_ema_fastai.experiments.costs import load_costs
+from simam_ema_fastai.models.cost_table import load_costs
 
 
 @pytest.fixture(scope='module')

@@ -27,12 +27,12 @@ from ..core.files import read_json
 from ..deploy.optimize import optimize
 from .candidates import forward_pass, make_each, training_step
 from .config import RunConfig
-from .costs import busy_elsewhere, load_costs, write_costs
 from .environment import environment
 from .results import read_table
 from .runs import read_config
 from .timing import OtherWork, interleaved, paired_ratios
 from ..models.cost import count_params, training_memory
+from ..models.cost_table import busy_elsewhere, load_costs, write_costs
 from ..models.create import build_model, trainable_modules
 from ..models.variants import Variant, get_variant, variant_name
 from ..training.callbacks import training_form
@@ -52,7 +52,7 @@ def _finished(folder:Path, configs:Sequence[RunConfig]) -> dict[str,tuple[Varian
             found[c['variant']] = get_variant(c['variant'], c.get('arch'), **(c.get('overrides') or {})), run
     return found
 
-def _spelled(v:Variant) -> str: return f"{v.arch} {variant_name(v)}{'' if v.act == 'relu' else f' {v.act}'}"
+def _spelled(v:Variant) -> str: return ' '.join([v.arch, variant_name(v), *[v.act]*(v.act != 'relu')])
 
 @dataclass(frozen=True)
 class _Setting:
@@ -230,7 +230,7 @@ def measure_costs(
     configs:Sequence[RunConfig]=(), # Of finished runs in it whose variants their settings cannot name
     seconds:float=None, # How long networks take turns; None: 1.5% of the time of the training, from 4 to 60
     compiled:bool=None # Compile the optimized forms; None: where that is little beside the training
-) -> pd.DataFrame: # What costs.csv holds now, see `experiments.costs`; empty if no run is finished
+) -> pd.DataFrame: # What costs.csv holds now, see `models.cost_table`; empty if no run is finished
     """Measure what the networks of the finished runs cost, as far as it is not known of them on this machine.
 
     A network that fails is a row with its `error`, and is tried again by the next call.

@@ -15,11 +15,11 @@ import pandas as pd
 
 from ..core.errors import one_of
 from ..core.files import read_json
-from ..experiments.costs import load_costs
 from ..experiments.environment import environments
 from ..experiments.identity import changed_settings, identity
 from ..experiments.results import folders_of
 from ..experiments.runs import failures
+from ..models.cost_table import load_costs
 from .answers import and_more
 from .outcomes import Outcomes, load_outcomes
 
@@ -71,7 +71,7 @@ class FinishedRuns:
 
     @cached_property
     def costs(self) -> pd.DataFrame:
-        "What the networks cost, see `experiments.costs`; empty where runs were measured by themselves, or not at all."
+        "What the networks cost, see `models.cost_table`; empty where runs were measured by themselves, or not at all."
         return load_costs(self.folder)
 
     @cached_property

@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..experiments.costs import load_costs
-from ..experiments.diagnoses import load_gates
+from ..experiments.gates import load_gates
 from simam_ema_fastai.experiments.results import (
     folders_of,
     load_history,
@@ -23,6 +22,7 @@ from simam_ema_fastai.experiments.results import (
     read_table,
 )
 from ..experiments.runs import failures
+from ..models.cost_table import load_costs
 from .answers import detection_limits, headline
 from .calibration import Calibration, Selective, calibration, selective
 from .checks import Finding, void_reason
@@ -108,7 +108,7 @@ class Evidence:
 
     @cached_property
     def costs(self) -> pd.DataFrame:
-        "What the networks cost, see `experiments.costs`; empty where they were not measured together."
+        "What the networks cost, see `models.cost_table`; empty where they were not measured together."
         return load_costs(self.folder)
 
     @cached_property

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.files import write_json, write_text
-from ..experiments.costs import write_costs
+from ..models.cost_table import write_costs
 from ..training.metrics import encode_scores, imbalance_metrics
 from ..training.thresholds import in_temperature_part
 
@@ -95,7 +95,7 @@ def fake_grid(
 def fake_costs(
     folder:str|Path, # The grid's
     ratios:Mapping[str,float], # To the first, by variant
-    **changes # Of any column of `experiments.costs`, e.g. others=1.5
+    **changes # Of any column of `models.cost_table`, e.g. others=1.5
 ):
     "Write what the networks of a grid cost, every figure in the same ratio, 10 ms or 10 MiB for the first."
     kinds = [('training','eager',32), ('memory','eager',32)]

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from ..data.datasets import datasets
-from ..experiments.costs import busy_elsewhere, describe_machine, failed_costs
 from ..experiments.results import folders_of, left_out, load_progress, read_per_class, read_table
-from ..models.cost import flops_convention
+from ..models.cost_table import busy_elsewhere, describe_machine, failed_costs
+from ..models.terms import flops_convention
 from .answers import and_more
 from .checks import Finding, FinishedRuns, check, checks, describe_spread
 from .differences import reference_of

@@ -13,9 +13,9 @@ import pandas as pd
 
 from ..core.errors import UserError
 from ..core.files import atomic_path, remove_leftovers, write_text
-from ..experiments.costs import describe_machine
 from ..experiments.environment import environments, provenance
 from ..experiments.results import folders_of
+from ..models.cost_table import describe_machine
 from .answers import describe_differences
 from .changes import explain_changes
 from .evidence import Evidence

@@ -13,10 +13,10 @@ from markupsafe import Markup
 
 from ..core.errors import UserError
 from ..core.files import read_json
-from ..experiments.costs import busy_elsewhere, describe_machine
 from ..experiments.environment import environments
 from ..experiments.results import format_duration
 from ..experiments.runs import read_config
+from ..models.cost_table import busy_elsewhere, describe_machine
 from .answers import explain_verdict
 from .changes import maps_file
 from .checks import Finding
