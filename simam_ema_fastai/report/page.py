@@ -110,7 +110,7 @@ def _thesis_tables(e:Evidence) -> Iterator[tuple[pd.DataFrame,str,str]]:
     yield comparison_table(e.runs, e.metric), caption, 'variants'
     caption = 'The same runs by what rare classes do not vanish in, in percent, with 95% intervals over seeds.'
     yield imbalance_table(e.runs), caption, 'metrics'
-    if len(e.costs):
+    if e.costs.variant.nunique() > 1:
         caption = (f'What the networks cost over {e.costs.reference.iloc[0]}, with 95% intervals, measured in turns on '
                    f'{describe_machine(e.costs)}.')
         yield cost_tables(e.costs, e.runs.variant.unique())[0], caption, 'costs'
@@ -124,11 +124,16 @@ def _thesis_tables(e:Evidence) -> Iterator[tuple[pd.DataFrame,str,str]]:
         caption = 'Expected calibration error (bins of equal mass) and negative log-likelihood, means over seeds.'
         yield calibration_table(e.calibrations), caption, 'calibration'
 
+def _cost_tables(e:Evidence) -> list[pd.DataFrame]:
+    "Ratios and absolute costs; of one network these alone."
+    n = e.costs.variant.nunique()
+    return list(cost_tables(e.costs, e.runs.variant.unique()))[n == 1:] if n else []
+
 def _markdown(e:Evidence) -> str:
     envs = [env for r in folders_of(e.runs) for env in environments(e.folder/r)]
     return fill('report.md', e=e, table=to_markdown(comparison_table(e.runs, e.metric)),
                 metrics=to_markdown(imbalance_table(e.runs)),
-                costs=[to_markdown(t) for t in cost_tables(e.costs, e.runs.variant.unique())] if len(e.costs) else [],
+                costs=list(map(to_markdown, _cost_tables(e))),
                 answers=describe_differences(e.diffs, e.metric_label),
                 why=describe_gates(e),
                 machines=list(dict.fromkeys(map(provenance, envs))),

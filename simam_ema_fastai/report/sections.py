@@ -155,7 +155,7 @@ def _curves(e):
 @section('Accuracy against cost', nav='Cost')
 def _cost(e):
     figures = [f for n,f in e.figures.items() if n.startswith('cost_')]
-    if not figures and not len(e.costs): return
+    if not len(e.runs) or not figures and not len(e.costs): return
     ratios, absolute = cost_tables(e.costs, e.runs.variant.unique()) if len(e.costs) else (None, None)
     if e.costs.variant.nunique() < 2: ratios = None
     return dict(figures=figures, ratios=ratios, absolute=absolute, machine=describe_machine(e.costs),
