@@ -24,7 +24,8 @@ from ..deploy.access import host_of, local_hosts
 
 with warnings.catch_warnings():  # of what these import, in a process that shares its terminal with a training
     warnings.simplefilter('ignore')
-    from simam_ema_fastai.experiments.results import format_duration, time_left
+    from simam_ema_fastai.core.progress import format_duration
+    from simam_ema_fastai.experiments.results import time_left
     from simam_ema_fastai.report.page import render
     from simam_ema_fastai.report.templating import fill
 
