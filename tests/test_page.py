@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import requests
 
 from simam_ema_fastai.report.watch import ReportServer, bind_localhost
 
@@ -36,6 +37,19 @@ def test_the_check_finds_what_is_wrong(page, look, tmp_path):
         assert what in found, found
 
 
+def test_watching_what_is_done(page, simam_ema):
+    "`watch` is there at once, shows the report that was written, and ends by Ctrl-C without a word."
+    server = simam_ema.start('watch', page.parent.parent, '--port', 0)
+    try:
+        url = server.stdout.readline().split()[0]
+        state = requests.get(f'{url}state').json()
+        assert (state['state'], state['file'], len(state['runs'])) == ('done', str(page), 4)
+        assert requests.get(f'{url}report').text == requests.get(f'{url}report.html').text == page.read_text('utf-8')
+        server.send_signal(signal.SIGINT)
+        assert server.wait(60) == 0 and server.stderr.read() == ''
+    finally: server.kill()
+
+
 def test_the_report_is_made_beside_the_page(page, tmp_path):
     "By a process of its own; what is missing from a folder is said in a line."
     runs = shutil.copytree(page.parent.parent, tmp_path/'runs')
@@ -56,14 +70,15 @@ def test_the_report_is_made_beside_the_page(page, tmp_path):
 
 
 @pytest.fixture
-def watched(simam_ema, digits_args, tmp_path):
-    "A comparison that is watched, and where."
-    compared = ['--variants', 'baseline,hybrid', '--epochs', 12, '--watch', '--port', 0]
+def watched(simam_ema, digits_args, tmp_path, request):
+    "A comparison of so many epochs that is watched, and where."
+    compared = ['--variants', 'baseline,hybrid', '--epochs', request.param, '--watch', '--port', 0]
     training = simam_ema.start('ablate', '--out', tmp_path/'runs', *digits_args, *compared)
     yield training, training.stdout.readline().removeprefix('watch: ').strip()
     training.kill()
 
 
+@pytest.mark.parametrize('watched', [4], indirect=True)
 def test_the_live_page_follows_a_training(watched, look):
     "There before it begins; without being loaded again it shows every epoch, the report, and the end, until Ctrl-C."
     training, url = watched
@@ -81,6 +96,7 @@ def test_the_live_page_follows_a_training(watched, look):
     assert training.returncode == 0 and 'until Ctrl-C' in out and 'Traceback' not in err
 
 
+@pytest.mark.parametrize('watched', [12], indirect=True)
 @pytest.mark.parametrize('how', [signal.SIGINT, signal.SIGKILL])
 def test_the_live_page_says_when_a_training_is_interrupted(watched, look, how):
     "And by what it goes on; also when nothing is left that could tell."

@@ -25,7 +25,7 @@ const setStatus = (text, wrong = false) => {
 
 // --- talking to the service
 
-const gone = 'The service does not answer: it was stopped, or cannot be reached. Start it again, then send these images again.'
+const gone = 'The service does not answer: it was stopped, or cannot be reached. Start it, then send the images again.'
 
 const request = async (path, options = {}) => {
   const headers = token ? { Authorization: 'Bearer ' + token } : {}
