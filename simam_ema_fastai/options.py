@@ -19,8 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from fastcore.docments import docments
-
 from .core.errors import UserError, one_of
 
 # %% ../nbs/90_options.ipynb #efb868b3
@@ -38,6 +36,7 @@ def _options_of(
     f:Callable|type # A function or a dataclass with a comment behind every parameter or field
 ) -> Iterator[_Option]:
     "List what `f` takes, with comments as help."
+    from fastcore.docments import docments
     comments = docments(f)
     for name, p in inspect.signature(f).parameters.items():
         if p.kind == p.VAR_KEYWORD: continue
@@ -156,6 +155,7 @@ class Data:
     group:str = None # Regular expression on the path: its first parentheses capture what stays in one part (a patient)
     folds:int = None # Cross-validate: so many folds, a run each, every image predicted once per seed
     fold:int = None # Only this one of the folds, from 1 on
+    interpolation:str = None # How images are resized: bilinear or bicubic; left out: as a library's network wants it
     min_scale:float = None # Smallest share of the area in a random resized crop; the data set's own if left out
     skip_bad:bool = False # Leave unreadable images out instead of stopping
     workers:int = None # Processes that decode images; 0 on a CPU if left out

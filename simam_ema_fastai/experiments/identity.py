@@ -5,23 +5,14 @@
 # %% ../../nbs/experiments/02_identity.ipynb #c4707c6e
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import re
 from dataclasses import asdict
-from pathlib import Path
 
-import torch
-from fastai.data.core import DataLoaders
-
-from ..core.errors import UserError
-from ..data.preprocessing import source_of
-from ..data.samples import Samples
-from ..models.weights import Weights
 from ..training.recipe import Recipe
 
 # %% auto #0
-__all__ = ['run_name', 'identity', 'changed_settings', 'describe_changes', 'digests', 'weights_digest']
+__all__ = ['run_name', 'identity', 'changed_settings', 'describe_changes']
 
 # %% ../../nbs/experiments/02_identity.ipynb #d60432d9
 def run_name(
@@ -39,14 +30,14 @@ def run_name(
 
 # %% ../../nbs/experiments/02_identity.ipynb #5e1a7c06
 _how_read = ('path', 'num_workers', 'skip_bad', 'loader', 'on_device') # How data were reached, not what they were
-_split_defaults = dict(valid_pct=.2, seed=0, test_pct=0) # Of the data: as good as left out
+_data_defaults = dict(valid_pct=.2, seed=0, test_pct=0, interpolation='bilinear') # As good as left out
 _digests = ('digest', 'weights_digest')
 
 def identity(
     config:dict # As `config.json` holds it
 ) -> dict[str,object]: # A name such as 'recipe.lr' to its value
     "Flatten the settings that decide the result of a run. A digest that an earlier version did not note is None."
-    def decides(k, v): return k not in _how_read and (k, v) not in _split_defaults.items()
+    def decides(k, v): return k not in _how_read and (k, v) not in _data_defaults.items()
     data = {k: v for k,v in config.get('data', {}).items() if decides(k, v)}
     recipe = {**asdict(Recipe()), **config.get('recipe', {})}
     flat = dict.fromkeys(_digests)
@@ -73,35 +64,3 @@ def describe_changes(
     words = dict(digest='other data (other images, labels or split: digest {}, now {})',
                  weights_digest='other weights (digest {}, now {})')
     return '; '.join(words.get(k, k + ' {} (now {})').format(*v) for k,v in found.items())
-
-# %% ../../nbs/experiments/02_identity.ipynb #3f9c8c5f
-def digests(
-    dls:DataLoaders, # Of the run
-    weights:Weights=None # It starts from
-) -> dict[str,str|None]: # digest, weights_digest; None for what is not known
-    "Digest what a run is made of. `DataLoaders` that are not from `get_dls` are known by files and labels, if any."
-    digest = vars(dls)['digest'] if 'digest' in vars(dls) else _digest_of_files(dls)
-    return dict(digest=digest, weights_digest=weights and weights_digest(weights))
-
-def _digest_of_files(dls:DataLoaders) -> str|None:
-    "Digest the files and labels behind `dls`; None if it does not tell them."
-    s = Samples([], [], [], [])
-    with contextlib.suppress(UserError, OSError, TypeError, ValueError, LookupError, AttributeError):
-        for is_valid, dl in zip((False, True), dls.loaders):
-            _, labels = dl.dataset.tls
-            for i in range(len(labels)):
-                s.files.append(Path(source_of(dl.dataset, i)))
-                s.labels.append(str(dls.vocab[int(labels[i])]))
-                s.is_valid.append(is_valid)
-        return s.digest() if s.files else None
-
-def weights_digest(
-    weights:Weights # From `load_weights`
-) -> str: # 16 hexadecimal digits
-    "Digest tensors and what they assume: architecture, normalization, stride."
-    digest = hashlib.sha256(repr((weights.arch, *weights.stats, weights.stride_on)).encode())
-    for name, t in sorted(weights.state_dict.items()):
-        t = t.detach().cpu().contiguous()
-        digest.update(f'{name} {t.dtype} {tuple(t.shape)}'.encode())
-        digest.update(t.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
