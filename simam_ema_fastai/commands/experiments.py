@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/commands/01_experiments.ipynb #ee58e6f9
 import contextlib
+import gc
 from functools import partial
 from pathlib import Path
 
@@ -85,8 +86,15 @@ def _ablate(given:dict, out, log:str|None, measured:bool, executor=None, port:in
     if port is not None and is_rank0():
         from simam_ema_fastai.report.watch import watched
         page = watched(out, port, not is_distributed())
-    with page: failed = _do_and_report(configs, out, log, measured, executor, metric, margin)
+    with page:
+        failed = _do_and_report(configs, out, log, measured, executor, metric, margin)
+        if port is not None: _free_gpu()  # for others: the page may stay open for long
     if failed: raise failed
+
+def _free_gpu():
+    import torch
+    gc.collect()
+    torch.cuda.empty_cache()
 
 def _do_and_report(configs, out, log, measured, executor, metric, margin):
     "Do the runs and report them; return what failed of them, None if nothing did."
