@@ -49,8 +49,9 @@ class Limits:
 # %% ../../nbs/deploy/14_protocol.ipynb #54e069fd
 def _describe_fields(schema:dict, cls:type):
     "Let OpenAPI say of every field what the comment behind it says."
-    comments = re.findall(r'^ +(\w+):[^#\n]*# (.+)$', inspect.getsource(cls), re.M)
-    for name, text in comments: schema['properties'][name]['description'] = text
+    with contextlib.suppress(OSError):  # installed without its source, or in a notebook
+        comments = re.findall(r'^ +(\w+):[^#\n]*# (.+)$', inspect.getsource(cls), re.M)
+        for name, text in comments: schema['properties'][name]['description'] = text
 
 class _Answer(BaseModel):
     model_config = ConfigDict(json_schema_extra=_describe_fields)
