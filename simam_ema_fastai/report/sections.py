@@ -13,8 +13,8 @@ from markupsafe import Markup
 
 from ..core.errors import UserError
 from ..core.files import read_json
+from ..core.progress import format_duration
 from ..experiments.environment import environments
-from ..experiments.results import format_duration
 from ..experiments.runs import read_config
 from ..models.cost_table import busy_elsewhere, describe_machine
 from .answers import explain_verdict
