@@ -51,7 +51,8 @@ class Page:
         self.nb, self.source = nbformat.read(file, as_version=4), file.relative_to(root).as_posix()
         code = '\n'.join(c.source for c in self.nb.cells if re.match(r'#\| (default_exp|export\n)', c.source))
         self.name = (re.findall(r'#\| default_exp ([\w.]+)', code) or [None])[0]
-        self.url = (self.name or self.source.removeprefix('nbs/').removesuffix('.ipynb')).replace('.', '/') + '.ipynb'
+        path = re.sub(r'(?<=/)\d+_', '', self.source.removeprefix('nbs/').removesuffix('.ipynb'))
+        self.url = (self.name or path).replace('.', '/') + '.ipynb'
         module = self.name and import_module(f'{cfg.lib_name}.{self.name}')
         defined = re.findall(r'(?m)^(?:async def |def |class )?(\w+)(?=[(:, =])', code)
         self.names = {n: getattr(module, n) for n in dict.fromkeys(defined) if n in getattr(module, '__all__', ())}
@@ -113,14 +114,15 @@ def main(
 ):
     "Build the documentation from the notebooks, README.md and results/."
     for old in (site, site.parent/'html', out): shutil.rmtree(old, ignore_errors=True)
-    pages = {w: [Page(f) for f in sorted((root/'nbs'/w).glob('[!i]*.ipynb'))] for w in ['tutorials', *wings]}
+    pages = {w: [Page(f) for f in sorted((root/'nbs'/w).glob('[!i]*.ipynb'))] for w in ['guide', 'tutorials', *wings]}
     every, results = [p for ps in pages.values() for p in ps], write_results()
     links = {n: at for p in every for n, at in p.links.items() if re.search('[A-Z_]', n)}  # plain words stay words
     links |= {n: p.url for p in every for n in (p.name, p.source)} | {r.rpartition('/')[0]: r for r in results}
     for p in every: p.write(links)
     names = sorted(f'- [`{n}`]({at}), {p.name}' for p in every for n, at in p.links.items())
     write(site/'names.md', '# Names\n', '\n'.join(names))
-    trees = {'tutorials': pages.pop('tutorials'), 'results': results, **pages, 'index': ['names.md']}
+    trees = {'how to': pages.pop('guide'), 'tutorials': pages.pop('tutorials'), 'results': results, **pages,
+             'index': ['names.md']}
     trees = [toctree({'.': 'command line'}.get(title, title), ps) for title, ps in trees.items()]
     write(site/'index.md', linked((root/'README.md').read_text(encoding='utf-8'), links, ''), *trees)
     options = ['-D', f"nb_execution_mode={'cache' if execute else 'off'}", '-q', '-W', '--keep-going']
