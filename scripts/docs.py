@@ -91,6 +91,7 @@ def write_results() -> list[str]:
     "A page for each folder of results/: its report, its tables and its files."
     shutil.copytree(root/'results', site/'results', ignore=shutil.ignore_patterns('*.html'))
     folders = sorted(p for p in (site/'results').iterdir() if p.is_dir())
+    overview = site/'results'/'README.md'
     pages = [next(p for name in ('report.md', 'README.md') if (p := folder/name).exists()) for folder in folders]
     for page in pages:
         files = [f for f in sorted(page.parent.rglob('*')) if f.is_file() and f != page]
@@ -99,7 +100,7 @@ def write_results() -> list[str]:
         tables = [folded(f.name, pd.read_csv(f).to_html(index=False, border=0)) for f in files if f.suffix == '.csv']
         listed = ', '.join(f'[{n}](./{n})' for n in (f.relative_to(page.parent).as_posix() for f in files))
         write(page, page.read_text(encoding='utf-8'), *tables, f'Files: {listed}')
-    return [p.relative_to(site).as_posix() for p in pages]
+    return [p.relative_to(site).as_posix() for p in (overview, *pages)]
 
 
 def toctree(title: str, pages: list) -> str:
@@ -118,6 +119,7 @@ def main(
     every, results = [p for ps in pages.values() for p in ps], write_results()
     links = {n: at for p in every for n, at in p.links.items() if re.search('[A-Z_]', n)}  # plain words stay words
     links |= {n: p.url for p in every for n in (p.name, p.source)} | {r.rpartition('/')[0]: r for r in results}
+    links['results/README.md'] = results[0]
     for p in every: p.write(links)
     names = sorted(f'- [`{n}`]({at}), {p.name}' for p in every for n, at in p.links.items())
     write(site/'names.md', '# Names\n', '\n'.join(names))
