@@ -22,7 +22,7 @@ from ..attention.cpp_training import build_gates
 from ..core.errors import UserError
 from ..core.files import write_json, write_text
 from .config import RunConfig
-from .identity import changed_settings, describe_changes, identity
+from .identity import changed_settings, describe_changes, distill_only, identity
 from .loggers import check_logger
 from simam_ema_fastai.experiments.parts import (
     RunMismatch,
@@ -139,7 +139,8 @@ def _incomparable(c:RunConfig, there:dict, digest:str|None) -> dict[str,tuple]:
     "The differences between a run and one on disk that are not what a comparison is about."
     found = changed_settings(identity(there), identity({**c.as_json(), 'digest': digest}))
     if 'data.fold' in found: found.pop('digest', None)  # of other parts of the same images
-    compared = 'recipe.strategy', 'recipe.seed', 'data.fold'
+    compared = ['recipe.strategy', 'recipe.seed', 'data.fold']
+    if not (c.teachers and there.get('teachers')): compared += distill_only
     return {k: v for k,v in found.items() if k.split('.')[0] in ('digest','data','recipe') and k not in compared}
 
 # %% ../../nbs/experiments/17_ablation.ipynb #2828bdae
@@ -209,7 +210,8 @@ def ablate(
             configs, todo = _in_form(configs, form), _in_form(todo, form)
         plan = folder/'grid.json'
         before = plan.read_bytes() if plan.exists() else None
-        if is_rank0(): _write_plan(configs, folder, metric, margin)
+        in_order = [*(c for c in configs if c not in todo), *todo]  # what is done comes first
+        if is_rank0(): _write_plan(in_order, folder, metric, margin)
         do = executor or partial(in_turn, shared=shared)
         try: found, failed = _collect(_results(configs, todo, folder, measured, log, do))
         except UserError:  # of the executor
@@ -229,7 +231,7 @@ def _to_do(configs:Sequence[RunConfig], folder:Path) -> list[RunConfig]:
 
 def _write_plan(configs:Sequence[RunConfig], folder:Path, metric:str|None, margin:float|None):
     "Note what was asked for, when, and by what it is to be judged, in `folder`/grid.json."
-    runs = {c.name: dict(variant=c.variant.name, strategy=c.recipe.strategy, seed=c.recipe.seed,
+    runs = {c.name: dict(variant=c.label, strategy=c.recipe.strategy, seed=c.recipe.seed,
                          fold=c.data.get('fold'), arch=c.variant.arch, data=c.data['name'], epochs=c.recipe.epochs)
             for c in configs}
     p = load_progress(folder)

@@ -16,8 +16,8 @@ import pandas as pd
 from ..core.errors import one_of
 from ..core.files import read_json
 from ..experiments.environment import environments
-from ..experiments.identity import changed_settings, identity
-from ..experiments.results import folders_of
+from ..experiments.identity import changed_settings, distill_only, identity
+from ..experiments.results import folders_of, load_grid, load_progress
 from ..experiments.runs import failures
 from .answers import and_more
 from .outcomes import Outcomes, load_outcomes
@@ -50,8 +50,10 @@ class FinishedRuns:
     def __init__(self,
         folder:str|Path,
         runs:pd.DataFrame, # From `load_runs`
-        outcomes:dict[tuple[str,str],Outcomes]=None # From `load_outcomes`, if they were read before
+        outcomes:dict[tuple[str,str],Outcomes]=None, # From `load_outcomes`, if they were read before
+        **known # `left_out` and `progress`, likewise
     ):
+        vars(self).update(known)
         self.folder, self.runs = Path(folder), runs
         self.outcomes = load_outcomes(folder, runs) if outcomes is None else outcomes
         self.data = runs.data.iloc[0]
@@ -67,6 +69,16 @@ class FinishedRuns:
     def environments(self) -> dict[str,list[dict]]:
         "The environments that trained a run, by run."
         return {r: environments(self.folder/r) for r in folders_of(self.runs)}
+
+    @cached_property
+    def left_out(self) -> dict[str,str]:
+        "Why runs do not count, by run."
+        return load_grid(self.folder)[1]
+
+    @cached_property
+    def progress(self) -> pd.DataFrame:
+        "How far every run is, see `load_progress`."
+        return load_progress(self.folder)
 
     @cached_property
     def failures(self) -> dict[str,str]:
@@ -85,10 +97,13 @@ class FinishedRuns:
 
     @cached_property
     def unequal(self) -> list[str]:
-        "The settings that differ although only variant, strategy, seed and backbone may."
+        "The settings that differ although only variant, strategy, teachers, seed and backbone may."
         first = next(iter(self.identities.values()))
         names = {k for one in self.identities.values() for k in changed_settings(first, one)}
         names -= {'variant', 'recipe.seed', 'recipe.strategy', 'arch', 'data.fold', 'digest'}
+        names -= {'teachers', 'teachers_digest', 'distilled_from', *distill_only}
+        taught = [i for i in self.identities.values() if i.get('teachers')]
+        names |= {k for k in distill_only if len({i[k] for i in taught}) > 1}
         data = {(self.identities[r].get('data.fold'), digest) for r,digest in self.known_digests.items()}
         if len(data) > len({fold for fold,_ in data}): names.add('digest')  # folds are other parts of the same images
         return sorted(names)

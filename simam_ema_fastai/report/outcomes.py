@@ -68,9 +68,9 @@ def load_outcomes(
 ) -> dict[tuple[str,str],Outcomes]: # By variant and strategy
     "The predictions of every cell evaluated on the images of most runs; of the first run's if there is a tie."
     folders = dict(zip(runs.run, runs.get('folders', runs.run)))
-    predictions = {r: read_predictions(folder, names) for r,names in folders.items()}
+    predictions = {r: read_predictions(folder, names, scored=scored) for r,names in folders.items()}
     classes = {r: tuple(read_per_class(folder, names)['class']) for r,names in folders.items()}
-    images = {r: (classes[r], *zip(p.file, p.true)) for r,p in predictions.items()}
+    images = {r: (classes[r], '\0'.join(p.file), p.true.values.tobytes()) for r,p in predictions.items()}
     most = Counter(images.values()).most_common(1)[0][0]
     return {cell: Outcomes.of(g.run.tolist(), [predictions[r] for r in g.run], g.arch.iloc[0], most[0], scored)
             for cell, g in runs.groupby(['variant','strategy'], sort=False) if all(images[r]==most for r in g.run)}

@@ -235,7 +235,8 @@ def _why(e):
     if not len(gates): return
     starts = compare_starts(e)
     cells = _diagnosed(e)
-    undiagnosed = [r for r in e.runs.run[e.runs.variant.isin(gates.variant)] if r not in set(gates.run)]
+    diagnosed = set(gates.run)
+    undiagnosed = [r for r in e.runs.run[e.runs.variant.isin(gates.variant)] if r not in diagnosed]
     return dict(harm=explain_harm(e, starts), starts=_describe_starts(e, starts),
                 images=int(networks.images.min()),
                 cells=[(e.name(c), describe_cell(e, c)) for c in cells], stages=_stage_table(e), few=len(cells) <= 8,
