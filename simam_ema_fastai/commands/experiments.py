@@ -6,6 +6,8 @@
 __all__ = []
 
 # %% ../../nbs/commands/01_experiments.ipynb #ee58e6f9
+import contextlib
+import gc
 from functools import partial
 from pathlib import Path
 
@@ -22,12 +24,12 @@ def train(
     variant:str=None, # baseline, ema, …, or spelled: simam(e_lambda=0.1)@spatial34+timm.gca@stage; hybrid if left out
     out:Path='runs/train', # Run folder
     log:str=None, # Also log to tensorboard or wandb
-    no_report:bool=False, # Accuracy alone: no latency, throughput and memory, and no report
+    no_report:bool=False, # Accuracy alone: no times and memory of the networks, and no report
     metric:str=None, # What the report judges by, as for ablate; top1 if left out
     margin:float=None, # Points within which a variant is no worse; 1 if left out
     **options
 ):
-    """Fine-tune one variant, evaluate and measure it, and export it for inference.
+    """Fine-tune one variant, evaluate it, measure what it costs, and export it for inference.
 
     Interrupted, the same command goes on."""
     given = settings(**options)
@@ -49,14 +51,14 @@ def ablate(
     executor:str='local', # local: one run after the other here; ray: side by side on the nodes of a Ray cluster
     run_cpus:float=1, # Cores that ray gives a run
     run_gpus:float=None, # GPUs that ray gives a run, e.g. 0.5; 1 if left out and the cluster has any
-    no_report:bool=False, # Accuracy alone: no latency, throughput and memory, and no report
+    no_report:bool=False, # Accuracy alone: no times and memory of the networks, and no report
     metric:str=None, # The report judges by top1, top5, balanced_accuracy, macro_f1, kappa, auroc, … (top1 if left out)
     margin:float=None, # Points within which a variant is no worse than its reference; 1 if left out
-    watch:bool=False, # Show the report on this machine as it grows
+    watch:bool=False, # Show on this machine how far it is, and the report as it grows, until Ctrl-C
     port:int=8765, # Its port on 127.0.0.1; 0 for any that is free
     **options
 ):
-    """Compare variants: fine-tune, evaluate and measure each under the same data and recipe, and write the report.
+    """Compare variants: fine-tune and evaluate each under the same data and recipe, measure costs, write the report.
 
     Interrupted, the same command goes on."""
     from simam_ema_fastai.experiments.config import check_comparable, grids
@@ -75,16 +77,30 @@ def ablate(
 
 def _ablate(given:dict, out, log:str|None, measured:bool, executor=None, port:int=None, metric=None, margin=None):
     "Do the runs of `make_grid(**given)`, and report them: also if some failed, since the others were finished."
-    from simam_ema_fastai.experiments.ablation import RunsFailed, ablate
     from simam_ema_fastai.experiments.config import make_grid
-    from simam_ema_fastai.training.ranks import is_rank0
+    from simam_ema_fastai.training.ranks import is_distributed, is_rank0
     given = dict(seeds=[given['recipe'].seed]) | given
     if not given['variants'] or not given['seeds']:
         raise UserError('nothing to do: give at least one variant and one seed.')
-    configs, failed = make_grid(**given), None
+    configs, page = make_grid(**given), contextlib.nullcontext()
     if port is not None and is_rank0():
-        from simam_ema_fastai.report.watch import serve_in_background
-        print(f'watch: {serve_in_background(out, port)}', flush=True)
+        from simam_ema_fastai.report.watch import watched
+        page = watched(out, port, not is_distributed())
+    with page:
+        failed = _do_and_report(configs, out, log, measured, executor, metric, margin)
+        if port is not None: _free_gpu()  # for others: the page may stay open for long
+    if failed: raise failed
+
+def _free_gpu():
+    import torch
+    gc.collect()
+    torch.cuda.empty_cache()
+
+def _do_and_report(configs, out, log, measured, executor, metric, margin):
+    "Do the runs and report them; return what failed of them, None if nothing did."
+    from simam_ema_fastai.experiments.ablation import RunsFailed, ablate
+    from simam_ema_fastai.training.ranks import is_rank0
+    failed = None
     try: ablate(configs, out, measured, log, executor, metric, margin)
     except RunsFailed as e: failed = e
     done = [c.name for c in configs if (Path(out)/c.name/'metrics.json').exists()]
@@ -94,8 +110,8 @@ def _ablate(given:dict, out, log:str|None, measured:bool, executor=None, port:in
             if failed: raise UserError(f'{failed}\nno report: {e}') from None
             raise
         whole = [name for name in done if not failed or name not in failed.failed]
-        if whole: print(f'model:  {Path(out)/whole[-1]}')
-    if failed: raise failed
+        if whole: print(f'model:  {Path(out)/whole[-1]}', flush=True)
+    return failed
 
 def _print_report(folder):
     "Write the report, and print what it comes to."

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import time
+import re
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -17,15 +17,17 @@ import pandas as pd
 
 from ..core.errors import UserError
 from ..core.files import read_json
+from ..core.progress import estimate_left
 from .environment import environments
 from .identity import run_label, run_name
 from .runs import read_config
+from ..models.cost_table import costs_by_variant, load_costs
 from ..models.terms import KnownVariant, known_variants, strategies
 from ..training.metrics import imbalance_metrics
 
 # %% auto #0
 __all__ = ['read_table', 'read_per_class', 'read_predictions', 'folders_of', 'load_grid', 'load_runs', 'planned_metric',
-           'load_progress', 'time_left', 'format_duration', 'load_history']
+           'load_progress', 'time_left', 'load_history']
 
 # %% ../../nbs/experiments/04_results.ipynb #b832ec87
 def _damaged(file:Path, why:str) -> UserError:
@@ -199,6 +201,14 @@ def _in_order(df:pd.DataFrame) -> pd.DataFrame:
     def keys(s): return s.map(lambda v: place(order[s.name], v)) if s.name in order else s
     return df.sort_values(['variant','strategy','seed'], key=keys, ignore_index=True)
 
+_measured_alone = re.compile('latency_|throughput_|memory_|images_per_s|device')
+
+def _with_costs(runs:pd.DataFrame, folder:Path) -> pd.DataFrame:
+    "`runs` with the main costs of their networks, in the place of what earlier versions measured of each by itself."
+    if not len(costs := load_costs(folder)): return runs
+    alone = [c for c in runs if _measured_alone.match(c)]
+    return runs.drop(columns=alone).join(costs_by_variant(costs), on='variant')
+
 def load_grid(
     folder:str|Path # A run folder, as `ablate` writes it
 ) -> tuple[pd.DataFrame,dict[str,str]]: # From `load_runs`; why the others do not count, in a line by their names
@@ -210,7 +220,7 @@ def load_grid(
     rows, copies = _without_copies(rows)
     rows, partial = _with_pooled_folds(folder, rows)
     left_out = {**unreadable, **copies, **partial, **(unfinished := _damage_in_unfinished(folder))}
-    if rows: return _in_order(pd.DataFrame(rows).drop(columns=['fold','folds'])), left_out
+    if rows: return _in_order(_with_costs(pd.DataFrame(rows).drop(columns=['fold','folds']), folder)), left_out
     if (folder/'config.json').exists():
         raise UserError(f'{folder} is one run: give the folder that holds it, {folder.absolute().parent}.')
     none = f"no finished run in '{folder}': run `simam_ema ablate` with --out {folder} first."
@@ -218,7 +228,7 @@ def load_grid(
 
 def load_runs(
     folder:str|Path # A run folder, as `ablate` writes it
-) -> pd.DataFrame: # Config, metrics, efficiency, and the share of the commonest class in percent
+) -> pd.DataFrame: # Config, metrics, costs, and the share of the commonest class in percent
     """Load the finished runs of a folder, one per row.
 
     The folds of a seed are one row: `run` is its name without the fold, `folders` names the folders of its folds.
@@ -271,17 +281,9 @@ def time_left(
     p = p[p.run.isin(plan['runs'])]
     new = p.done.sum() - plan['done']
     if new <= 0: return None
-    latest = max(f.stat().st_mtime for f in Path(folder).glob('*/history.csv'))
-    per_epoch = (latest - plan['started'])/new
-    idle = (now or time.time()) - latest
-    if idle >= max(60, 5*per_epoch): return None
     left = (p.epochs - p.done)[~p.finished.astype(bool)].sum()  # a finished run may have been stopped early
-    return max(1., per_epoch*left - idle) if left else 0.
-
-def format_duration(seconds:float) -> str:
-    "A duration as one says it: 40 s, 12 min, 3.5 h."
-    if seconds < 99: return f'{seconds:.0f} s'
-    return f'{seconds/60:.0f} min' if seconds < 99*60 else f'{seconds/3600:.1f} h'
+    latest = max(f.stat().st_mtime for f in Path(folder).glob('*/history.csv'))
+    return estimate_left(plan['started'], latest, new, left, now)
 
 # %% ../../nbs/experiments/04_results.ipynb #ea54b3fa
 def load_history(

@@ -19,6 +19,7 @@ from ..experiments.environment import environments
 from ..experiments.identity import changed_settings, distill_only, identity
 from ..experiments.results import folders_of, load_grid, load_progress
 from ..experiments.runs import failures
+from ..models.cost_table import load_costs
 from .answers import and_more
 from .outcomes import Outcomes, load_outcomes
 
@@ -69,6 +70,11 @@ class FinishedRuns:
     def environments(self) -> dict[str,list[dict]]:
         "The environments that trained a run, by run."
         return {r: environments(self.folder/r) for r in folders_of(self.runs)}
+
+    @cached_property
+    def costs(self) -> pd.DataFrame:
+        "What the networks cost, see `models.cost_table`; empty where runs were measured by themselves, or not at all."
+        return load_costs(self.folder)
 
     @cached_property
     def left_out(self) -> dict[str,str]:

@@ -24,6 +24,7 @@ from simam_ema_fastai.experiments.results import (
     read_table,
 )
 from ..experiments.runs import failures
+from ..models.cost_table import load_costs
 from .answers import detection_limits, headline
 from .calibration import Calibration, Selective, calibration, selective
 from .checks import Finding, void_reason
@@ -108,6 +109,11 @@ class Evidence:
     def history(self) -> pd.DataFrame:
         "The learning curves, those of unfinished runs included."
         return load_history(self.folder, self.progress)
+
+    @cached_property
+    def costs(self) -> pd.DataFrame:
+        "What the networks cost, see `models.cost_table`; empty where they were not measured together."
+        return load_costs(self.folder)
 
     @cached_property
     def gates(self) -> tuple[pd.DataFrame,pd.DataFrame]:
