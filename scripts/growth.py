@@ -172,8 +172,7 @@ def main(out, turns):
         '# How cost grows\n', to_markdown(shown), '',
         'Time: of the processor, after the imports. Memory: its peak, imports included. Both over those of the small '
         'size, each the least of its turns (growth.csv); seconds and MiB are those of the large size.\n',
-        f'Machine: {provenance(machine)}\n', '    python scripts/growth.py --out results/growth\n',
-        '![](growth.svg)']))
+        f'Machine: {provenance(machine)}\n', f"    {machine['command']}\n", '![](growth.svg)\n']))
 
 
 if __name__ == '__main__':
