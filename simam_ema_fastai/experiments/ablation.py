@@ -19,7 +19,7 @@ from ..attention.cpp_training import build_gates
 from ..core.errors import UserError
 from ..core.files import write_json, write_text
 from .config import RunConfig
-from .identity import changed_settings, describe_changes, identity
+from .identity import changed_settings, describe_changes, identity, real_changes
 from .loggers import check_logger
 from simam_ema_fastai.experiments.parts import (
     RunMismatch,
@@ -106,10 +106,11 @@ def _check_folder(
 
 def _incomparable(c:RunConfig, there:dict, digest:str|None) -> dict[str,tuple]:
     "The differences between a run and one on disk that are not what a comparison is about."
-    found = changed_settings(identity(there), identity({**c.as_json(), 'digest': digest}))
+    found = real_changes(identity(there), identity({**c.as_json(), 'digest': digest}))
     if 'data.fold' in found: found.pop('digest', None)  # of other parts of the same images
     compared = 'recipe.strategy', 'recipe.seed', 'data.fold'
-    return {k: v for k,v in found.items() if k.split('.')[0] in ('digest','data','recipe') and k not in compared}
+    about = 'digest', 'data', 'recipe', 'tuned'
+    return {k: v for k,v in found.items() if k.split('.')[0] in about and k not in compared}
 
 # %% ../../nbs/experiments/17_ablation.ipynb #2828bdae
 def in_turn(

@@ -31,6 +31,7 @@ class RunConfig:
     data:dict # Arguments of `get_dls`: name, path, size, …
     weights:str|Path|dict|Weights|None = 'imagenet' # As for `load_weights`; None trains from scratch
     recipe:Recipe = Recipe() # With strategy and seed of this run; the strategy is the variant's own if left out
+    tuned:dict|None = None # Which settings a search chose: its id, the trial and of how many, names; see `tune`
 
     def __post_init__(self):
         if not isinstance(self.data.get('name'), str):
@@ -55,6 +56,7 @@ class RunConfig:
         v = self.variant
         config = dict(variant=v.name, recipe=asdict(self.recipe), data=self.data, arch=v.arch,
                       weights=self.weights_name, overrides=v.overrides)
+        if self.tuned: config['tuned'] = self.tuned
         return json.loads(json.dumps(config, default=str))
 
 # %% ../../nbs/experiments/05_config.ipynb #868a767e

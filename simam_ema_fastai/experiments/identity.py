@@ -21,7 +21,7 @@ from ..models.weights import Weights
 from ..training.recipe import Recipe
 
 # %% auto #0
-__all__ = ['run_name', 'identity', 'changed_settings', 'describe_changes', 'digests', 'weights_digest']
+__all__ = ['run_name', 'identity', 'changed_settings', 'real_changes', 'describe_changes', 'digests', 'weights_digest']
 
 # %% ../../nbs/experiments/02_identity.ipynb #d60432d9
 def run_name(
@@ -66,12 +66,26 @@ def changed_settings(
     if 'weights_digest' in known: ignored.add('weights')
     return {k: (a.get(k), b.get(k)) for k in {**a, **b} if k not in ignored and a.get(k) != b.get(k)}
 
+def real_changes(
+    a:dict, # From `identity`
+    b:dict # From `identity`
+) -> dict[str,tuple]: # Name to the two values
+    """List the settings in which two runs differ, other than those that one search chose for either.
+
+    Runs that a search has tuned are compared each at its best: what it chose may differ."""
+    found = changed_settings(a, b)
+    if not a.get('tuned.search') or a['tuned.search'] != b.get('tuned.search'): return found
+    chosen = {'tuned.trial', 'tuned.settings'}
+    for name in (*a['tuned.settings'], *b['tuned.settings']): chosen |= {f'recipe.{name}', f'overrides.{name}'}
+    return {k: v for k,v in found.items() if k not in chosen}
+
 def describe_changes(
     found:dict[str,tuple] # From `changed_settings`: what was, and what is now
 ) -> str: # In one line
     "Say in words how two runs differ."
     words = dict(digest='other data (other images, labels or split: digest {}, now {})',
-                 weights_digest='other weights (digest {}, now {})')
+                 weights_digest='other weights (digest {}, now {})',
+                 **{'tuned.search': 'settings that another search chose, or none ({}, now {})'})
     return '; '.join(words.get(k, k + ' {} (now {})').format(*v) for k,v in found.items())
 
 # %% ../../nbs/experiments/02_identity.ipynb #3f9c8c5f

@@ -16,7 +16,7 @@ import pandas as pd
 from ..core.errors import one_of
 from ..core.files import read_json
 from ..experiments.environment import environments
-from ..experiments.identity import changed_settings, identity
+from ..experiments.identity import identity, real_changes
 from ..experiments.results import folders_of
 from ..experiments.runs import failures
 from .answers import and_more
@@ -69,6 +69,11 @@ class FinishedRuns:
         return {r: environments(self.folder/r) for r in folders_of(self.runs)}
 
     @cached_property
+    def tuned(self) -> list[dict]:
+        "What the tuned runs say of their search."
+        return [c['tuned'] for c in self.configs.values() if c.get('tuned')]
+
+    @cached_property
     def failures(self) -> dict[str,str]:
         "What went wrong in the runs that could not be finished, by run."
         return failures(self.folder)
@@ -85,9 +90,9 @@ class FinishedRuns:
 
     @cached_property
     def unequal(self) -> list[str]:
-        "The settings that differ although only variant, strategy, seed and backbone may."
+        "The settings that differ although only variant, strategy, seed and backbone may, and what a search chose."
         first = next(iter(self.identities.values()))
-        names = {k for one in self.identities.values() for k in changed_settings(first, one)}
+        names = {k for one in self.identities.values() for k in real_changes(first, one)}
         names -= {'variant', 'recipe.seed', 'recipe.strategy', 'arch', 'data.fold', 'digest'}
         data = {(self.identities[r].get('data.fold'), digest) for r,digest in self.known_digests.items()}
         if len(data) > len({fold for fold,_ in data}): names.add('digest')  # folds are other parts of the same images
