@@ -37,10 +37,12 @@ from ..training.metrics import check_margin, check_metric, format_metrics
 from ..training.ranks import broadcast_object, is_distributed, is_rank0
 
 # %% auto #0
-__all__ = ['in_turn', 'RunsFailed', 'ablate']
+__all__ = ['distinct_runs', 'in_turn', 'RunsFailed', 'ablate']
 
 # %% ../../nbs/experiments/17_ablation.ipynb #4b3a728d
-def _distinct(configs:Sequence[RunConfig]) -> list[RunConfig]:
+def distinct_runs(
+    configs:Sequence[RunConfig]
+) -> list[RunConfig]:
     "Drop what is there twice. Raises `UserError` for two runs of one name, or one run under two names."
     by_name, by_network = {}, {}
     for c in configs:
@@ -164,7 +166,7 @@ def ablate(
     the folder, if that holds other runs than these or runs with which these cannot be compared, or if weights or data
     cannot be had."""
     folder, asked, shared = Path(folder), [c.name for c in configs], {}
-    configs = _distinct(configs)
+    configs = distinct_runs(configs)
     if log: check_logger(log)
     if metric: check_metric(metric)
     if margin is not None: check_margin(margin)

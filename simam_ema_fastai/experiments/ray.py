@@ -16,10 +16,12 @@ from ..core.errors import UserError, import_extra
 from .config import RunConfig
 from .runner import prepare_and_run
 from .runs import Failure, ends_grid, note_failure
+from .search import Search, Trial
+from .trial import do_trial
 from ..training.ranks import is_distributed
 
 # %% auto #0
-__all__ = ['on_ray']
+__all__ = ['on_ray', 'trials_on_ray']
 
 # %% ../../nbs/experiments/18_ray.ipynb #e7853aa5
 def _task(config:RunConfig, folder:Path, plan:str, measured:bool, log:str|None, argv:list[str], cwd:str) -> dict:
@@ -45,13 +47,8 @@ def on_ray(
 
     The cluster this process is connected to, or `RAY_ADDRESS` names, or runs on this machine; else a new one.
     Raises `UserError` if no node of it has so many cores and GPUs."""
-    if is_distributed():
-        raise UserError('--executor ray starts processes of its own: leave accelerate launch or torchrun out.')
     folder = Path(folder).absolute()
-    with _connected() as ray:
-        if gpus is None: gpus = min(1, ray.cluster_resources().get('GPU', 0))
-        _check_nodes(ray, cpus, gpus)
-        task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=retries)(_task)
+    with _tasks(_task, cpus, gpus, retries) as (ray, task, _):
         common = folder, (folder/'grid.json').read_text(encoding='utf-8'), measured, log, sys.argv, os.getcwd()
         pending = {task.options(name=c.name).remote(c, *common): c for c in configs}
         try:
@@ -63,6 +60,25 @@ def on_ray(
             for ref in pending: ray.cancel(ref, force=True)
 
 @contextlib.contextmanager
+def _tasks(f, cpus:float, gpus:float|None, retries:int):
+    "Ray, `f` as a task of it, and for how many of them its nodes have room."
+    if is_distributed():
+        raise UserError('--executor ray starts processes of its own: leave accelerate launch or torchrun out.')
+    with _connected() as ray:
+        if gpus is None: gpus = min(1, ray.cluster_resources().get('GPU', 0))
+        room = sum(_room(n, cpus, gpus) for n in ray.nodes())
+        if not room:
+            raise UserError(f'no node of the Ray cluster has {cpus:g} CPUs and {gpus:g} GPUs for a run: '
+                            'ask for less with --run-cpus and --run-gpus, or add a node.')
+        yield ray, ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=retries)(f), room
+
+def _room(node:dict, cpus:float, gpus:float) -> int:
+    "For how many tasks a node has room."
+    if not node['Alive']: return 0
+    wanted = dict(CPU=cpus, GPU=gpus)
+    return min((int(node['Resources'].get(k, 0)/n) for k,n in wanted.items() if n), default=1)
+
+@contextlib.contextmanager
 def _connected():
     "Ray, connected to a cluster; a connection that is made here ends with the block."
     os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
@@ -72,22 +88,57 @@ def _connected():
     try: yield ray
     finally: ray.shutdown()
 
-def _check_nodes(ray, cpus:float, gpus:float):
-    "Raise `UserError` if no node can do a run."
-    def can(n): return n['Alive'] and n['Resources'].get('CPU', 0) >= cpus and n['Resources'].get('GPU', 0) >= gpus
-    if not any(can(n) for n in ray.nodes()):
-        raise UserError(f'no node of the Ray cluster has {cpus:g} CPUs and {gpus:g} GPUs for a run: '
-                        'ask for less with --run-cpus and --run-gpus, or add a node.')
-
 def _outcome(ray, ref, folder:Path, retries:int) -> dict|Failure:
     "The metrics of a task that has ended, or why it has none. Raises what would end the other runs too."
-    errors = ray.exceptions
     try: return ray.get(ref)
-    except errors.RayTaskError as e:
+    except ray.exceptions.RayTaskError as e:
         if ends_grid(e.cause): raise e.cause from None
         return Failure.of(e.cause)
-    except (errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError) as e:
-        lost = Failure(f'its node or process was lost {retries + 1} times ({type(e).__name__}): '
-                       'the same command goes on from the last completed epoch.')
+    except _lost(ray) as e:
+        lost = Failure(f'{_say_lost(e, retries)}: the same command goes on from the last completed epoch.')
         note_failure(folder, lost.line)
         return lost
+
+def _lost(ray) -> tuple:
+    "What is raised where a task has lost its node or process."
+    return ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError
+
+def _say_lost(e:Exception, retries:int) -> str:
+    return f'its node or process was lost {retries + 1} times ({type(e).__name__})'
+
+# %% ../../nbs/experiments/18_ray.ipynb #530258ff
+def trials_on_ray(
+    search:Search, # Has every trial that was yielded before
+    todo:Sequence[tuple[RunConfig,int]], # Of a variant, and the number of its trial
+    cpus:float=1, # Cores for a trial
+    gpus:float=None, # GPUs for a trial; None: 1 if the cluster has any
+    retries:int=5 # How often a trial may lose its node or process
+) -> Iterator[Trial]:
+    """Do the trials of a search as tasks of a Ray cluster, as many side by side as there is room for.
+
+    Each starts from what had ended when it began. Raises `UserError` as `on_ray` does."""
+    todo = list(todo)
+    with _tasks(_trial_task, cpus, gpus, retries) as (ray, task, room):
+        pending = {}
+        try:
+            while todo or pending:
+                while todo and len(pending) < room:
+                    c, number = todo.pop(0)
+                    named = task.options(name=f'{c.variant.name} {number}')
+                    pending[named.remote(search, c, number, os.getcwd())] = c, number
+                (ref,), _ = ray.wait(list(pending))
+                yield _ended(ray, ref, *pending.pop(ref), retries)
+        finally:
+            for ref in pending: ray.cancel(ref, force=True)
+
+def _trial_task(search:Search, config:RunConfig, number:int, cwd:str) -> Trial:
+    "Do one trial, on some node."
+    with contextlib.suppress(OSError): os.chdir(cwd)
+    return do_trial(search, config, number)
+
+def _ended(ray, ref, config:RunConfig, number:int, retries:int) -> Trial:
+    "A trial whose task has ended. Raises what would end the others too."
+    try: return ray.get(ref)
+    except ray.exceptions.RayTaskError as e: raise e.cause from None
+    except _lost(ray) as e:
+        return Trial(config.variant.name, number, {}, 'failed', (), 0., _say_lost(e, retries))
