@@ -19,8 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from fastcore.docments import docments
-
 from .core.errors import UserError, one_of
 
 # %% ../nbs/90_options.ipynb #efb868b3
@@ -38,6 +36,7 @@ def _options_of(
     f:Callable|type # A function or a dataclass with a comment behind every parameter or field
 ) -> Iterator[_Option]:
     "List what `f` takes, with comments as help."
+    from fastcore.docments import docments
     comments = docments(f)
     for name, p in inspect.signature(f).parameters.items():
         if p.kind == p.VAR_KEYWORD: continue

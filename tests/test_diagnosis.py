@@ -7,7 +7,7 @@ import pytest
 from fastcore.test import test_close as assert_close
 
 from simam_ema_fastai.cli import main
-from simam_ema_fastai.experiments.diagnoses import load_gates
+from simam_ema_fastai.experiments.gates import load_gates
 from simam_ema_fastai.experiments.results import load_runs
 
 small = ['--data', 'digits', '--size', '32', '--n-valid', '50', '--arch', 'resnet18', '--weights', 'none']

@@ -41,12 +41,12 @@ def diagnose(
         raise UserError('diagnose what? Give a run folder, or a variant with --variant, and its data.')
     if runs and options: raise UserError('runs know their own data and networks: leave the other options out.')
     from simam_ema_fastai.experiments.config import make_grid
-    from simam_ema_fastai.experiments.diagnoses import diagnose_runs
+    from simam_ema_fastai.experiments.diagnoses import diagnose_runs, diagnose_start
     from simam_ema_fastai.report.evidence import Evidence
     from simam_ema_fastai.report.why import describe_gates, describe_untrained
     if variant:
         config, = make_grid(**settings(seed=seed, **options), variants=[variant], seeds=[seed])
-        return print('\n'.join(describe_untrained(config)))
+        return print('\n'.join(describe_untrained(diagnose_start(config), config.recipe.epochs)))
     failed = diagnose_runs(runs)
     if not (Path(runs)/'config.json').exists():
         for line in describe_gates(Evidence(runs)): print(line)

@@ -23,8 +23,7 @@ from ..core.progress import progress
 from .cache import find_decoded
 from .fingerprints import FileStamp, file_keys, fingerprint, stamp_files
 from .samples import Samples
-from .transforms import RGBImage
-from ..runtime.images import deep_range, is_transient
+from ..runtime.images import deep_range, is_transient, read_image
 from ..runtime.pixel_formats import white_level
 
 # %% auto #0
@@ -92,7 +91,7 @@ def find_unreadable(
     "Decode every file once and report those that cannot be read; remembered until a file changes."
     stamps = stamp_files(files) if stamps is None else stamps
     if find_decoded(file_keys(files, stamps), white=white): return {}
-    read = partial(RGBImage.create, white=white)
+    read = partial(read_image, white=white)
     def find():
         with ThreadPoolExecutor() as pool:
             faults = pool.map(lambda f: _fault(f, read), files)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torchvision.datasets import CIFAR10, CIFAR100
 
 from ..core.cache import cache_dir
 from ..core.downloads import download
@@ -26,7 +25,11 @@ from .samples import Samples
 __all__ = ['cifar']
 
 # %% ../../nbs/data/17_cifar.ipynb #56955e27
-_sources = {'cifar10': CIFAR10, 'cifar100': CIFAR100}
+def _source(kind:str) -> type:
+    "The class of torchvision that knows the files; imported late, since a report needs only the license."
+    from torchvision import datasets
+    return getattr(datasets, kind.upper())
+
 _labelings = {  # keys of labels in a batch, and of names in the meta file
     'cifar10': {'fine': ('labels', 'label_names')},
     'cifar100': {k: (f'{k}_labels', f'{k}_label_names') for k in ('fine','coarse')}}
@@ -49,7 +52,7 @@ def _read_arrays(path:Path) -> dict:
 
 def _find_or_fetch(kind:str, path:Path|None, tmp:Path) -> Path:
     "The folder of the batches: at `path`, below it, or unpacked into `tmp` from the archive there or from the net."
-    source = _sources[kind]
+    source = _source(kind)
     meta, archive = source.meta['filename'], (path or cache_dir())/source.filename
     if path is None: download(source.url, archive, f'md5:{source.tgz_md5}')
     else:
@@ -65,7 +68,7 @@ def _find_or_fetch(kind:str, path:Path|None, tmp:Path) -> Path:
 
 def _check_batches(kind:str, folder:Path):
     "Raise `UserError` if a file of the unpacked archive is missing or damaged."
-    source = _sources[kind]
+    source = _source(kind)
     digests = {source.meta['filename']: source.meta['md5'], **dict(source.train_list + source.test_list)}
     for name, md5 in digests.items():
         if not (folder/name).exists():
@@ -74,7 +77,7 @@ def _check_batches(kind:str, folder:Path):
 
 def _write_images(kind:str, batches:Path, folder:Path):
     "Write the images of every batch to `folder` as PNG files, and what they are labeled as `labels.json`."
-    source, labelings = _sources[kind], _labelings[kind]
+    source, labelings = _source(kind), _labelings[kind]
     meta = _read_arrays(batches/source.meta['filename'])
     classes = {k: list(meta[names]) for k,(_,names) in labelings.items()}
     table = dict(classes=classes, files=[], is_valid=[], labels={k: [] for k in labelings})

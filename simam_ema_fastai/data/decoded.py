@@ -11,8 +11,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ..core.errors import UserError
 from ..core.files import read_json, write_json
@@ -70,8 +68,11 @@ class DecodedImages(Sequence):
         "Whether all images have one size."
         return len(self) > 0 and (self.shapes[:,:2] == self.shapes[0,:2]).all()
 
-    def resident(self, device:torch.device) -> Tensor:
-        "All images, which have one size, on `device`: `(N, C, H, W)` of uint8, put there once."
+    def resident(self,
+        device # A `torch.device`
+    ): # A tensor `(N, C, H, W)` of uint8
+        "All images, which have one size, on `device`, put there once."
+        import torch
         if self._resident[0] != device:
             h,w,c = self.shapes.max(0).tolist()
             x = torch.empty(len(self), c, h, w, dtype=torch.uint8, device=device)

@@ -13,15 +13,10 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
-from fastai.torch_core import default_device
-
 import simam_ema_fastai
-from ..attention.functional import kernel_path
 from ..core.errors import UserError
 from ..core.files import read_json, write_json
 from ..core.progress import in_notebook
-from ..training.ranks import is_distributed
 
 # %% auto #0
 __all__ = ['environment', 'provenance', 'environments', 'note_environment']
@@ -31,6 +26,11 @@ _packages = ('simam_ema_fastai', 'torch', 'torchvision', 'fastai', 'fastcore', '
 
 def environment() -> dict:
     "Packages, commit, machine, kernels and command of this process, as `environment.json` holds them."
+    import torch
+    from fastai.torch_core import default_device
+
+    from simam_ema_fastai.attention.functional import kernel_path
+    from simam_ema_fastai.training.ranks import is_distributed
     return dict(
         packages={p: v for p in _packages if (v := _installed(p))},
         python=platform.python_version(),

@@ -5,23 +5,14 @@
 # %% ../../nbs/experiments/02_identity.ipynb #c4707c6e
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import re
 from dataclasses import asdict
-from pathlib import Path
 
-import torch
-from fastai.data.core import DataLoaders
-
-from ..core.errors import UserError
-from ..data.preprocessing import source_of
-from ..data.samples import Samples
-from ..models.weights import Weights
 from ..training.recipe import Recipe
 
 # %% auto #0
-__all__ = ['run_name', 'identity', 'changed_settings', 'real_changes', 'describe_changes', 'digests', 'weights_digest']
+__all__ = ['run_name', 'identity', 'changed_settings', 'unequal_settings', 'describe_changes']
 
 # %% ../../nbs/experiments/02_identity.ipynb #d60432d9
 def run_name(
@@ -66,7 +57,7 @@ def changed_settings(
     if 'weights_digest' in known: ignored.add('weights')
     return {k: (a.get(k), b.get(k)) for k in {**a, **b} if k not in ignored and a.get(k) != b.get(k)}
 
-def real_changes(
+def unequal_settings(
     a:dict, # From `identity`
     b:dict # From `identity`
 ) -> dict[str,tuple]: # Name to the two values
@@ -87,35 +78,3 @@ def describe_changes(
                  weights_digest='other weights (digest {}, now {})',
                  **{'tuned.search': 'settings that another search chose, or none ({}, now {})'})
     return '; '.join(words.get(k, k + ' {} (now {})').format(*v) for k,v in found.items())
-
-# %% ../../nbs/experiments/02_identity.ipynb #3f9c8c5f
-def digests(
-    dls:DataLoaders, # Of the run
-    weights:Weights=None # It starts from
-) -> dict[str,str|None]: # digest, weights_digest; None for what is not known
-    "Digest what a run is made of. `DataLoaders` that are not from `get_dls` are known by files and labels, if any."
-    digest = vars(dls)['digest'] if 'digest' in vars(dls) else _digest_of_files(dls)
-    return dict(digest=digest, weights_digest=weights and weights_digest(weights))
-
-def _digest_of_files(dls:DataLoaders) -> str|None:
-    "Digest the files and labels behind `dls`; None if it does not tell them."
-    s = Samples([], [], [], [])
-    with contextlib.suppress(UserError, OSError, TypeError, ValueError, LookupError, AttributeError):
-        for is_valid, dl in zip((False, True), dls.loaders):
-            _, labels = dl.dataset.tls
-            for i in range(len(labels)):
-                s.files.append(Path(source_of(dl.dataset, i)))
-                s.labels.append(str(dls.vocab[int(labels[i])]))
-                s.is_valid.append(is_valid)
-        return s.digest() if s.files else None
-
-def weights_digest(
-    weights:Weights # From `load_weights`
-) -> str: # 16 hexadecimal digits
-    "Digest tensors and what they assume: architecture, normalization, stride."
-    digest = hashlib.sha256(repr((weights.arch, *weights.stats, weights.stride_on)).encode())
-    for name, t in sorted(weights.state_dict.items()):
-        t = t.detach().cpu().contiguous()
-        digest.update(f'{name} {t.dtype} {tuple(t.shape)}'.encode())
-        digest.update(t.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]

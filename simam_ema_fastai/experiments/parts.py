@@ -15,13 +15,8 @@ from fastai.data.core import DataLoaders
 from ..core.errors import UserError
 from ..data.dls import get_dls
 from .config import RunConfig
-from simam_ema_fastai.experiments.identity import (
-    changed_settings,
-    describe_changes,
-    digests,
-    identity,
-    weights_digest,
-)
+from .digests import digests, weights_digest
+from .identity import changed_settings, describe_changes, identity
 from .runs import read_config
 from ..models.weight_sources import load_weights
 from ..models.weights import Weights

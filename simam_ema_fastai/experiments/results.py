@@ -17,8 +17,7 @@ from ..core.files import read_json
 from .environment import environments
 from .identity import run_name
 from .runs import read_config
-from ..models.terms import strategies
-from ..models.variants import get_variant, variants
+from ..models.terms import KnownVariant, known_variants, strategies
 from ..training.metrics import imbalance_metrics
 
 # %% auto #0
@@ -60,9 +59,7 @@ def _read_config(folder:Path) -> dict:
 
 def _strategy(variant:str, strategy:str|None) -> str:
     "The strategy of a run; one that names none, as a run made in Python may, took its variant's own."
-    if strategy: return strategy
-    try: return get_variant(variant).strategy
-    except UserError: return 'uniform'
+    return strategy or known_variants.get(variant, KnownVariant()).strategy
 
 # %% ../../nbs/experiments/04_results.ipynb #c6025e0a
 _subset = dict(labels='labels {}', n_classes='{} classes', n_train='{} training images', n_valid='{} validation images',
@@ -197,7 +194,7 @@ def left_out(
 
 def _in_order(df:pd.DataFrame) -> pd.DataFrame:
     "Sort by variant and strategy, as `models` lists them, and seed."
-    order = dict(variant=list(variants), strategy=list(strategies))
+    order = dict(variant=list(known_variants), strategy=list(strategies))
     def place(names, v): return names.index(v) if v in names else len(names), v
     def keys(s): return s.map(lambda v: place(order[s.name], v)) if s.name in order else s
     return df.sort_values(['variant','strategy','seed'], key=keys, ignore_index=True)

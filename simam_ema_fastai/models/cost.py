@@ -20,16 +20,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..attention.backends import plain_gates
 from ..core.errors import UserError
+from .terms import flops_convention
 
 # %% auto #0
-__all__ = ['flops_convention', 'count_params', 'count_flops', 'latency', 'LiveBytes', 'peak_memory', 'measure']
+__all__ = ['count_params', 'count_flops', 'latency', 'LiveBytes', 'peak_memory', 'measure']
 
 # %% ../../nbs/models/14_cost.ipynb #29136a5a
 def count_params(model:nn.Module) -> int:
     "Count the parameters."
     return sum(p.numel() for p in model.parameters())
-
-flops_convention = '2 per multiply-accumulate of conv, linear and matmul; one image'
 
 @contextlib.contextmanager
 def _probe(model:nn.Module, size:int, bs:int=1):

@@ -16,7 +16,7 @@ from ..core.errors import UserError, one_of
 from .backbones import activations, archs
 from .insert import Placement
 from .libraries import check_sites, find_arch, is_library_arch
-from .terms import strategies
+from .terms import KnownVariant, known_variants
 
 # %% auto #0
 __all__ = ['variants', 'Variant', 'variant_name', 'get_variant']
@@ -37,48 +37,6 @@ class Variant:
         for at in ((p.site, s) for p in self.placements for s in sorted(set(p.stages))):
             if at in taken: raise UserError(f"two gates at site '{at[0]}' of stage {at[1]}: a site holds one.")
             taken.add(at)
-
-# %% ../../nbs/models/12_variants.ipynb #10c27909
-def _se(**options) -> tuple[Placement]: return (Placement('se', 'residual', options=options),)
-def _sresnet(**options) -> tuple[Placement]: return (Placement('spatial_gate', 'residual', options=options),)
-
-variants = {
-    'baseline':   Variant(),
-    'simam':      Variant((Placement('simam', 'spatial'),)),
-    'ema':        Variant((Placement('ema', 'residual'),)),
-    'hybrid':     Variant((Placement('simam', 'spatial', (3,4)), Placement('ema', 'residual', (3,4))), strategies[2]),
-    'hybrid_all': Variant((Placement('simam', 'spatial'), Placement('ema', 'residual')), strategies[2]),
-    'se':         Variant(_se()),
-    'se4':        Variant(_se(reduction=4)),
-    'se8':        Variant(_se(reduction=8)),
-    'se32':       Variant(_se(reduction=32)),
-    'eca':        Variant((Placement('eca', 'residual'),)),
-    'cbam':       Variant((Placement('cbam', 'stage'),)),
-    'bam':        Variant((Placement('bam', 'stage', (1,2,3)),)),
-    'coord':      Variant((Placement('coord', 'residual'),)),
-    'sresnet':    Variant(_sresnet()),
-    'sresnet_skips':    Variant(_sresnet(skips=True)),
-    'sresnet_dilation': Variant(_sresnet(dilation=2)),
-    'mish':       Variant(act='mish'),
-    'se_mish':    Variant(_se(), act='mish'),
-    **{arch: Variant(arch=arch) for arch in archs},
-}
-_published_with = {
-    'hybrid_resnet101': ('hybrid', 'resnet101'), 'hybrid_efficientnet_lite0': ('hybrid', 'efficientnet_lite0'),
-    'cbam_resnet50': ('cbam', 'resnet50'), 'cbam_resnet152': ('cbam', 'resnet152'),
-    'cbam_resnext101': ('cbam', 'resnext101_32x8d'), 'bam_preact_resnet50': ('bam', 'preact_resnet50'),
-    'sresnet50': ('sresnet', 'preact_resnet50'), 'sresnet50_skips': ('sresnet_skips', 'preact_resnet50'),
-    'sresnet50_dilation': ('sresnet_dilation', 'preact_resnet50'), 'se_resnet34': ('se', 'resnet34'),
-    'mish_resnet34': ('mish', 'resnet34'), 'se_mish_resnet34': ('se_mish', 'resnet34'),
-}
-variants |= {name: replace(variants[v], arch=arch) for name,(v,arch) in _published_with.items()}
-
-def _identity(v:Variant) -> Variant:
-    "`v` with gates that start as the identity."
-    return replace(v, placements=tuple(replace(p, options={**p.options, 'start': 'identity'}) for p in v.placements))
-
-_with_identity = ('simam', 'ema', 'hybrid', 'hybrid_all', 'se', 'eca', 'cbam', 'bam', 'coord')
-variants |= {f'{name}_identity': _identity(variants[name]) for name in _with_identity}
 
 # %% ../../nbs/models/12_variants.ipynb #6a1368aa
 _part = re.compile(r'(\w[\w.]*)(?:\((.*)\))?@([a-z]+)(\d*)')  # GATE(OPTIONS)@SITE34
@@ -110,6 +68,13 @@ def _spec(p:Placement) -> str:
     stages = '' if len(p.stages) == 4 else ''.join(map(str, p.stages))
     options = ','.join(f'{k}={v!r}' for k,v in p.options.items())
     return f'{p.gate}({options})@{p.site}{stages}' if options else f'{p.gate}@{p.site}{stages}'
+
+# %% ../../nbs/models/12_variants.ipynb #10c27909
+def _of_name(v:KnownVariant) -> Variant:
+    "The variant that a name stands for."
+    return Variant(_spelled(v.gates).placements if v.gates else (), v.strategy, v.arch, v.act)
+
+variants = {name: _of_name(v) for name,v in known_variants.items()}
 
 def variant_name(v:Variant) -> str:
     "Name in `variants` of the network that `v` is, or else the spec that spells it."

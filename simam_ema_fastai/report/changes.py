@@ -49,6 +49,8 @@ def explain_changes(
     if any(not (e.folder/o.runs[0]).is_dir() for o in (a, b)):
         raise UserError('each fold has a network of its own, and no two of them saw the same images.')
     if _is_current(out, [e.folder/o.runs[0]/'model.safetensors' for o in (a, b)]): return out
+    for o in (a, b):
+        if not (f := e.folder/o.runs[0]/'model.safetensors').exists(): raise UserError(f'{f} is missing.')
     from simam_ema_fastai.deploy.bundle import read_bundle
     from simam_ema_fastai.deploy.explain import explain_images
     images = _most_changed(a, b, n)

@@ -16,7 +16,7 @@ import pandas as pd
 from ..core.errors import one_of
 from ..core.files import read_json
 from ..experiments.environment import environments
-from ..experiments.identity import identity, real_changes
+from ..experiments.identity import identity, unequal_settings
 from ..experiments.results import folders_of
 from ..experiments.runs import failures
 from .answers import and_more
@@ -92,7 +92,7 @@ class FinishedRuns:
     def unequal(self) -> list[str]:
         "The settings that differ although only variant, strategy, seed and backbone may, and what a search chose."
         first = next(iter(self.identities.values()))
-        names = {k for one in self.identities.values() for k in real_changes(first, one)}
+        names = {k for one in self.identities.values() for k in unequal_settings(first, one)}
         names -= {'variant', 'recipe.seed', 'recipe.strategy', 'arch', 'data.fold', 'digest'}
         data = {(self.identities[r].get('data.fold'), digest) for r,digest in self.known_digests.items()}
         if len(data) > len({fold for fold,_ in data}): names.add('digest')  # folds are other parts of the same images

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..experiments.diagnoses import load_gates
+from ..experiments.gates import load_gates
 from simam_ema_fastai.experiments.results import (
     folders_of,
     load_history,

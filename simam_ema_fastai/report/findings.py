@@ -13,7 +13,7 @@ import pandas as pd
 
 from ..data.datasets import datasets
 from ..experiments.results import folders_of, left_out, load_progress, read_per_class, read_table
-from ..models.cost import flops_convention
+from ..models.terms import flops_convention
 from .answers import and_more
 from .checks import Finding, FinishedRuns, check, checks, describe_spread
 from .differences import reference_of

@@ -18,7 +18,7 @@ __all__ = ['by_stage', 'off', 'describe_gate', 'describe_logits', 'describe_gamm
 def _of_all(gates:pd.DataFrame) -> pd.DataFrame: return gates[gates['class'] == '']
 
 def by_stage(
-    gates:pd.DataFrame # From `experiments.diagnoses.load_gates`
+    gates:pd.DataFrame # From `experiments.gates.load_gates`
 ) -> pd.DataFrame: # A row per variant, strategy, gate and stage, means over gates and seeds
     "Columns start and end (gain), saturated and gamma (at the end); NaN where a moment was not measured."
     by = ['variant', 'strategy', 'gate', 'stage']

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from ..core.errors import one_of
-from ..models.variants import variants
+from ..models.terms import known_variants
 
 # %% auto #0
 __all__ = ['sources', 'systems', 'study', 'study_note', 'Source', 'System', 'in_study', 'train_command']
@@ -28,7 +28,7 @@ class Source:
 @dataclass(frozen=True)
 class System:
     "A row of a report: what was trained, how, and what came out."
-    variant:str # A name in `models.create.variants`
+    variant:str # A name in `models.terms.known_variants`
     source:str # A name in `sources`
     recipe:str # A name in `training.recipe.recipes`
     published:dict[str,str] = field(default_factory=dict) # Figures as printed, accuracies in percent; maybe none
@@ -107,7 +107,7 @@ def in_study(
     runs:pd.DataFrame # From `load_runs`
 ) -> pd.Series: # True for runs in the study's setting, strategy included
     "Which runs can be compared with the study's: ResNet-50 on all of Tiny ImageNet-200 for 20 epochs."
-    strategy = runs.variant.map(lambda v: variants[v].strategy if v in study.index else None)
+    strategy = runs.variant.map(lambda v: known_variants[v].strategy if v in study.index else None)
     setting = (runs.arch=='resnet50') & (runs.data=='tiny_imagenet') & (runs.part=='') & (runs.epochs==20)
     return setting & (runs.strategy==strategy)
 

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 import pandas as pd
 from scipy import stats
 
-from ..experiments.config import RunConfig
-from ..experiments.diagnoses import diagnose_start, gate_rows
+from ..experiments.gates import gate_rows
 from .answers import and_more
 from .differences import verdict_labels
 from .evidence import Evidence
@@ -216,12 +215,12 @@ def describe_gates(
     return [' '.join(explain_harm(e, starts)), *_describe_starts(starts, e.metric_label), *lines]
 
 def describe_untrained(
-    config:RunConfig # Of a run; nothing of it need be there
+    found:dict, # From `experiments.diagnoses.diagnose_start`
+    epochs:int # Of the training that would follow
 ) -> list[str]: # A table, and sentences
-    "Say what the gates of a variant do before it is trained. Raises `UserError` for one without gates."
-    found = diagnose_start(config)
-    gates = pd.DataFrame(gate_rows(found, variant=config.variant.name, strategy='', moment='start'))
+    "Say what the gates of a variant do before it is trained."
+    gates = pd.DataFrame(gate_rows(found, variant='', strategy='', moment='start'))
     shown = gates[gates['class'] == ''][['name','gate','stage','gain','weight','saturated']]
     logits = pd.DataFrame([dict(logits=found['logits'], top1_changed=found['top1'])])
-    said = [describe_gate(g, config.recipe.epochs) for _,g in by_stage(gates).groupby('gate', sort=False)]
+    said = [describe_gate(g, epochs) for _,g in by_stage(gates).groupby('gate', sort=False)]
     return [shown.to_string(index=False, float_format='{:.3f}'.format), *said, describe_logits(logits)]

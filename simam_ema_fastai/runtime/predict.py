@@ -14,18 +14,8 @@ from collections import Counter
 from pathlib import Path
 
 from ..core.errors import UserError
-from .classifier import open_model
 from .formats import model_format
-from .images import find_images
 from .selection import check_wanted, select
-from simam_ema_fastai.runtime.stream import (
-    check_out,
-    count_rows,
-    failed_text,
-    predict_rows,
-    predict_to_file,
-    shown_items,
-)
 
 # %% ../../nbs/runtime/07_predict.ipynb #dc2d1508
 def predict(
@@ -45,6 +35,9 @@ def predict(
     Those that cannot be read are counted and say why. If none has an answer, that is an error."""
     for name, value in dict(k=k, bs=bs, workers=workers, threads=threads).items():
         if value is not None and value < 1: raise UserError(f'{name} {value}: at least 1 is needed.')
+    from simam_ema_fastai.runtime.classifier import open_model
+    from simam_ema_fastai.runtime.images import find_images
+    from simam_ema_fastai.runtime.stream import check_out, shown_items
     check_wanted(min_confidence, accuracy)
     if out: check_out(Path(out))
     elif sys.stdout is None: raise UserError('standard output is closed: give --out, or leave it open.')
@@ -58,6 +51,7 @@ def predict(
     else: _to_terminal(m, items, k, bs, threshold, workers)
 
 def _to_file(m, items:list, out:str, k:int, bs:int, min_confidence:float, workers:int|None):
+    from simam_ema_fastai.runtime.stream import failed_text, predict_to_file
     counts = predict_to_file(m, items[0] if len(items) == 1 else items, out, k, bs, min_confidence, workers)
     answered = counts['images'] - counts['unreadable'] - counts['not_finite']
     unsure = f", {counts['unsure']} unsure" if counts['unsure'] else ''
@@ -66,6 +60,8 @@ def _to_file(m, items:list, out:str, k:int, bs:int, min_confidence:float, worker
     print(line)
 
 def _to_terminal(m, items:list, k:int, bs:int, min_confidence:float, workers:int|None):
+    from simam_ema_fastai.runtime.images import find_images
+    from simam_ema_fastai.runtime.stream import count_rows, predict_rows
     counts = Counter()
     for rows in predict_rows(m, find_images(items), min(k, len(m.classes)), bs, min_confidence, workers):
         count_rows(rows, counts)

@@ -9,8 +9,6 @@ import contextlib
 import errno
 import re
 
-import torch
-
 from ..core.errors import UserError
 
 # %% auto #0
@@ -25,7 +23,7 @@ def out_of_memory(
 ) -> str|None: # 'GPU' or 'main'; None for another error
     "Return which memory ran out, if `e`, or what it was raised in the wake of, says so."
     if e is None: return None
-    if isinstance(e, torch.OutOfMemoryError): return 'GPU'
+    if type(e).__name__ == 'OutOfMemoryError': return 'GPU'  # PyTorch's, which need not be imported for this
     if isinstance(e, MemoryError) or getattr(e, 'errno', None) == errno.ENOMEM: return 'main'
     if isinstance(e, RuntimeError):
         for kind, texts in _out_of_memory.items():

@@ -12,10 +12,7 @@ from numbers import Real
 from pathlib import Path
 
 import numpy as np
-import torch
-from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback
-from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.schedule import (  # Learner with fit_one_cycle and lr_find
     Learner,
     ParamScheduler,
@@ -50,6 +47,7 @@ from simam_ema_fastai.training.callbacks import (
     WeightedCrossEntropy,
     check_compiler,
     class_weights,
+    form_callbacks,
     train_targets,
 )
 from .data_check import CheckData, vocab_of
@@ -102,9 +100,9 @@ def variant_learner(
     """Make a fastai `Learner` that trains `variant` as `recipe` says.
 
     `learn.fit_one_cycle(n)` takes the recipe's learning rates. An `lr` that is one number is divided as the strategy
-    says; a slice is taken as it is. Mixed precision and channels_last are on where the data are on a GPU. Where the
-    weights were trained on normalized images and `dls` has no `Normalize`, it is added to `dls`, as fastai's
-    `vision_learner` does, and said.
+    says; a slice is taken as it is. Precision and layout are the recipe's (`form_callbacks`). Where the weights were
+    trained on normalized images and `dls` has no `Normalize`, it is added to `dls`, as fastai's `vision_learner` does,
+    and said.
     Raises `UserError` for unknown names, weights that do not fit or cannot be had, images that the backbone cannot
     take, data normalized for other weights, and data that are not color images with one class each."""
     v = get_variant(variant, arch)
@@ -126,9 +124,7 @@ def _callbacks(recipe:Recipe, variant:Variant, dls:DataLoaders) -> list[Callback
     cbs += _of_one_training(recipe, frozen=any(isinstance(cb, FreezeAttention) for cb in cbs))
     if recipe.mixup or recipe.cutmix: cbs.append(MixUpCutMix(recipe.mixup, recipe.cutmix))
     if recipe.compile: cbs.append(Compile())
-    if torch.device(getattr(dls, 'device', None) or default_device()).type == 'cuda':
-        cbs += [ChannelsLast(), *_mixed_precision(recipe.precision)]
-    return cbs
+    return cbs + form_callbacks(recipe.precision, recipe.layout, getattr(dls, 'device', None) or default_device())
 
 def _of_one_training(recipe:Recipe, frozen:bool) -> list[Callback]:
     "What no comparison does, see `stopping`."
@@ -138,10 +134,6 @@ def _of_one_training(recipe:Recipe, frozen:bool) -> list[Callback]:
     if recipe.accumulate > 1: cbs.append(AccumulateGradients(recipe.accumulate))
     if recipe.clip: cbs.append(GradientClip(recipe.clip))
     return cbs
-
-def _mixed_precision(precision:str) -> list[Callback]:
-    if precision == 'auto': precision = 'bf16' if torch.cuda.is_bf16_supported() else 'fp16'
-    return [] if precision == 'fp32' else [MixedPrecision(precision)]
 
 def _arguments(recipe:Recipe, given:dict, n_out:int, dls:DataLoaders) -> dict:
     "The arguments of `Learner` that `recipe` decides, or those `given` in their place."

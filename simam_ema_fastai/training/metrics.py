@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from sklearn import metrics as skm
 
 from ..core.errors import UserError, one_of
 
@@ -78,6 +77,7 @@ def imbalance_metrics(
     n_classes:int
 ) -> dict[str,float]: # By name, in percent, without what the images do not define
     "Balanced accuracy, macro-F1, κ and, where the probabilities are known, AUROC and average precision."
+    from sklearn import metrics as skm  # late: a report of runs that note these takes none of it
     true, pred = predictions.true.to_numpy(), predictions.pred1.to_numpy()
     shown = np.unique(true)
     with warnings.catch_warnings():

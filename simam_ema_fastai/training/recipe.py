@@ -11,14 +11,14 @@ from ..core.errors import UserError, one_of
 from ..models.terms import check_trainable, strategies
 
 # %% auto #0
-__all__ = ['schedules', 'class_weightings', 'samplings', 'precisions', 'optimizers', 'train_only', 'recipes', 'Recipe',
-           'check_settings']
+__all__ = ['schedules', 'precisions', 'layouts', 'optimizers', 'train_only', 'recipes', 'Recipe', 'check_settings']
 
 # %% ../../nbs/training/03_recipe.ipynb #266699ef
 schedules = ('one_cycle', 'cosine', 'step', 'flat')
-class_weightings = ('none', 'balanced')
-samplings = ('natural', 'balanced')
+_class_weightings = ('none', 'balanced')
+_samplings = ('natural', 'balanced')
 precisions = ('auto', 'fp32', 'bf16', 'fp16')
+layouts = ('auto', 'default', 'channels_last')
 optimizers = ('adamw', 'adam', 'sgd')
 train_only = ('patience', 'best_epoch', 'accumulate', 'clip') # fields that a comparison leaves alone
 
@@ -46,7 +46,8 @@ class Recipe:
     resize_epochs:int = 0 # Progressive resizing: number of epochs after which images have their full size
     average:float = 0. # Decay per batch of the weight average that is evaluated and exported, e.g. 0.999; 0 for none
     seed:int = 1 # Seed of initial weights, order and augmentation
-    precision:str = 'auto' # fp32, bf16, fp16, or auto: bf16 on a GPU that has it, else fp16 there, and fp32 on a CPU
+    precision:str = 'auto' # fp32, bf16, fp16, or auto: on a GPU bf16 where it can, else fp16; on a CPU what is fastest
+    layout:str = 'auto' # Order in memory: default, channels_last, or auto: on a GPU channels_last, on a CPU the fastest
     compile:bool = False # Train through torch.compile
     patience:int = 0 # train only: stop after so many epochs without a lower validation loss; 0 for never
     best_epoch:bool = False # train only: leave the weights of the epoch with the lowest validation loss
@@ -65,9 +66,10 @@ class Recipe:
         if self.strategy is not None: one_of(self.strategy, strategies, 'strategy')
         one_of(self.opt, optimizers, 'optimizer')
         one_of(self.precision, precisions, 'precision')
+        one_of(self.layout, layouts, 'layout')
         one_of(self.schedule, schedules, 'schedule')
-        one_of(self.class_weights, class_weightings, 'class_weights')
-        one_of(self.sampling, samplings, 'sampling')
+        one_of(self.class_weights, _class_weightings, 'class_weights')
+        one_of(self.sampling, _samplings, 'sampling')
         if self.class_weights == self.sampling == 'balanced':
             raise UserError('class_weights balanced and sampling balanced: each makes up for rare classes by itself; '
                             'give one of them.')

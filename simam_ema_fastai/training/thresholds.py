@@ -16,8 +16,6 @@ from scipy import stats
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-from .evaluate import Evaluation
-
 # %% auto #0
 __all__ = ['level', 'in_temperature_part', 'fit_temperature', 'selection_table', 'Calibrated', 'calibrate']
 
@@ -74,7 +72,7 @@ class Calibrated:
                     measured_on=int(n.get('thresholds', 0)), thresholds=self.thresholds.to_dict('records'))
 
 def calibrate(
-    e:Evaluation, # On images that were not trained on
+    e, # An `evaluate.Evaluation`, on images that were not trained on
     groups:Sequence[str]=None # Of the images: a group stays together. None: each is by itself
 ) -> Calibrated:
     "Fit a temperature on a quarter of the images, and measure thresholds on the others."
