@@ -155,6 +155,7 @@ class Data:
     group:str = None # Regular expression on the path: its first parentheses capture what stays in one part (a patient)
     folds:int = None # Cross-validate: so many folds, a run each, every image predicted once per seed
     fold:int = None # Only this one of the folds, from 1 on
+    interpolation:str = None # How images are resized: bilinear or bicubic; left out: as a library's network wants it
     min_scale:float = None # Smallest share of the area in a random resized crop; the data set's own if left out
     skip_bad:bool = False # Leave unreadable images out instead of stopping
     workers:int = None # Processes that decode images; 0 on a CPU if left out

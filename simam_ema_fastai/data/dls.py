@@ -37,6 +37,7 @@ from .decoded import DecodedImages
 from .fingerprints import file_keys
 from .loader import DecodedDL, fits_on_device
 from .near_duplicates import find_near_duplicates, warn_of_near_duplicates
+from .resize import interpolations
 from .samples import Samples
 from .splits import names_below
 from .transforms import FileLabeler, RandAugmentItem, ReadImage, RGBImage
@@ -129,6 +130,7 @@ def get_dls(
     device:str|torch.device=None, # Where batches go; None for the default
     rand_augment:int=0, # Magnitude of RandAugment, 1–30; 0 for none
     loader:str='auto', # 'decoded': decoded once, fed from memory; 'files': read in every epoch; 'auto' chooses
+    interpolation:str='bilinear', # How images are resized: bilinear or bicubic, as those of the weights were
     skip_bad:bool=False, # Leave unreadable images out (and say how many) instead of stopping
     on_device:bool=None, # Keep the decoded images on the GPU, which changes the random numbers; None: where they fit
     **samples # Passed to `data.datasets.select_samples`: labels, columns, valid_pct, test_pct, group, folds, fold, …
@@ -147,6 +149,7 @@ def get_dls(
         raise UserError("on_device: images read from files, or augmented by rand_augment, "
                         "cannot be kept on the device. Leave it out.")
     one_of(loader, _loader_kinds, 'loader')
+    resamples = interpolations[one_of(interpolation, interpolations, 'interpolation')], Image.Resampling.NEAREST
 
     s = select_samples(name, path, **samples)
     white = find_white_level(s.files, s.stamp())
@@ -167,7 +170,8 @@ def get_dls(
     augment = [flip() for flip in _flips[d.flip]] + ([RandAugmentItem(rand_augment)] if rand_augment else [])
     dls = _datasets(s, white).dataloaders(
         bs=bs, num_workers=num_workers, device=device, **memory,
-        after_item=[RandomResizedCrop(size, min_scale=min_scale, val_xtra=d.valid_xtra), *augment, ToTensor()],
+        after_item=[RandomResizedCrop(size, min_scale=min_scale, resamples=resamples, val_xtra=d.valid_xtra), *augment,
+                    ToTensor()],
         after_batch=[IntToFloatTensor(), Normalize.from_stats(*stats, cuda=on_gpu)])
     dls.size, dls.stats, dls.dataset, dls.loader = size, stats, name, 'decoded' if memory else 'files'
     dls.on_device = bool(memory and memory['dl_kwargs'][0]['on_device'])

@@ -49,18 +49,18 @@ def fits_on_device(
     if device is None or device.type != 'cuda' or not all(p.uniform for p in images): return False
     return sum(3*len(p)*int(p.shapes[0,:2].prod()) for p in images) <= torch.cuda.mem_get_info(device)[0]/4
 
-def _center_weights(size_in:int, size_resized:int, size_out:int, device:torch.device) -> Tensor: # (1, O, I)
+def _center_weights(size_in:int, size_resized:int, size_out:int, mode, device:torch.device) -> Tensor: # (1, O, I)
     "Weights along one axis of what validation does: resize, then crop the center; PIL's, in float64."
     lo, n = torch.zeros(1, device=device), torch.full((1,), size_in, device=device)
     cut = (size_resized - size_out)//2
-    return resize_weights(lo, n, size_in, size_resized, dtype=torch.float64)[:,cut:cut+size_out]
+    return resize_weights(lo, n, size_in, size_resized, dtype=torch.float64, mode=mode)[:,cut:cut+size_out]
 
-def _crop_and_flip(x:Tensor, draws:Tensor, size:tuple[int,int], dihedral:bool) -> Tensor: # (B, C, OH, OW)
-    "Cut a box out of every image of `x`, (B, C, H, W), resize it to `size` and turn it, as its row of `draws` says."
+def _crop_and_flip(x:Tensor, draws:Tensor, crop, dihedral:bool) -> Tensor: # (B, C, OH, OW)
+    "Cut a box out of every image of `x`, (B, C, H, W), resize it as `crop` does and turn it, as `draws` says."
     left, top, w, h, *turns = draws.T  # each (B,)
     flip_x, flip_y, transpose = (t > 0 for t in turns)
-    wx = resize_weights(left, w, x.shape[3], size[0], flip_x)
-    wy = resize_weights(top, h, x.shape[2], size[1], flip_y)
+    wx = resize_weights(left, w, x.shape[3], crop.size[0], flip_x, mode=crop.mode)
+    wy = resize_weights(top, h, x.shape[2], crop.size[1], flip_y, mode=crop.mode)
     x = resize_batch(x, wx, wy).float()
     return torch.where(transpose[:,None,None,None], x.transpose(2, 3), x) if dihedral else x
 
@@ -116,7 +116,7 @@ class DecodedDL(TfmdDL):
     def _on_host(self, samps:Iterable[int], flip, crop) -> Iterator:
         """Training batches with the random numbers of the reference transforms.
 
-        Resized by PyTorch's uint8 kernel, at most 2 gray levels from PIL."""
+        Resized by PyTorch's uint8 kernel, at most 2 gray levels from PIL (bicubic: 8)."""
         w,h = crop.size
         rank, world = self.shard
         def boxes():  # draws for all images, yields those of this process
@@ -131,7 +131,7 @@ class DecodedDL(TfmdDL):
                 nw, nh = max(nw, 1), max(nh, 1)  # of a thin image the crop may be 0 wide
                 left, top = min(left, a.shape[1] - 1), min(top, a.shape[0] - 1)
                 box = torch.from_numpy(a[None, top:top+nh, left:left+nw].copy()).permute(0,3,1,2)  # (1, C, nh, nw)
-                row.copy_(F.interpolate(box, (h,w), mode='bilinear', antialias=True)[0])
+                row.copy_(F.interpolate(box, (h,w), mode=crop.mode.name.lower(), antialias=True)[0])
             yield TensorImage(x), TensorCategory(self.targets[[i for i,*_ in chunk]])
 
     def _on_device(self, samps:Iterable[int], split:int, flip, crop) -> Iterator:
@@ -148,12 +148,12 @@ class DecodedDL(TfmdDL):
         h,w = x.shape[2:]
         if split:
             crop.before_call(SimpleNamespace(size=(w,h)), 1)
-            wx, wy = (_center_weights(*sizes, x.device) for sizes in zip((w,h), crop.final_size, crop.size))
+            wx, wy = (_center_weights(*sizes, crop.mode, x.device) for sizes in zip((w,h), crop.final_size, crop.size))
         else: draws = self._draw(len(idxs), w, h, flip, crop)[rank::world].to(x.device).split(self.bs)
         for k,rows in enumerate(idxs[rank::world].to(x.device).split(self.bs)):
             if self.drop_last and len(rows) < self.bs: return
             if split: b = resize_batch(x[rows], wx, wy).float()
-            else: b = _crop_and_flip(x[rows], draws[k], crop.size, isinstance(flip, DihedralItem))
+            else: b = _crop_and_flip(x[rows], draws[k], crop, isinstance(flip, DihedralItem))
             yield TensorImage(b.expand(-1, 3, -1, -1).contiguous()), TensorCategory(y[rows])
 
     def _draw(self, n:int, w:int, h:int, flip, crop) -> Tensor: # (n, 7)

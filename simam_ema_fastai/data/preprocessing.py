@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from .loader import DecodedDL
+from .resize import interpolations
 from .transforms import dls_white_level
 from ..runtime.classifier import resize_and_crop
 from ..runtime.images import read_image
@@ -92,17 +93,23 @@ def normalization_of(
 _remedy = ("Validate with Resize or RandomResizedCrop as item_tfms, "
            "or export to a .pkl: export_bundle(learn, 'model.pkl').")
 
-def _is_bilinear(f) -> bool: return f.mode == Image.Resampling.BILINEAR
+def _interpolation(f) -> dict|None:
+    "How `f` resizes, as far as it is not bilinear; None if no bundle knows it."
+    names = {mode: name for name, mode in interpolations.items()}
+    if f.mode not in names: return None
+    return {} if names[f.mode] == 'bilinear' else dict(interpolation=names[f.mode])
 
 def _described(f, t:dict) -> dict|None:
     "What `f` adds to `t`, the description of the steps before; None if it is no resize or crop of the center."
-    if isinstance(f, RandomResizedCrop) and _is_bilinear(f) and not t:
+    resizes = isinstance(f, (RandomResizedCrop, Resize)) and not t
+    if resizes and (filtered := _interpolation(f)) is None: return None
+    if resizes and isinstance(f, RandomResizedCrop):
         xtra = ceil(max(f.size)*f.val_xtra/8)*8  # as fastai rounds it
-        return dict(resize=[s + xtra for s in f.size], crop=list(f.size))
-    if isinstance(f, Resize) and _is_bilinear(f) and not t:
+        return dict(resize=[s + xtra for s in f.size], crop=list(f.size)) | filtered
+    if resizes:
         how = {ResizeMethod.Squish: {}, ResizeMethod.Crop: dict(method='crop'),
                ResizeMethod.Pad: dict(method='pad', pad_mode=f.pad_mode)}
-        return dict(resize=list(f.size), crop=list(f.size)) | how[f.method]
+        return dict(resize=list(f.size), crop=list(f.size)) | how[f.method] | filtered
     is_crop = isinstance(f, (RandomCrop, CropPad)) and t and t['crop'] == t['resize']
     return dict(crop=list(f.size)) if is_crop and all(a <= b for a,b in zip(f.size, t['crop'])) else None
 

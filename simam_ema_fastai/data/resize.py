@@ -9,30 +9,40 @@ import math
 
 import torch
 from fastai.vision.augment import RandomResizedCrop
+from PIL import Image
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['resize_weights', 'resize_batch', 'random_boxes']
+__all__ = ['interpolations', 'resize_weights', 'resize_batch', 'random_boxes']
 
 # %% ../../nbs/data/05_resize.ipynb #a1cdb5ba
+interpolations = dict(bilinear=Image.Resampling.BILINEAR, bicubic=Image.Resampling.BICUBIC) # By their names
+
+def _triangle(d:Tensor) -> Tensor: return (1 - d).clamp(min=0)
+def _cubic(d:Tensor) -> Tensor: # Keys, a = -1/2
+    return torch.where(d < 1, (1.5*d - 2.5)*d*d + 1, torch.where(d < 2, ((2.5 - .5*d)*d - 4)*d + 2, 0))
+
+_filters = {Image.Resampling.BILINEAR: _triangle, Image.Resampling.BICUBIC: _cubic}
+
 def resize_weights(
     lo:Tensor, # `(B,)` where the boxes begin
     n:Tensor, # `(B,)` how long they are
     size_in:int, # Pixels along the axis
     size_out:int, # Pixels that each box is resized to
     flip:Tensor=None, # `(B,)` whether to reverse the result
-    dtype:torch.dtype=torch.float32
+    dtype:torch.dtype=torch.float32,
+    mode:Image.Resampling=Image.Resampling.BILINEAR # Or BICUBIC
 ) -> Tensor: # `(B, size_out, size_in)`
-    "PIL's weights for resizing along one axis (`Image.resize`, bilinear)."
+    "PIL's weights for resizing along one axis (`Image.resize`)."
     lo, n = lo.to(dtype)[:,None,None], n.to(dtype)[:,None,None]              # (B, 1, 1)
     o = torch.arange(size_out, device=lo.device, dtype=dtype)[None,:,None]   # (1, O, 1)
     if flip is not None: o = torch.where(flip[:,None,None], size_out-1-o, o) # (B, O, 1)
     i = torch.arange(size_in, device=lo.device, dtype=dtype) - lo            # (B, 1, I)
     scale = n/size_out
-    w = (1 - ((i + .5 - (o + .5)*scale)/scale.clamp(min=1)).abs()).clamp(min=0)*((i >= 0) & (i < n))
+    w = _filters[mode](((i + .5 - (o + .5)*scale)/scale.clamp(min=1)).abs())*((i >= 0) & (i < n))
     return (w/w.sum(2, keepdim=True)*2**22).round()/2**22
 
-def _round(x:Tensor) -> Tensor: return x.add_(.5).floor_()
+def _round(x:Tensor) -> Tensor: return x.add_(.5).floor_().clamp_(0, 255)
 
 def resize_batch(
     x:Tensor, # `(B, C, H, W)` of uint8

@@ -80,7 +80,7 @@ def describe(
     model, transforms, read = _plain(learn.model), validation_transforms(learn.dls), vars(learn).get('about') or {}
     weights = getattr(model, 'weights', None)
     calibration = vars(learn).get('calibration')
-    needs_2 = calibration or transforms.keys() & {'method', 'white'}  # what earlier versions cannot do they must refuse
+    needs_2 = calibration or transforms.keys() & {'method', 'interpolation', 'white'}  # earlier versions must refuse it
     about = dict(
         format=bundle_format, version=bundle_version if needs_2 else 1,
         **_network(getattr(model, 'variant', None)), stride_on=weights and weights.stride_on,

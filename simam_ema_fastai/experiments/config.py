@@ -15,7 +15,7 @@ from ..core.errors import UserError, one_of
 from ..data.checks import check_whole_numbers
 from ..data.datasets import datasets
 from .identity import run_name
-from ..models.libraries import check_size, own_size
+from ..models.libraries import check_size, own_images
 from ..models.variants import Variant, get_variant
 from ..models.weights import Weights
 from ..training.recipe import Recipe, recipes, train_only
@@ -69,15 +69,16 @@ def check_comparable(recipe:Recipe):
                         'the validation images choose when to stop, they flatter. `simam_ema train` takes it, for one '
                         'network.')
 
-def _with_size(data:dict, archs:Sequence[str]) -> dict:
-    "`data` with the size that the networks were made for, where none is given and they are a library's."
-    sizes = {a: own_size(a) for a in archs}
-    if data.get('size') or not any(sizes.values()): return data
-    if len({*sizes.values()}) > 1:
-        each = ', '.join(f'{a} {s or "any"}' for a,s in sizes.items())
+def _as_made_for(data:dict, archs:Sequence[str]) -> dict:
+    "`data`, and what it leaves open of the images that the networks were made for, if they are a library's."
+    own = {a: own_images(a) for a in archs}
+    sizes, filters = ({o.get(k) for o in own.values()} for k in ('size', 'interpolation'))
+    if len(sizes) > 1 and not data.get('size'):
+        each = ', '.join(f'{a} {o.get("size", "any")}' for a,o in own.items())
         raise UserError(f"these networks were made for images of different sizes ({each}): give one size for all "
                         "(size=…, --size).")
-    return data | dict(size=sizes[archs[0]])
+    made_for = own[archs[0]] if len(filters) == 1 else dict(size=own[archs[0]].get('size'))
+    return {**made_for, **{k: v for k,v in data.items() if v is not None or k not in made_for}}
 
 def make_grid(
     data:dict, # Arguments of `get_dls`: name, path, size, …; with folds and no fold, every fold is a run
@@ -94,7 +95,7 @@ def make_grid(
     Raises `UserError` for unknown names, fewer than two folds, and images too small for a backbone."""
     d = datasets[one_of(data.get('name', ''), datasets, 'data set')]
     resolved = [get_variant(v, arch, **(overrides or {})) for v in variants]
-    data = _with_size(data, [v.arch for v in resolved])
+    data = _as_made_for(data, [v.arch for v in resolved])
     configs = [RunConfig(v, part, weights, replace(recipe, seed=seed, strategy=s))
                for seed in seeds for part in _folds_of(data) for v in resolved for s in strategies or [recipe.strategy]]
     for v in resolved: check_size(v.arch, data.get('size') or d.size)

@@ -30,14 +30,14 @@ def run_name(
 
 # %% ../../nbs/experiments/02_identity.ipynb #5e1a7c06
 _how_read = ('path', 'num_workers', 'skip_bad', 'loader', 'on_device') # How data were reached, not what they were
-_split_defaults = dict(valid_pct=.2, seed=0, test_pct=0) # Of the data: as good as left out
+_data_defaults = dict(valid_pct=.2, seed=0, test_pct=0, interpolation='bilinear') # As good as left out
 _digests = ('digest', 'weights_digest')
 
 def identity(
     config:dict # As `config.json` holds it
 ) -> dict[str,object]: # A name such as 'recipe.lr' to its value
     "Flatten the settings that decide the result of a run. A digest that an earlier version did not note is None."
-    def decides(k, v): return k not in _how_read and (k, v) not in _split_defaults.items()
+    def decides(k, v): return k not in _how_read and (k, v) not in _data_defaults.items()
     data = {k: v for k,v in config.get('data', {}).items() if decides(k, v)}
     recipe = {**asdict(Recipe()), **config.get('recipe', {})}
     flat = dict.fromkeys(_digests)

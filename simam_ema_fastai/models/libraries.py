@@ -33,7 +33,7 @@ from .weights import Weights
 
 # %% auto #0
 __all__ = ['libraries', 'Expects', 'LibraryArch', 'is_library_arch', 'probe_stages', 'find_arch', 'check_size',
-           'fetch_library_weights', 'with_expectations', 'check_sites', 'stages_of', 'own_size']
+           'fetch_library_weights', 'with_expectations', 'check_sites', 'stages_of', 'own_images']
 
 # %% ../../nbs/models/11_libraries.ipynb #011f3b23
 @dataclass(frozen=True)
@@ -264,8 +264,10 @@ def stages_of(
     "List the stages in which a network has each site."
     return {site: sorted({stage for stage,_ in places.values()}) for site,places in _site_map(arch).sites.items()}
 
-def own_size(
+def own_images(
     arch:str # As for `find_arch`
-) -> int|None: # Side in pixels
-    "Look up the size that a library's network was made for; None for the backbones in `archs`, which take any."
-    return find_arch(arch).expects.size if is_library_arch(arch) else None
+) -> dict: # size, interpolation
+    "Look up the images that a library's network was made for; empty for the backbones in `archs`, which take any."
+    if not is_library_arch(arch): return {}
+    expects = find_arch(arch).expects
+    return dict(size=expects.size, interpolation=expects.interpolation)

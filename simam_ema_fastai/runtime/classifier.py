@@ -28,7 +28,7 @@ __all__ = ['resize_and_crop', 'normalize', 'NotFinite', 'Classifier', 'open_onnx
 # %% ../../nbs/runtime/05_classifier.ipynb #ed1cfd30
 def resize_and_crop(
     im:Image.Image, # RGB
-    transforms:dict, # `resize`, `crop`, `method` and `pad_mode` of a manifest
+    transforms:dict, # `resize`, `crop`, `interpolation`, `method` and `pad_mode` of a manifest
 ) -> Image.Image: # Of `crop` pixels
     "Resize and crop as in validation: to the same pixels. Raises `UserError` if padding would make it too large."
     (w, h), (rw, rh), (cw, ch) = im.size, transforms['resize'], transforms['crop']
@@ -41,7 +41,7 @@ def resize_and_crop(
                             f"most {max_pixels/1e6:g} are made.")
         mode = pad_modes[transforms.get('pad_mode', 'zeros')]
         im = _cut(im, int(.5*(w - nw)), int(.5*(h - nh)), nw, nh, mode)
-    im = im.resize((rw, rh), Image.Resampling.BILINEAR)
+    im = im.resize((rw, rh), Image.Resampling[transforms.get('interpolation', 'bilinear').upper()])
     left, top = (rw - cw)//2, (rh - ch)//2
     return im.crop((left, top, left + cw, top + ch))
 

@@ -53,6 +53,7 @@ def _is_preparation(t) -> bool:
     if any(c > r for c, r in zip(t['crop'], t['resize'])): return False
     if t.get('method', 'squish') not in ('squish', 'crop', 'pad') or t.get('pad_mode', 'zeros') not in pad_modes:
         return False
+    if t.get('interpolation', 'bilinear') not in ('bilinear', 'bicubic'): return False
     white = t.get('white', {})
     return isinstance(white, dict) and white.keys() <= {'int', 'float'} and _are([*white.values()], number, len(white))
 
