@@ -137,6 +137,8 @@ def register_command(
 class Start:
     "Where a training command starts from."
     config:Path = None # config.json of a run, or its folder: that run's settings; options beside it replace them
+    teacher:str = None # Learn from these runs, bundles or .pkl files as well, separated by commas; {seed} is the run's
+    trust:bool = False # Open a teacher that is a .pkl, which can run any code: only where you trust who wrote it
     recipe:str = 'study' # study, cbam, cbam_smooth, layer4, resnext_sgd, from_scratch: values that the options replace
 
 @dataclass
@@ -215,6 +217,7 @@ def settings(
         overrides=_overrides(was, given),
         arch=given.get('arch', was.get('arch')),
         weights=_weights(given.get('weights', was['weights'])),
+        **_teachers(was, given),
         **{k: was[k] for k in ('variants',) if k in was})
 
 def _settings_of(config:str) -> dict:
@@ -248,5 +251,12 @@ def _overrides(was:dict, given:dict) -> dict|None:
     if 'stages' in asked: asked['stages'] = split_commas(asked['stages'], int, 'stages')
     if 'sites' in asked: asked['sites'] = _split_pairs(asked['sites'], 'sites')
     return {**(was.get('overrides') or {}), **asked} or None
+
+def _teachers(was:dict, given:dict) -> dict:
+    teachers = split_commas(given['teacher'], str, 'teacher') if 'teacher' in given else was.get('teachers', [])
+    if teachers and teachers != ['none']: return dict(teachers=teachers, trust=given.get('trust', False))
+    useless = [k for k in given if k.startswith('distill_')]
+    if useless: raise UserError(f'{useless[0]} {given[useless[0]]}: there is no teacher. Give one with --teacher.')
+    return {}
 
 def _weights(weights:str|None) -> str|None: return None if weights == 'none' else weights

@@ -5,6 +5,7 @@ digits for a moment. SIMAM_EMA_KILLS=20 kills more often."""
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -134,7 +135,8 @@ def test_export_command(simam_ema, refused, arch, digits, tmp_path):
         'export', bundle, '--onnx', tmp_path/'m.onnx', '--int8', tmp_path/'small.onnx', '--bundle', tmp_path/'b',
         '--torch-export', tmp_path/'m.pt2', '--pictures', real, '--n', '100')
     assert (status, err) == (0, ''), err
-    assert "eight bits: the model's answer for " in out and ' of 100 images' in out, out
+    assert re.search("eight bits, calibrated by [a-z]+: the model's answer for .* of 100 images", out), out
+    assert [out.count(f"  {m}: the model's answer") for m in ('minmax', 'percentile', 'entropy')] == [1, 1, 1], out
     files = load_samples('digits').files[-300:]
     a, b, c = (predict_images(m, files, k=1) for m in (bundle, tmp_path/'m.onnx', tmp_path/'small.onnx'))
     assert a.label.tolist() == b.label.tolist() and (a.prob - b.prob).abs().max() < 1e-4
@@ -142,6 +144,8 @@ def test_export_command(simam_ema, refused, arch, digits, tmp_path):
     assert load_exported(tmp_path/'b').about['metrics'] == load_exported(bundle).about['metrics']
     refused('export', tmp_path/'b'/'model.pkl', '--onnx', tmp_path/'x.onnx', says='is a pickle, which can run any code')
     refused('export', tmp_path/'b', '--int8', tmp_path/'x.onnx', says='eight bits need real images')
+    refused('export', bundle, '--int8', tmp_path/'x.onnx', '--pictures', real, '--calibration', 'max',
+            says="unknown calibration 'max'")
     refused('export', tmp_path/'b', '--bundle', digits, says='holds other things than an exported learner')
 
 

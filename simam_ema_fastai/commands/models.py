@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../nbs/commands/02_models.ipynb #6b18305f
 from pathlib import Path
 
-from ..core.errors import UserError
+from ..core.errors import UserError, one_of
 from ..core.files import write_text
 from ..options import Command, commands, register_command
 from ..runtime.predict import predict, predict_parser
@@ -76,6 +76,7 @@ def export(
     model:Path, # The folder of a run or of an exported learner, or a .pkl
     onnx:Path=None, # Write this ONNX file
     int8:Path=None, # Write this ONNX file with eight-bit weights and activations, for CPUs
+    calibration:str='auto', # Of --int8: minmax, percentile, entropy; auto tries all, and keeps what keeps most answers
     torch_export:Path=None, # Write this torch.export program
     bundle:Path=None, # Write this folder: weights as safetensors, JSON, a model card, and fastai's .pkl
     push:str=None, # Push weights, JSON and model card to this repository of the Hugging Face Hub, ORG/NAME
@@ -94,8 +95,9 @@ def export(
     from simam_ema_fastai.deploy.hub import push_bundle
     from simam_ema_fastai.deploy.load import export_bundle, load_exported
     from simam_ema_fastai.deploy.onnx import to_onnx, to_torch_export
-    from simam_ema_fastai.deploy.quantize import to_int8
+    from simam_ema_fastai.deploy.quantize import calibrations, to_int8
     from simam_ema_fastai.experiments.origin import images_to_judge
+    one_of(calibration, ('auto', *calibrations), 'calibration')
     learn, images = load_exported(model, trust), None
     if pictures or onnx or int8: images = _calibration_images(Path(model), pictures, n, needed=bool(int8))
     # the bundle first: it replaces its folder, where an ONNX file may go
@@ -103,7 +105,7 @@ def export(
     if onnx: print(f'ONNX: {to_onnx(learn, onnx, preprocess, images)}')
     if int8:
         judges = images_to_judge(Path(model), n, pictures, images, learn.dls.vocab)
-        print(f'ONNX, eight bits: {to_int8(learn, int8, images, preprocess, *judges)}')
+        print(f'ONNX, eight bits: {to_int8(learn, int8, images, preprocess, *judges, calibration)}')
     if torch_export: print(f'torch.export: {to_torch_export(learn, torch_export, preprocess)}')
     if push: print(f'pushed: {push_bundle(learn, push, private)}')
 

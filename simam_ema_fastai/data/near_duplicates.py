@@ -13,6 +13,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 from PIL import Image
+from scipy.spatial import KDTree
 
 from ..core.progress import progress
 from .checks import remembered
@@ -25,7 +26,7 @@ from .transforms import RGBImage
 __all__ = ['image_hash', 'find_near_duplicates', 'warn_of_near_duplicates']
 
 # %% ../../nbs/data/11_near_duplicates.ipynb #02066b3e
-_side, _alike, _most_pairs = 16, .99, 4*10**9  # more pairs than that would take minutes
+_side, _alike, _few = 16, .99, 32
 
 def image_hash(
     im:Image.Image
@@ -51,13 +52,20 @@ def _directions(hashes:np.ndarray) -> np.ndarray: # `(N, 256)`, of length 1, who
     return np.where(flat, 0, x/np.linalg.norm(x, axis=1, keepdims=True).clip(1e-6))
 
 def _nearest(x:np.ndarray, held:list[int], others:list[int]) -> list[tuple[int,int,float]]:
-    "Those of `held` that look like one of `others`: both, and their correlation."
-    found = []
-    for start in range(0, len(held), 1024):
-        rows = held[start:start+1024]
-        alike = x[rows] @ x[others].T  # (rows, others)
-        best = alike.argmax(1)
-        found += [(i, others[j], round(float(a[j]), 4)) for i,j,a in zip(rows, best.tolist(), alike) if a[j] >= _alike]
+    """Those of `held` that look like one of `others`: both, and their correlation.
+
+    Alike hashes are near each other in any directions, also in the eight in which they differ most: a tree of these
+    finds the few to compare each with, or says that there are too many, and then it is compared with all."""
+    _, v = np.linalg.eigh(x.T @ x)
+    low = x @ v[:,-8:]  # (N, 8)
+    others, reach = np.array(others), (2 - 2*_alike)**.5 + 1e-4  # the distance of two directions that are just alike
+    distance, places = KDTree(low[others]).query(low[held], _few, distance_upper_bound=reach)  # (held, few)
+    theirs, found = x[others], []
+    for i, d, near in zip(held, distance, places):
+        near = slice(None) if np.isfinite(d[-1]) else np.sort(near[np.isfinite(d)])
+        alike = theirs[near] @ x[i]
+        if len(alike) and (best := alike.max()) >= _alike:
+            found.append((i, int(others[near][alike.argmax()]), round(float(best), 4)))
     return found
 
 _parts = 'training', 'validation', 'test'
@@ -72,7 +80,6 @@ def find_near_duplicates(
     idxs = {p: s.idxs_of(p) for p in _parts}
     pairs = [(b, a) for a,b in combinations(_parts, 2) if idxs[a] and idxs[b]]
     def find():
-        if sum(len(idxs[a])*len(idxs[b]) for a,b in pairs) > _most_pairs: return []
         x = _directions(_hashes(s, images, white))
         return [found for held,others in pairs for found in _nearest(x, idxs[held], idxs[others])]
     split = hashlib.sha1(repr(parts).encode()).hexdigest()[:16]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from ..core.errors import UserError
 from ..runtime.classifier import Classifier
 
 # %% auto #0
-__all__ = ['check_labels', 'agreement', 'compare_models']
+__all__ = ['check_labels', 'Agreement', 'agreement', 'compare_models']
 
 # %% ../../nbs/deploy/08_compare.ipynb #aa2e5053
 def check_labels(images:Sequence, labels:Sequence|None):
@@ -31,23 +32,36 @@ def _top1(c:Classifier, probs:np.ndarray, labels:Sequence[str]) -> float:
     "Accuracy in percent."
     return 100*float(np.mean([c.classes[i] == str(l) for i,l in zip(probs.argmax(1), labels)]))
 
+class Agreement(NamedTuple):
+    "How far two forms of a model give the same answers. As text it is for people."
+    same:int # Images with the same answer
+    n:int # Images
+    moved:float # Of a probability, at most
+    top1:float|None # Of the other form, in percent; None where the classes are not known
+    model_top1:float|None # Of the model
+
+    def __str__(self) -> str:
+        accuracy = ''
+        if self.top1 is not None: accuracy = f", Top-1 {self.top1:.2f}% instead of the model's {self.model_top1:.2f}%"
+        share = f"the model's answer for {self.same} of {self.n} images ({100*self.same/self.n:.1f}%)"
+        return f"{share}{accuracy}; a probability moves by up to {self.moved:.2f}"
+
 def agreement(
-    model:Classifier, # What the other was made from
-    other:Classifier,
+    model:Classifier, # What the others were made from
+    others:dict[str,Classifier], # By name
     images:Sequence, # Real ones, at least one
     labels:Sequence[str]=None # Their classes
-) -> str: # For people
-    "Say how often two forms of a model give the same answer, how far a probability moves, and how accurate each is."
+) -> dict[str,Agreement]: # By name
+    "Compare the answers of other forms of a model with its own."
     check_labels(images, labels)
     batch = np.stack([model.prepare(im) for im in images])
-    p, q = _probabilities(model, batch), _probabilities(other, batch)
-    same, n = int((p.argmax(1) == q.argmax(1)).sum()), len(p)
-    accuracy = ''
-    if labels is not None:
-        accuracy = f", Top-1 {_top1(other, q, labels):.2f}% instead of the model's {_top1(model, p, labels):.2f}%"
-    moved = np.abs(p - q).max()
-    share = f"the model's answer for {same} of {n} images ({100*same/n:.1f}%)"
-    return f"{share}{accuracy}; a probability moves by up to {moved:.2f}"
+    p = _probabilities(model, batch)
+    def top1(c, probs): return None if labels is None else _top1(c, probs, labels)
+    def compare(c):
+        q = _probabilities(c, batch)
+        same = int((p.argmax(1) == q.argmax(1)).sum())
+        return Agreement(same, len(p), float(np.abs(p - q).max()), top1(c, q), top1(model, p))
+    return {name: compare(c) for name,c in others.items()}
 
 # %% ../../nbs/deploy/08_compare.ipynb #f06026dd
 def _times_in_turns(models:dict[str,Classifier], batch:np.ndarray, seconds:float) -> dict[str,list[float]]:

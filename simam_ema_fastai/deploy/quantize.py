@@ -5,15 +5,18 @@
 # %% ../../nbs/deploy/10_quantize.ipynb #d884737b
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from fastai.learner import Learner
 from torch import nn
 
-from ..core.errors import UserError
+from ..core.errors import UserError, first_line, one_of
 from ..core.files import atomic_path
 from .compare import agreement, check_labels
 from .load import as_classifier
@@ -22,7 +25,7 @@ from ..runtime.classifier import Classifier, normalize, open_onnx
 from ..runtime.manifest import manifest_digest
 
 # %% auto #0
-__all__ = ['to_int8']
+__all__ = ['calibrations', 'to_int8']
 
 # %% ../../nbs/deploy/10_quantize.ipynb #540a0f01
 _quantized = ['Conv', 'Gemm', 'Add', 'MaxPool', 'ReduceMean']
@@ -41,43 +44,102 @@ def _without_thresholds(about:dict) -> dict:
     about = about | dict(calibration=about['calibration'] | dict(thresholds=[]))
     return about | dict(digest=manifest_digest(about))
 
-def _write_quantized(learn:Learner, c:Classifier, path:Path, images:Iterable, preprocess:bool):
-    "Calibrate on `images`, and write the quantized network."
-    model = onnx_graph(learn, preprocess)
+calibrations = ('minmax', 'percentile', 'entropy') # How scales are found, the simplest first
+_at_once = 4 # Images: onnxruntime keeps all that the network computes for those it is given, 0.1 GB each
+_bins = dict(percentile=2048, entropy=512) # Of the histograms; onnxruntime's 128 leave entropy nothing to choose from
+
+def _reader(inputs:Iterable):
+    from onnxruntime.quantization import CalibrationDataReader
+    inputs = iter(inputs)
+    class Reader(CalibrationDataReader):
+        def get_next(self): return next(inputs, None)
+    return Reader()
+
+def _ranges(file:str, method:str, images:Sequence, feed:Callable, folder:str) -> dict[str,list[dict]]:
+    "The range of every tensor by `method`, a few images at a time."
+    from onnxruntime import quantization as q
+    kind = dict(percentile=q.CalibrationMethod.Percentile, entropy=q.CalibrationMethod.Entropy)[method]
+    options = dict(symmetric=False, num_bins=_bins[method])
+    c = q.create_calibrator(Path(file), _quantized, f'{folder}/augmented.onnx', kind, extra_options=options)
+    with contextlib.redirect_stdout(io.StringIO()):  # it reports every few images
+        for i in range(0, len(images), _at_once): c.collect_data(_reader(feed(images[i:i+_at_once])))
+        found = {name: t.range_value for name,t in c.compute_data().items()}
+    return {name: [dict(rmin=low, rmax=high)] for name,(low, high) in found.items()}
+
+def _write_quantized(
+    file:str, # The network as ONNX
+    method:str, # One of `calibrations`
+    images:Sequence, # To calibrate on
+    feed:Callable[[Sequence],Iterator[dict]], # From images to what the network takes, one at a time
+    exclude:list[str], # Nodes that stay in float32
+    about:dict, # The manifest
+    out:Path
+):
+    "Calibrate, and write the quantized network."
     import onnx
     from onnxruntime import quantization as q
+    with tempfile.TemporaryDirectory() as d:
+        ranges = {} if method == 'minmax' else _ranges(file, method, images, feed, d)
+        q.quantize_static(file, f'{d}/out.onnx', _reader(feed(images[:1] if ranges else images)), q.QuantFormat.QDQ,
+                          op_types_to_quantize=_quantized, per_channel=True, activation_type=q.QuantType.QUInt8,
+                          weight_type=q.QuantType.QInt8, nodes_to_exclude=exclude,
+                          extra_options=dict(TensorQuantOverrides=ranges) if ranges else None)
+        write_onnx(onnx.load(f'{d}/out.onnx'), out, about)
+
+def _candidates(
+    learn:Learner, c:Classifier,
+    methods:Sequence[str], # Of `calibrations`
+    images:Sequence, # To calibrate on
+    preprocess:bool,
+    folder:Path
+) -> dict[str,Path]: # By method, without those that failed
+    "Quantize the network by each method. Raises `UserError` if all fail."
+    model, found, why = onnx_graph(learn, preprocess), {}, ''
     from onnxruntime.quantization.shape_inference import quant_pre_process
-    prepared = (c.prepare(im)[None] for im in images)  # (1, H, W, 3) each
-    class Reader(q.CalibrationDataReader):
-        def get_next(self):
-            inputs = ({onnx_input: x if preprocess else normalize(x, c.about['transforms'])} for x in prepared)
-            return next(inputs, None)
-    with tempfile.TemporaryDirectory() as d, quiet_exporters():
-        inferred, out = f'{d}/inferred.onnx', f'{d}/out.onnx'
-        quant_pre_process(model, inferred, skip_symbolic_shape=True, skip_optimization=True)  # PyTorch has optimized it
-        q.quantize_static(inferred, out, Reader(), q.QuantFormat.QDQ, op_types_to_quantize=_quantized, per_channel=True,
-                          activation_type=q.QuantType.QUInt8, weight_type=q.QuantType.QInt8,
-                          nodes_to_exclude=_gate_nodes(model.graph, learn.model))
-        with atomic_path(path) as tmp: write_onnx(onnx.load(out), tmp, _without_thresholds(c.about))
+    def feed(images):
+        prepared = (c.prepare(im)[None] for im in images)  # (1, H, W, 3) each
+        yield from ({onnx_input: x if preprocess else normalize(x, c.about['transforms'])} for x in prepared)
+    exclude, about = _gate_nodes(model.graph, learn.model), _without_thresholds(c.about)
+    inferred = f'{folder}/inferred.onnx'
+    with quiet_exporters():  # PyTorch has optimized it
+        quant_pre_process(model, inferred, skip_symbolic_shape=True, skip_optimization=True)
+    for m in methods:
+        try:
+            with quiet_exporters(): _write_quantized(inferred, m, images, feed, exclude, about, folder/f'{m}.onnx')
+            found[m] = folder/f'{m}.onnx'
+        except Exception as e:  # of onnxruntime, which raises anything
+            why = f'{type(e).__name__}: {first_line(e, 200)}'
+            print(f'calibration by {m} failed in onnxruntime ({why}).')
+    if not found: raise UserError(f'the network cannot be quantized: onnxruntime failed ({why}).')
+    return found
 
 def to_int8(
     learn:Learner,
     path:str|Path, # The file
     images:Iterable, # To calibrate on: one or two hundred real ones, not those it will be evaluated on
     preprocess:bool=False, # Take `(N, H, W, 3)` of uint8 instead of `(N, 3, H, W)` of float32
-    test_images:Iterable=None, # Real ones to compare answers on; if None those of the calibration, which flatters it
-    labels:Iterable[str]=None # The classes of `test_images`, for the accuracies
+    test_images:Iterable=None, # Real ones to compare answers on; if None a quarter of `images`, which are then left out
+    labels:Iterable[str]=None, # The classes of `test_images`, for the accuracies
+    calibration:str='auto' # minmax, percentile, entropy; or auto: all of them, and what keeps most answers is written
 ) -> Path: # `path`
     """Write the learner's network as ONNX with int8 weights and uint8 activations, for CPUs.
 
-    It answers differently now and then; how often is printed at the end."""
+    It answers differently now and then; how often is printed. Where calibrations keep as many answers, accuracy
+    decides, and then the simplest."""
     images, c, test_images = list(images), as_classifier(learn), list(() if test_images is None else test_images)
     labels = None if labels is None or not test_images else list(labels)
+    methods = calibrations if one_of(calibration, ('auto', *calibrations), 'calibration') == 'auto' else [calibration]
     if test_images: check_labels(test_images, labels)
     if not images:
         raise UserError('eight bits need images to calibrate on: give one or two hundred real ones.')
-    _write_quantized(learn, c, Path(path), images, preprocess)
-    found = agreement(c, open_onnx(path), test_images or images, labels)
+    if not test_images and len(images) > 7:
+        test_images, images = images[::4], [im for i,im in enumerate(images) if i % 4]
+    with tempfile.TemporaryDirectory() as d:
+        files = _candidates(learn, c, methods, images, preprocess, Path(d))
+        found = agreement(c, {m: open_onnx(f) for m,f in files.items()}, test_images or images, labels)
+        best = max(found, key=lambda m: (found[m].same, found[m].top1 or 0))  # the first of equals
+        for m in found if len(methods) > 1 else []: print(f'  {m}: {found[m]}')
+        with atomic_path(Path(path)) as tmp: shutil.copy(files[best], tmp)
     flattered = '' if test_images else ' (on the images it was calibrated on: others are harder)'
-    print(f'eight bits: {found}{flattered}.')
+    print(f'eight bits, calibrated by {best}: {found[best]}{flattered}.')
     return Path(path)

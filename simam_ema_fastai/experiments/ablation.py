@@ -22,7 +22,13 @@ from ..attention.cpp_training import build_gates
 from ..core.errors import UserError
 from ..core.files import write_json, write_text
 from .config import RunConfig
-from .identity import changed_settings, describe_changes, identity, unequal_settings
+from simam_ema_fastai.experiments.identity import (
+    changed_settings,
+    describe_changes,
+    distill_only,
+    identity,
+    unequal_settings,
+)
 from .loggers import check_logger
 from simam_ema_fastai.experiments.parts import (
     RunMismatch,
@@ -141,8 +147,8 @@ def _incomparable(c:RunConfig, there:dict, digest:str|None) -> dict[str,tuple]:
     "The differences between a run and one on disk that are not what a comparison is about."
     found = unequal_settings(identity(there), identity({**c.as_json(), 'digest': digest}))
     if 'data.fold' in found: found.pop('digest', None)  # of other parts of the same images
-    compared = 'recipe.strategy', 'recipe.seed', 'data.fold'
-    about = 'digest', 'data', 'recipe', 'tuned'
+    compared, about = ['recipe.strategy', 'recipe.seed', 'data.fold'], ('digest', 'data', 'recipe', 'tuned')
+    if not (c.teachers and there.get('teachers')): compared += distill_only
     return {k: v for k,v in found.items() if k.split('.')[0] in about and k not in compared}
 
 # %% ../../nbs/experiments/17_ablation.ipynb #2828bdae
@@ -232,7 +238,7 @@ def _to_do(configs:Sequence[RunConfig], folder:Path) -> list[RunConfig]:
 
 def _write_plan(configs:Sequence[RunConfig], folder:Path, metric:str|None, margin:float|None):
     "Note what was asked for, when, and by what it is to be judged, in `folder`/grid.json."
-    runs = {c.name: dict(variant=c.variant.name, strategy=c.recipe.strategy, seed=c.recipe.seed,
+    runs = {c.name: dict(variant=c.label, strategy=c.recipe.strategy, seed=c.recipe.seed,
                          fold=c.data.get('fold'), arch=c.variant.arch, data=c.data['name'], epochs=c.recipe.epochs)
             for c in configs}
     p = load_progress(folder)

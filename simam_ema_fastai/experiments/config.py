@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ..core.errors import UserError, one_of
 from ..data.checks import check_whole_numbers
 from ..data.datasets import datasets
-from .identity import run_name
+from .identity import run_label, run_name, teachers_name
 from ..models.libraries import check_size, own_images
 from ..models.variants import Variant, get_variant
 from ..models.weights import Weights
@@ -31,6 +31,9 @@ class RunConfig:
     data:dict # Arguments of `get_dls`: name, path, size, …
     weights:str|Path|dict|Weights|None = 'imagenet' # As for `load_weights`; None trains from scratch
     recipe:Recipe = Recipe() # With strategy and seed of this run; the strategy is the variant's own if left out
+    teachers:Sequence[str|Path] = () # Runs, bundles or .pkl files to learn from besides the labels
+    trust:bool = False # Open teachers that are .pkl files, which can run any code
+    distilled_from:str = '' # What the teachers are called; looked up if left out
     tuned:dict|None = None # Which settings a search chose: its id, the trial and of how many, names; see `tune`
 
     def __post_init__(self):
@@ -38,12 +41,20 @@ class RunConfig:
             raise UserError(f'the data {self.data}: give a name, of a data set or for your own DataLoaders.')
         v = get_variant(self.variant)
         recipe = self.recipe if self.recipe.strategy else replace(self.recipe, strategy=v.strategy)
-        for name, value in dict(variant=v, recipe=recipe).items(): object.__setattr__(self, name, value)
+        teachers = tuple(map(str, self.teachers))
+        called = self.distilled_from or teachers_name(teachers, v.arch)
+        resolved = dict(variant=v, recipe=recipe, teachers=teachers, distilled_from=called if teachers else '')
+        for name, value in resolved.items(): object.__setattr__(self, name, value)
+
+    @property
+    def label(self) -> str:
+        "What it is called in a report: its variant and, if it learns from a teacher, from which."
+        return run_label(self.variant.name, self.distilled_from)
 
     @property
     def name(self) -> str:
         "What its folder is called."
-        return run_name(self.variant.name, self.recipe.strategy, self.recipe.seed, self.data.get('fold'))
+        return run_name(self.label, self.recipe.strategy, self.recipe.seed, self.data.get('fold'))
 
     @property
     def weights_name(self) -> str|None:
@@ -52,11 +63,12 @@ class RunConfig:
         return getattr(self.weights, 'source', 'a state dict')
 
     def as_json(self) -> dict:
-        "As `config.json` holds it, apart from the contents of data and weights."
+        "As `config.json` holds it, apart from the contents of data, weights and teachers."
         v = self.variant
         config = dict(variant=v.name, recipe=asdict(self.recipe), data=self.data, arch=v.arch,
                       weights=self.weights_name, overrides=v.overrides)
         if self.tuned: config['tuned'] = self.tuned
+        if self.teachers: config |= dict(teachers=self.teachers, distilled_from=self.distilled_from)
         return json.loads(json.dumps(config, default=str))
 
 # %% ../../nbs/experiments/05_config.ipynb #868a767e
@@ -88,7 +100,9 @@ def make_grid(
     arch:str=None, # A name in `archs`; None for each variant's own, or 'resnet50'
     weights:str|None='imagenet', # As for `load_weights`; None trains from scratch
     recipe:Recipe=recipes['study'], # Seed and strategy are replaced
-    overrides:dict=None # stages, factor, reduction, start, sites, act, as for `get_variant`
+    overrides:dict=None, # stages, factor, reduction, start, sites, act, as for `get_variant`
+    teachers:Sequence[str|Path]=(), # Runs, bundles or .pkl files to learn from; {seed} and {fold} stand for the run's
+    trust:bool=False # Open teachers that are .pkl files, which can run any code
 ) -> list[RunConfig]:
     """List the configs of variants × strategies × folds × seeds, a complete comparison for the first seed first.
 
@@ -96,11 +110,15 @@ def make_grid(
     d = datasets[one_of(data.get('name', ''), datasets, 'data set')]
     resolved = [get_variant(v, arch, **(overrides or {})) for v in variants]
     data = _as_made_for(data, [v.arch for v in resolved])
-    configs = [RunConfig(v, part, weights, replace(recipe, seed=seed, strategy=s))
+    configs = [RunConfig(v, part, weights, replace(recipe, seed=seed, strategy=s), _of_run(teachers, seed, part), trust)
                for seed in seeds for part in _folds_of(data) for v in resolved for s in strategies or [recipe.strategy]]
     for v in resolved: check_size(v.arch, data.get('size') or d.size)
     if len(configs) > 1: check_comparable(recipe)
     return configs
+
+def _of_run(teachers:Sequence[str|Path], seed:int, data:dict) -> list[str]:
+    "`teachers` with seed and fold of the run in the place of {seed} and {fold}."
+    return [str(t).replace('{seed}', str(seed)).replace('{fold}', str(data.get('fold'))) for t in teachers]
 
 def _folds_of(data:dict) -> list[dict]:
     "The data of every fold; of the one that is named, or of all where there are none."

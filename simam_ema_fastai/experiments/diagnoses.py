@@ -5,6 +5,7 @@
 # %% ../../nbs/experiments/15_diagnoses.ipynb #669987ce
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from ..core.errors import UserError
@@ -28,7 +29,8 @@ def _config(folder:Path) -> RunConfig:
     c = read_config(folder)
     v = get_variant(c['variant'], c.get('arch'), **(c.get('overrides') or {}))
     check_settings(c['recipe'], folder)
-    return RunConfig(v, c['data'], c.get('weights'), Recipe(**c['recipe']))
+    return RunConfig(v, c['data'], c.get('weights'), Recipe(**c['recipe']), c.get('teachers', ()),
+                     distilled_from=c.get('distilled_from', ''))
 
 def diagnose_start(
     config:RunConfig
@@ -49,7 +51,7 @@ def diagnose_run(
     config = _config(folder)
     with lock_folder(folder):
         if not config.variant.placements or {*moments} <= {*read_gate_notes(folder)}: return False
-        parts = prepare(config, folder, shared=shared)
+        parts = prepare(replace(config, teachers=()), folder, shared=shared)  # a gate is diagnosed without them
         check_same(config, folder, parts.digests)
         learn = build_learner(parts.dls, config.variant, parts.weights, config.recipe)
         note_gates(learn, folder, 'start')

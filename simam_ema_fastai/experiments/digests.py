@@ -18,7 +18,7 @@ from ..data.samples import Samples
 from ..models.weights import Weights
 
 # %% auto #0
-__all__ = ['digests', 'weights_digest']
+__all__ = ['digests', 'weights_digest', 'tensors_digest']
 
 # %% ../../nbs/experiments/00_digests.ipynb #3f9c8c5f
 def digests(
@@ -45,8 +45,15 @@ def weights_digest(
     weights:Weights # From `load_weights`
 ) -> str: # 16 hexadecimal digits
     "Digest tensors and what they assume: architecture, normalization, stride."
-    digest = hashlib.sha256(repr((weights.arch, *weights.stats, weights.stride_on)).encode())
-    for name, t in sorted(weights.state_dict.items()):
+    return tensors_digest(weights.state_dict, (weights.arch, *weights.stats, weights.stride_on))
+
+def tensors_digest(
+    tensors:dict[str,torch.Tensor],
+    assumed # What they assume; its `repr` counts
+) -> str: # 16 hexadecimal digits
+    "Digest tensors by name, type, shape and bytes."
+    digest = hashlib.sha256(repr(assumed).encode())
+    for name, t in sorted(tensors.items()):
         t = t.detach().cpu().contiguous()
         digest.update(f'{name} {t.dtype} {tuple(t.shape)}'.encode())
         digest.update(t.reshape(-1).view(torch.uint8).numpy())

@@ -7,16 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
+from ..core.errors import UserError
+from ..runtime.formats import model_format, model_path
+from ..runtime.manifest import read_manifest
 from ..training.recipe import Recipe
 
 # %% auto #0
-__all__ = ['run_name', 'identity', 'changed_settings', 'unequal_settings', 'describe_changes']
+__all__ = ['distill_only', 'run_name', 'teachers_name', 'run_label', 'split_label', 'identity', 'changed_settings',
+           'unequal_settings', 'describe_changes']
 
 # %% ../../nbs/experiments/02_identity.ipynb #d60432d9
 def run_name(
-    variant:str, # Name of a variant, or a spec
+    variant:str, # Name of a variant, or a spec; of a distilled run, 'baseline from hybrid'
     strategy:str, # One of `models.terms.strategies`
     seed:int,
     fold:int=None # The fold that validates; None outside a cross-validation
@@ -25,13 +32,48 @@ def run_name(
     if '(' in variant and '@' in variant:
         readable = re.sub(r'[^\w@+.-]+', '_', variant, flags=re.ASCII)[:80].rstrip('_')
         variant = f'{readable}-{hashlib.sha256(variant.encode()).hexdigest()[:8]}'
-    variant = variant.replace(':', '.')  # timm:resnet50, which Windows would not take
+    variant = variant.replace(':', '.').replace(' ', '-')  # timm:resnet50, which Windows would not take
     return f'{variant}-{strategy}-s{seed}' + (f'-f{fold}' if fold else '')
+
+def _name_and_arch(teacher:str|Path) -> tuple[str,str|None]:
+    path = model_path(teacher)
+    if model_format(path) != 'folder' or not (path/'model.json').exists() and (path/'model.pkl').exists():
+        return re.sub(r'[^\w@+.-]+', '_', path.stem), None
+    about = read_manifest(path)
+    if (path/'config.json').exists() and not (path/'metrics.json').exists():
+        raise UserError(f'{path} is not finished: the command that began it goes on.')
+    return about['variant'], about['arch']
+
+def teachers_name(
+    teachers:Sequence[str|Path], # Runs, bundles or .pkl files
+    arch:str # Backbone of the student
+) -> str: # '' without any
+    """What a run is called after that learns from `teachers`: 'hybrid', '3 hybrid', 'hybrid on resnet50'.
+
+    Raises `UserError` for what is no trained network, and for a run that is not finished."""
+    def named(name, on): return name if on in (None, arch) else f'{name} on {on}'
+    counts = Counter(named(*_name_and_arch(t)) for t in teachers)
+    return ' and '.join(f'{n} {name}' if n > 1 else name for name,n in counts.items())
+
+def run_label(
+    variant:str, # Name of a variant, or a spec
+    distilled_from:str|None # From `teachers_name`
+) -> str:
+    "What a run is called in a report, where it stands beside others of its variant."
+    return f'{variant} from {distilled_from}' if distilled_from else variant
+
+def split_label(
+    label:str # From `run_label`
+) -> tuple[str,str]: # Variant, and what its teachers are called ('' without)
+    "Take apart what a run is called in a report."
+    variant, _, distilled_from = label.partition(' from ')
+    return variant, distilled_from
 
 # %% ../../nbs/experiments/02_identity.ipynb #5e1a7c06
 _how_read = ('path', 'num_workers', 'skip_bad', 'loader', 'on_device') # How data were reached, not what they were
 _data_defaults = dict(valid_pct=.2, seed=0, test_pct=0, interpolation='bilinear') # As good as left out
-_digests = ('digest', 'weights_digest')
+_digests = ('digest', 'weights_digest', 'teachers_digest')
+distill_only = ('recipe.distill_temperature', 'recipe.distill_weight') # They decide nothing without a teacher
 
 def identity(
     config:dict # As `config.json` holds it
@@ -43,6 +85,7 @@ def identity(
     flat = dict.fromkeys(_digests)
     for k,v in {**config, 'data': data, 'recipe': recipe}.items():
         flat |= {f'{k}.{j}': u for j,u in v.items()} if isinstance(v, dict) else {k: v}
+    if not config.get('teachers'): flat = {k: v for k,v in flat.items() if k not in distill_only}
     return flat
 
 def changed_settings(
@@ -51,10 +94,11 @@ def changed_settings(
 ) -> dict[str,tuple]: # Name to the two values
     """List the settings in which two runs differ.
 
-    A digest that either run lacks cannot differ. Where both have one of the weights, names of weights do not count."""
+    A digest that either run lacks cannot differ. Where both have one of the weights, names of weights do not count, and
+    likewise those of teachers."""
     known = {k for k in _digests if None not in (a.get(k), b.get(k))}
     ignored = {*_digests} - known
-    if 'weights_digest' in known: ignored.add('weights')
+    ignored |= {k.removesuffix('_digest') for k in known & {*_digests[1:]}}
     return {k: (a.get(k), b.get(k)) for k in {**a, **b} if k not in ignored and a.get(k) != b.get(k)}
 
 def unequal_settings(
@@ -76,5 +120,6 @@ def describe_changes(
     "Say in words how two runs differ."
     words = dict(digest='other data (other images, labels or split: digest {}, now {})',
                  weights_digest='other weights (digest {}, now {})',
+                 teachers_digest='other teachers (digest {}, now {})',
                  **{'tuned.search': 'settings that another search chose, or none ({}, now {})'})
     return '; '.join(words.get(k, k + ' {} (now {})').format(*v) for k,v in found.items())

@@ -5,8 +5,11 @@
 # %% ../../nbs/experiments/04_results.ipynb #572c0d5d
 from __future__ import annotations
 
+import contextlib
+import csv
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +18,13 @@ import pandas as pd
 from ..core.errors import UserError
 from ..core.files import read_json
 from .environment import environments
-from .identity import run_name
+from .identity import run_label, run_name
 from .runs import read_config
 from ..models.terms import KnownVariant, known_variants, strategies
 from ..training.metrics import imbalance_metrics
 
 # %% auto #0
-__all__ = ['read_table', 'read_per_class', 'read_predictions', 'folders_of', 'left_out', 'load_runs', 'planned_metric',
+__all__ = ['read_table', 'read_per_class', 'read_predictions', 'folders_of', 'load_grid', 'load_runs', 'planned_metric',
            'load_progress', 'time_left', 'format_duration', 'load_history']
 
 # %% ../../nbs/experiments/04_results.ipynb #b832ec87
@@ -30,17 +33,18 @@ def _damaged(file:Path, why:str) -> UserError:
 
 def read_table(
     file:str|Path, # A CSV file of a run
-    *columns:str # It has to have them
+    *columns:str, # It has to have them
+    use:Callable[[str],bool]=None # Which columns to read; all if None
 ) -> pd.DataFrame: # Names stay names: a class or an image called None, NA or nan is not a missing value
     "Read a table of a run. Raises `UserError` that names the file if it is missing or damaged."
     try:
-        numbers = set(pd.read_csv(file, nrows=0).columns) - {'class','file'}
-        df = pd.read_csv(file, dtype={'class': str, 'file': str}, keep_default_na=False,
-                         na_values=dict.fromkeys(numbers, ['', 'nan', 'NaN']))
+        with open(file, encoding='utf-8-sig', newline='') as f: names = next(csv.reader(f), [])
+        df = pd.read_csv(file, usecols=use, dtype={'class': str, 'file': str}, keep_default_na=False,
+                         na_values=dict.fromkeys({*names} - {'class','file'}, ['', 'nan', 'NaN']))
         if missing := [c for c in columns if c not in df]: raise ValueError(f'it has no {missing[0]}')
         if len(df) and df.iloc[-1][list(columns)].isna().any(): raise ValueError('it is cut off')
     except FileNotFoundError: raise UserError(f'{file} is missing: restore it, or delete its run.') from None
-    except (ValueError, OSError) as e: raise _damaged(file, str(e).strip()) from e
+    except (ValueError, OSError, csv.Error) as e: raise _damaged(file, str(e).strip()) from e
     return df
 
 def _read_dict(file:Path, *names:str) -> dict:
@@ -65,6 +69,8 @@ def _strategy(variant:str, strategy:str|None) -> str:
 _subset = dict(labels='labels {}', n_classes='{} classes', n_train='{} training images', n_valid='{} validation images',
                folds='{} folds')
 
+_predicted = 'file', 'true', 'pred1', 'prob1', 'prob_true'
+
 def _row(folder:Path) -> dict:
     "Read a finished run. Raises `UserError` that names the file if one is damaged."
     c, metrics = _read_config(folder), _read_dict(folder/'metrics.json')
@@ -72,28 +78,29 @@ def _row(folder:Path) -> dict:
     environments(folder)
     history = read_table(folder/'history.csv', 'epoch', 'accuracy')
     n = read_table(folder/'per_class.csv', 'class', 'n').n
-    predictions = read_table(folder/'predictions.csv', 'file', 'true', 'pred1', 'prob1', 'prob_true')
+    predictions = read_table(folder/'predictions.csv', *_predicted, use=_predicted.__contains__)
     for name, rows in (('history.csv', history), ('per_class.csv', n)):
         if not len(rows): raise _damaged(folder/name, 'it is empty')
     if metrics.get('n') != len(predictions):
         raise _damaged(folder/'predictions.csv', f"it holds {len(predictions)} images of {metrics.get('n')}")
-    if 'balanced_accuracy' not in metrics: metrics = _add_imbalance_metrics(metrics, predictions, len(n), folder)
-    if 'test_n' in metrics: read_table(folder/'test_predictions.csv', 'file', 'true', 'pred1', 'prob1', 'prob_true')
+    if 'balanced_accuracy' not in metrics: metrics = _add_imbalance_metrics(metrics, len(n), folder)
+    if 'test_n' in metrics: read_table(folder/'test_predictions.csv', *_predicted, use=_predicted.__contains__)
     part = ', '.join(text.format(c['data'][k]) for k,text in _subset.items() if c['data'].get(k) is not None)
     how = dict(folders=folder.name, folds=c['data'].get('folds'), part=part, classes=len(n))
     if c.get('tuned'): how['tuned'] = True
     return dict(_planned(folder.name, c), **how, commonest=100*n.max()/max(n.sum(), 1), **metrics, **cost)
 
-def _add_imbalance_metrics(metrics:dict, predictions:pd.DataFrame, n_classes:int, folder:Path) -> dict:
+def _add_imbalance_metrics(metrics:dict, n_classes:int, folder:Path) -> dict:
     "The metrics of a run with those that 0.1 did not compute, as far as its predictions tell them."
-    try: return {**metrics, **imbalance_metrics(predictions, n_classes)}
-    except (ValueError, IndexError) as e: raise _damaged(folder/'predictions.csv', str(e)) from e
+    file = folder/'predictions.csv'
+    try: return {**metrics, **imbalance_metrics(read_table(file), n_classes)}
+    except (ValueError, IndexError) as e: raise _damaged(file, str(e)) from e
 
 def _planned(run:str, c:dict) -> dict:
     "What tells a run from the others of its folder."
     strategy = _strategy(c['variant'], c['recipe'].get('strategy'))
-    return dict(run=run, variant=c['variant'], strategy=strategy, seed=c['recipe']['seed'],
-                fold=c['data'].get('fold'), arch=c['arch'], data=c['data']['name'])
+    return dict(run=run, variant=run_label(c['variant'], c.get('distilled_from')), strategy=strategy,
+                seed=c['recipe']['seed'], fold=c['data'].get('fold'), arch=c['arch'], data=c['data']['name'])
 
 def _readable_rows(folder:Path) -> tuple[list[dict],dict[str,str]]:
     "Rows of the finished runs that can be read, and why the others cannot."
@@ -162,10 +169,12 @@ def read_per_class(
 def read_predictions(
     folder:str|Path, # A run folder
     folders:str, # As for `read_per_class`
-    name:str='predictions.csv'
+    name:str='predictions.csv',
+    scored:bool=True # With the probabilities of all classes, which are most of the file
 ) -> pd.DataFrame: # A row per image, in the order of file and class
     "Read what a run predicted; folds are pooled."
-    df = pd.concat([read_table(Path(folder)/run/name) for run in folders.split()], ignore_index=True)
+    use = None if scored else lambda c: c != 'scores'
+    df = pd.concat([read_table(Path(folder)/run/name, use=use) for run in folders.split()], ignore_index=True)
     return df.sort_values(['file','true'], ignore_index=True, kind='stable')
 
 def folders_of(
@@ -184,14 +193,6 @@ def _damage_in_unfinished(folder:Path) -> dict[str,str]:
         except UserError as e: found[f.parent.name] = str(e)
     return found
 
-def left_out(
-    folder:str|Path # A run folder, as `ablate` writes it
-) -> dict[str,str]: # Name of the run to one line
-    "Say which runs do not count, and why: a damaged file, or a seed that is there twice."
-    rows, unreadable = _readable_rows(folder := Path(folder))
-    rows, copies = _without_copies(rows)
-    return {**unreadable, **copies, **_with_pooled_folds(folder, rows)[1], **_damage_in_unfinished(folder)}
-
 def _in_order(df:pd.DataFrame) -> pd.DataFrame:
     "Sort by variant and strategy, as `models` lists them, and seed."
     order = dict(variant=list(known_variants), strategy=list(strategies))
@@ -199,22 +200,31 @@ def _in_order(df:pd.DataFrame) -> pd.DataFrame:
     def keys(s): return s.map(lambda v: place(order[s.name], v)) if s.name in order else s
     return df.sort_values(['variant','strategy','seed'], key=keys, ignore_index=True)
 
+def load_grid(
+    folder:str|Path # A run folder, as `ablate` writes it
+) -> tuple[pd.DataFrame,dict[str,str]]: # From `load_runs`; why the others do not count, in a line by their names
+    """Load the finished runs, and say what keeps others out: a damaged file, or a seed that is there twice.
+
+    Raises `UserError` if no run is finished."""
+    folder = Path(folder)
+    rows, unreadable = _readable_rows(folder)
+    rows, copies = _without_copies(rows)
+    rows, partial = _with_pooled_folds(folder, rows)
+    left_out = {**unreadable, **copies, **partial, **(unfinished := _damage_in_unfinished(folder))}
+    if rows: return _in_order(pd.DataFrame(rows).drop(columns=['fold','folds'])), left_out
+    if (folder/'config.json').exists():
+        raise UserError(f'{folder} is one run: give the folder that holds it, {folder.absolute().parent}.')
+    none = f"no finished run in '{folder}': run `simam_ema ablate` with --out {folder} first."
+    raise UserError(next(iter({**unreadable, **unfinished}.values()), none))
+
 def load_runs(
     folder:str|Path # A run folder, as `ablate` writes it
 ) -> pd.DataFrame: # Config, metrics, efficiency, and the share of the commonest class in percent
-    """Load the finished runs of a folder, one per row; `left_out` names the others.
+    """Load the finished runs of a folder, one per row.
 
     The folds of a seed are one row: `run` is its name without the fold, `folders` names the folders of its folds.
     Raises `UserError` if there is none."""
-    folder = Path(folder)
-    rows, unreadable = _readable_rows(folder)
-    if rows: rows = _with_pooled_folds(folder, _without_copies(rows)[0])[0]
-    if rows: return _in_order(pd.DataFrame(rows).drop(columns=['fold','folds']))
-    if (folder/'config.json').exists():
-        raise UserError(f'{folder} is one run: give the folder that holds it, {folder.absolute().parent}.')
-    why = {**unreadable, **_damage_in_unfinished(folder)}
-    none = f"no finished run in '{folder}': run `simam_ema ablate` with --out {folder} first."
-    raise UserError(next(iter(why.values()), none))
+    return load_grid(folder)[0]
 
 # %% ../../nbs/experiments/04_results.ipynb #ba1ab54f
 def planned_metric(
@@ -238,7 +248,7 @@ def load_progress(
         rows[name]['strategy'] = _strategy(c['variant'], c['strategy'])
     for f in sorted(folder.glob('*/config.json')):
         try: c = _read_config(f.parent)
-        except UserError: continue  # `left_out` names it
+        except UserError: continue  # `load_grid` names it
         finished = f.with_name('metrics.json').exists()
         how_far = dict(done=_epochs_done(f.parent), epochs=c['recipe']['epochs'], finished=finished)
         rows[f.parent.name] = dict(_planned(f.parent.name, c), **how_far)
@@ -246,8 +256,10 @@ def load_progress(
     return _in_order(df) if rows else df
 
 def _epochs_done(folder:Path) -> int:
-    try: return len(read_table(folder/'history.csv'))
-    except UserError: return 0
+    "The lines of its history below the head."
+    try: lines = (folder/'history.csv').read_bytes().split(b'\n')
+    except OSError: return 0
+    return max(0, sum(1 for l in lines if l.strip()) - 1)
 
 def time_left(
     folder:str|Path, # A run folder
@@ -274,12 +286,16 @@ def format_duration(seconds:float) -> str:
 
 # %% ../../nbs/experiments/04_results.ipynb #ea54b3fa
 def load_history(
-    folder:str|Path # A run folder
+    folder:str|Path, # A run folder
+    progress:pd.DataFrame=None # From `load_progress`, if it was loaded before
 ) -> pd.DataFrame: # A row per run and epoch, with the run's variant, strategy and seed
     "Load the learning curves of a folder, those of unfinished runs included."
-    p = load_progress(folder)
+    p = load_progress(folder) if progress is None else progress
     of_run = ['run','variant','strategy','seed']
-    parts = [read_table(Path(folder)/r.run/'history.csv').assign(**{k: getattr(r, k) for k in of_run})
-             for r in p[p.done > 0].itertuples()]
+    parts = []
+    for r in p[p.done > 0].itertuples():
+        with contextlib.suppress(UserError):  # `load_grid` names it
+            epochs = read_table(Path(folder)/r.run/'history.csv')
+            parts.append(epochs.assign(**{k: getattr(r, k) for k in of_run}))
     if parts: return pd.concat(parts, ignore_index=True)
     return pd.DataFrame(columns=['epoch','train_loss','valid_loss','accuracy', *of_run])

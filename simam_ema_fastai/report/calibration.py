@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,12 @@ class Calibration:
     ece:float # In points
     floor:float # The ECE expected of perfect probabilities, in points
     nll:float # In nats
-    table:pd.DataFrame # A row per bin: n; confidence, accuracy and its 95% Wilson interval low, high, all percent
+    parts:list[tuple[np.ndarray,np.ndarray]] # By bin: confidence of its predictions, and whether they were right
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        "A row per bin: n; confidence, accuracy and its 95% Wilson interval low, high, all in percent."
+        return pd.DataFrame([_bin(*part) for part in self.parts])
 
 def calibration(
     confidence:np.ndarray, # `(N,)` probability of the predicted class
@@ -39,9 +45,9 @@ def calibration(
     def ece(hits):
         return sum(abs(hits[...,o].mean(-1) - confidence[o].mean())*len(o) for o in parts)*100/len(order)
     perfect = np.random.default_rng(seed).random((200, len(order))) < confidence
-    table = pd.DataFrame([_bin(confidence[o], right[o]) for o in parts])
     nll = float(-np.log(np.clip(prob_true, 1e-12, 1)).mean()) if prob_true is not None else float('nan')
-    return Calibration(float(ece(right)), float(ece(perfect).mean()), nll, table)
+    return Calibration(float(ece(right)), float(ece(perfect).mean()), nll,
+                       [(confidence[o], right[o]) for o in parts])
 
 def _bin(confidence, right) -> dict:
     "A row of the table."

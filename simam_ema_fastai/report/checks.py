@@ -16,8 +16,8 @@ import pandas as pd
 from ..core.errors import one_of
 from ..core.files import read_json
 from ..experiments.environment import environments
-from ..experiments.identity import identity, unequal_settings
-from ..experiments.results import folders_of
+from ..experiments.identity import distill_only, identity, unequal_settings
+from ..experiments.results import folders_of, load_grid, load_progress
 from ..experiments.runs import failures
 from .answers import and_more
 from .outcomes import Outcomes, load_outcomes
@@ -50,8 +50,10 @@ class FinishedRuns:
     def __init__(self,
         folder:str|Path,
         runs:pd.DataFrame, # From `load_runs`
-        outcomes:dict[tuple[str,str],Outcomes]=None # From `load_outcomes`, if they were read before
+        outcomes:dict[tuple[str,str],Outcomes]=None, # From `load_outcomes`, if they were read before
+        **known # `left_out` and `progress`, likewise
     ):
+        vars(self).update(known)
         self.folder, self.runs = Path(folder), runs
         self.outcomes = load_outcomes(folder, runs) if outcomes is None else outcomes
         self.data = runs.data.iloc[0]
@@ -74,6 +76,16 @@ class FinishedRuns:
         return [c['tuned'] for c in self.configs.values() if c.get('tuned')]
 
     @cached_property
+    def left_out(self) -> dict[str,str]:
+        "Why runs do not count, by run."
+        return load_grid(self.folder)[1]
+
+    @cached_property
+    def progress(self) -> pd.DataFrame:
+        "How far every run is, see `load_progress`."
+        return load_progress(self.folder)
+
+    @cached_property
     def failures(self) -> dict[str,str]:
         "What went wrong in the runs that could not be finished, by run."
         return failures(self.folder)
@@ -90,10 +102,13 @@ class FinishedRuns:
 
     @cached_property
     def unequal(self) -> list[str]:
-        "The settings that differ although only variant, strategy, seed and backbone may, and what a search chose."
+        "Settings that differ although only variant, strategy, teachers, seed, backbone and what a search chose may."
         first = next(iter(self.identities.values()))
         names = {k for one in self.identities.values() for k in unequal_settings(first, one)}
         names -= {'variant', 'recipe.seed', 'recipe.strategy', 'arch', 'data.fold', 'digest'}
+        names -= {'teachers', 'teachers_digest', 'distilled_from', *distill_only}
+        taught = [i for i in self.identities.values() if i.get('teachers')]
+        names |= {k for k in distill_only if len({i[k] for i in taught}) > 1}
         data = {(self.identities[r].get('data.fold'), digest) for r,digest in self.known_digests.items()}
         if len(data) > len({fold for fold,_ in data}): names.add('digest')  # folds are other parts of the same images
         return sorted(names)

@@ -5,11 +5,13 @@
 # %% ../../nbs/report/10_differences.ipynb #26e2b3d2
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
 
+from ..experiments.identity import split_label
 from .factorial import factorial
 from .intervals import contrast, over_seeds_and_images
 from .outcomes import Outcomes
@@ -17,7 +19,8 @@ from .significance import difference, holm, minimum_detectable, noninferiority
 from ..training.metrics import check_margin
 
 # %% auto #0
-__all__ = ['verdict_labels', 'reference_of', 'format_margin', 'verdict_label', 'differences', 'factor_effects']
+__all__ = ['verdict_labels', 'reference_of', 'teacher_references', 'format_margin', 'verdict_label', 'differences',
+           'factor_effects']
 
 # %% ../../nbs/report/10_differences.ipynb #6c99ba84
 def reference_of(
@@ -26,11 +29,24 @@ def reference_of(
 ) -> tuple[str,str]|None: # None for the references themselves
     """What a cell is compared with: the baseline under the same strategy, else the baseline as it was trained.
 
-    The first variant stands in for a missing baseline."""
+    The first variant stands in for a missing baseline. What learned from a teacher is compared with the same network
+    as labels alone trained it, if that is there."""
     cells = list(cells)
     base = 'baseline' if any(v=='baseline' for v,_ in cells) else cells[0][0]
     if cell[0]==base: return None
+    own, taught = split_label(cell[0])
+    if taught and any(v==own for v,_ in cells): base = own
     return (base, cell[1]) if (base, cell[1]) in cells else next(c for c in cells if c[0]==base)
+
+def teacher_references(
+    cells:Iterable[tuple[str,str]] # Variant and strategy
+) -> dict[tuple[str,str],tuple[str,str]]: # Of what learned from a teacher, to that teacher
+    "Find the teachers among the cells: where one is called after several, the first."
+    cells, found = list(cells), {}
+    for cell in cells:
+        names = [re.sub(r'^\d+ ', '', name) for name in split_label(cell[0])[1].split(' and ')]
+        if teacher := next((c for name in names for c in cells if c[0]==name), None): found[cell] = teacher
+    return found
 
 verdict_labels = {
     'helps': 'helps', 'hurts': 'hurts', 'above': 'above its reference', 'below': 'below its reference',
@@ -43,7 +59,8 @@ def _verdict(r) -> str:
     if r.about != over_seeds_and_images: return 'one seed'
     if r.p_holm >= .05: return 'no worse' if r.p_worse < .05 and min(r.seeds) >= 3 else 'open'
     if min(r.seeds) < 3: return 'perhaps'
-    up, down = ('helps', 'hurts') if r.reference=='baseline' and not r.confounded else ('above', 'below')
+    of_modules = r.reference=='baseline' and not r.confounded and not split_label(r.variant)[1]
+    up, down = ('helps', 'hurts') if of_modules else ('above', 'below')
     return up if r.value > 0 else down
 
 def format_margin(
@@ -64,11 +81,17 @@ def _detectable(r, m:int) -> float:
     least = minimum_detectable(r.se, r.df, m=m)
     return least if least <= r.left else np.nan
 
+def _taught_otherwise(a:str, b:str) -> bool:
+    "Whether two cells differ in their networks and in their teachers too."
+    (network, taught), (network_b, taught_b) = map(split_label, (a, b))
+    return network != network_b and taught != taught_b
+
 def _compare(cell, ref, outcomes, metric, margin) -> dict:
     "A row of `differences`, without what depends on the other rows."
     o, r = outcomes[cell], outcomes[ref]
     each_at_its_best = o.tuned and r.tuned
-    changed = {'training strategy': cell[1] != ref[1] and not each_at_its_best, 'backbone': o.arch != r.arch}
+    changed = {'training strategy': cell[1] != ref[1] and not each_at_its_best, 'backbone': o.arch != r.arch,
+               'teacher': _taught_otherwise(cell[0], ref[0])}
     mixed = ' and '.join(what for what,differs in changed.items() if differs)
     values, reference_values = o.values(metric), r.values(metric)
     right = None if metric in ('top1', 'top5') else (o.top1, r.top1)
@@ -83,7 +106,8 @@ def differences(
     outcomes:dict[tuple[str,str],Outcomes], # From `load_outcomes`
     metric:str='top1', # A name in `training.metrics`
     void:bool=False, # Whether a finding voids them, see `void_reason`
-    margin:float=1. # Points below its reference within which a variant is no worse
+    margin:float=1., # Points below its reference within which a variant is no worse
+    references:dict[tuple[str,str],tuple[str,str]]=None # What each cell is compared with; `reference_of` it if None
 ) -> pd.DataFrame:
     """Every variant against its reference, a row each.
 
@@ -93,7 +117,7 @@ def differences(
     variant is worse, or better, by the margin or more; Holm-corrected) and verdict (a key of `verdict_labels`).
     Raises `UserError` for a metric that is not defined here, and for a margin that is none."""
     check_margin(margin)
-    references = {cell: ref for cell in outcomes if (ref := reference_of(cell, outcomes))}
+    if references is None: references = {cell: ref for cell in outcomes if (ref := reference_of(cell, outcomes))}
     df = pd.DataFrame([_compare(cell, ref, outcomes, metric, margin) for cell,ref in references.items()])
     if df.empty: return df
     df['p_holm'] = holm(df.p.tolist())

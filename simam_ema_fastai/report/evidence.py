@@ -12,8 +12,10 @@ import numpy as np
 import pandas as pd
 
 from ..experiments.gates import load_gates
+from ..experiments.identity import split_label
 from simam_ema_fastai.experiments.results import (
     folders_of,
+    load_grid,
     load_history,
     load_progress,
     load_runs,
@@ -26,7 +28,7 @@ from ..experiments.search import Search, load_search
 from .answers import detection_limits, headline
 from .calibration import Calibration, Selective, calibration, selective
 from .checks import Finding, void_reason
-from .differences import differences, factor_effects
+from .differences import differences, factor_effects, teacher_references
 from .factorial import describe_split
 from .figures import ReportFigure, draw_figures
 from .findings import findings
@@ -62,6 +64,7 @@ class Evidence:
         self.void = void_reason(self.findings) # Why the runs are not comparable; empty if they are
         if self.metric != planned and len(self.runs): self.findings.append(_chosen_late(planned, self.metric))
         self.diffs, self.diffs5 = map(self.differences, (self.metric, 'top5'))
+        self.taught = self.differences(self.metric, teacher_references(self.outcomes)) # Students against their teachers
         self.effects = factor_effects(self.outcomes, bool(self.void), self.metric)
         self.focus = _focus(self.diffs) # The comparison to look into: cell and reference; None if there is none
         self.single = len(self.progress[['variant','strategy']].drop_duplicates()) == 1 # Nothing to compare
@@ -70,9 +73,9 @@ class Evidence:
 
     def _read(self):
         "The finished runs, and what limits what they can show."
-        self.runs = load_runs(self.folder)
+        self.runs, left_out = load_grid(self.folder)
         self.outcomes = load_outcomes(self.folder, self.runs, self.metric in probability_metrics)
-        self.findings = findings(self.folder, self.runs, self.outcomes)
+        self.findings = findings(self.folder, self.runs, self.outcomes, left_out=left_out, progress=self.progress)
         judged = [o.runs[0] for o in self.outcomes.values()]
         self.classes = self.class_names((judged or self.runs.run.tolist())[0])
         check_metric(self.metric, self.classes)
@@ -84,10 +87,11 @@ class Evidence:
         return t.get(self.metric.removeprefix('recall:'), np.nan)
 
     def differences(self,
-        metric:str # A name in `training.metrics`
+        metric:str, # A name in `training.metrics`
+        references:dict=None # As for `differences`
     ) -> pd.DataFrame:
         "Every variant against its reference, judged by a metric."
-        return differences(self.outcomes, metric, bool(self.void), self.margin)
+        return differences(self.outcomes, metric, bool(self.void), self.margin, references)
 
     def folders(self, run:str) -> list[str]:
         "The folders of a run: of a seed in folds, one for each."
@@ -104,7 +108,7 @@ class Evidence:
     @cached_property
     def history(self) -> pd.DataFrame:
         "The learning curves, those of unfinished runs included."
-        return load_history(self.folder)
+        return load_history(self.folder, self.progress)
 
     @cached_property
     def search(self) -> Search|None:
@@ -196,6 +200,8 @@ class Evidence:
         p = self.progress
         data = ', '.join(p['data'].unique()) or 'these images'
         if self.single: return f'How accurate is {self.name((p.variant.iloc[0], p.strategy.iloc[0]))} on {data}?'
+        networks = p.variant.map(lambda label: split_label(label)[0])
+        if p.variant.nunique() > networks.nunique()==1: return f'Does {networks.iloc[0]} gain by a teacher on {data}?'
         if p.variant.nunique()==1: return f'What does the training strategy change for {p.variant.iloc[0]} on {data}?'
         if not len(p) or 'baseline' in set(p.variant): return f'Does an attention module help on {data}?'
         return f'Which variant is best on {data}?'

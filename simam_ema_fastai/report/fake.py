@@ -26,18 +26,19 @@ def fake_run(
     seed:int,
     accuracy:float, # Probability that an image is classified correctly
     n:int=1500, # Validation images
+    classes:Sequence[str]='abcd', # Their names
     **changes # Any setting of config.json, its recipe and its data, or of environment.json: `lr=.1`, `cpu='other'`
 ) -> Path: # The run's folder
     "Write a finished run whose predictions are drawn at random, on images of different difficulty."
     run = Path(folder)/f'{variant}-{strategy}-s{seed}'
     right = _draw(run.name, accuracy, n)
-    predictions = _write_predictions(run, right)
+    predictions = _write_predictions(run, right, classes)
     config = dict(variant=variant, recipe=dict(epochs=2, strategy=strategy, seed=seed, lr=.001),
                   data=dict(name='elpv', size=64), arch='resnet18', weights=None, overrides=None)
     env = dict(packages=dict(torch='2'), python='3.11', commit='a1b2c3', cpu='one', cores=2, gpu=None,
                command='simam_ema ablate')
     metrics = dict(n=n, loss=.5, top1=100*right.mean(), top5=100., k=2, epochs=2, train_seconds=2., seconds=2.,
-                   **imbalance_metrics(predictions, 4))
+                   **imbalance_metrics(predictions, len(classes)))
     efficiency = dict(parameters=10**6, gflops=.1, size=64, device='cpu', latency_ms=3.)
     for name,value in changes.items():
         for settings in (config, config['recipe'], config['data'], env):
@@ -51,14 +52,14 @@ def _draw(name:str, accuracy:float, n:int) -> np.ndarray: # `(n,)`
     luck, difficulty = np.random.default_rng(list(name.encode())), np.random.default_rng(0).normal(size=n)
     return .3*luck.normal(size=n) + difficulty < np.quantile(difficulty, accuracy)
 
-def _write_predictions(run:Path, right:np.ndarray) -> pd.DataFrame:
-    "The tables of a run: its answers among four classes, which are returned, its classes and its two epochs."
-    n = len(right)
-    true = np.arange(n) % 4
-    pred, prob = np.where(right, true, (true + 1) % 4), np.where(right, .8, .6)
+def _write_predictions(run:Path, right:np.ndarray, classes:Sequence[str]) -> pd.DataFrame:
+    "The tables of a run: its answers, which are returned, its classes and its two epochs."
+    n, c = len(right), len(classes)
+    true = np.arange(n) % c
+    pred, prob = np.where(right, true, (true + 1) % c), np.where(right, .8, .6)
     predictions = dict(file=[f'{i:05}.png' for i in range(n)], true=true, prob_true=np.where(right, .8, .2),
-                       pred1=pred, pred2=(pred + 1) % 4, prob1=prob, prob2=1 - prob, scores=_scores(pred, prob))
-    per_class = {'class': list('abcd'), 'n': n//4, 'top1': 100*right.mean()}
+                       pred1=pred, pred2=(pred + 1) % c, prob1=prob, prob2=1 - prob, scores=_scores(pred, prob, c))
+    per_class = {'class': list(classes), 'n': n//c, 'top1': 100*right.mean()}
     history = dict(epoch=[0,1], train_loss=[2.,1.], valid_loss=[2.,1.], accuracy=[.3, right.mean()], train_seconds=1.,
                    seconds=1.)
     sure = dict(prob1=prob, prob_true=predictions['prob_true'])
@@ -69,10 +70,10 @@ def _write_predictions(run:Path, right:np.ndarray) -> pd.DataFrame:
         write_text(run/f'{name}.csv', pd.DataFrame(table).to_csv(index=False))
     return pd.DataFrame(predictions)
 
-def _scores(pred:np.ndarray, prob:np.ndarray) -> list[str]:
+def _scores(pred:np.ndarray, prob:np.ndarray, c:int) -> list[str]:
     "The two classes that a prediction weighs, and little for the others."
-    p = np.full((len(pred), 4), 1e-4)
-    for which, share in ((pred, prob), ((pred + 1) % 4, 1 - prob)): p[range(len(pred)),which] = share
+    p = np.full((len(pred), c), 1e-4)
+    for which, share in ((pred, prob), ((pred + 1) % c, 1 - prob)): p[range(len(pred)),which] = share
     return encode_scores(np.log(p))
 
 _truth = dict(baseline=.70, simam=.70, ema=.76)

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..core.files import read_json
 from ..data.datasets import datasets
-from ..experiments.results import folders_of, left_out, load_progress, read_per_class, read_table
+from ..experiments.results import folders_of, read_per_class, read_table
 from ..models.terms import flops_convention
 from .answers import and_more
 from .checks import Finding, FinishedRuns, check, checks, describe_spread
@@ -70,7 +71,7 @@ def _backbones(g):
 
 # %% ../../nbs/report/15_findings.ipynb #e74c6b02
 @check('caution', 'left out')
-def _left_out(g): return [*left_out(g.folder).values()]
+def _left_out(g): return [*g.left_out.values()]
 
 @check('caution', 'failed')
 def _failed(g):
@@ -131,6 +132,15 @@ def _confounded(g):
         return ('Architecture and training strategy change together between rows, as in the study: a difference can '
                 'come from either. `simam_ema ablate --strategies uniform,discriminative+freeze` tells them apart.')
 
+@check('note', 'one teacher')
+def _one_teacher(g):
+    by_cell = g.runs.groupby(['variant','strategy'], sort=False).run.agg(list)
+    def teachers(runs): return [g.identities[r].get('teachers_digest') for r in runs if r in g.identities]
+    shared = [v for (v, _),runs in by_cell.items() if len(t := teachers(runs)) > 1 and t[0] and len(set(t)) == 1]
+    if shared:
+        return (f'{and_more(shared)}: all seeds learned from the same teachers. What others would have taught is not '
+                'in the intervals.')
+
 # %% ../../nbs/report/15_findings.ipynb #d3909913
 @check('caution', 'commits differ')
 def _commits_differ(g):
@@ -188,7 +198,7 @@ def _latency_varies(g):
 @check('caution', 'not the last epoch')
 def _not_the_last_epoch(g):
     def last_of(r):
-        n = {name: len(read_table(g.folder/name/'predictions.csv')) for name in folders_of(r)}
+        n = {name: read_json(g.folder/name/'metrics.json')['n'] for name in folders_of(r)}
         last = [read_table(g.folder/name/'history.csv').accuracy.iloc[-1] for name in n]
         return np.average(last, weights=[*n.values()])
     last = {r.run.iloc[0]: last_of(r) for _,r in g.runs.groupby('run')}
@@ -320,7 +330,7 @@ def _notes_by_hand(g):
 
 @check('caution', 'unfinished')
 def _unfinished(g):
-    p = load_progress(g.folder)
+    p = g.progress
     left = [r for r in p.run[~p.finished.astype(bool)] if r not in g.failures]
     if left:
         more = f'{len(left)} more runs are' if len(left) > 1 else '1 more run is'
@@ -330,11 +340,12 @@ def _unfinished(g):
 def findings(
     folder:str|Path,
     runs:pd.DataFrame, # From `load_runs`
-    outcomes:dict[tuple[str,str],Outcomes]=None # From `load_outcomes`, if they were read before
+    outcomes:dict[tuple[str,str],Outcomes]=None, # From `load_outcomes`, if they were read before
+    **known # `left_out` and `progress`, likewise
 ) -> list[Finding]: # The gravest first
     """Check the runs of a folder against one another and against what their data allow.
 
     Lines of a `notes.txt` in the folder, what its owner knows, are among them."""
-    g = FinishedRuns(folder, runs, outcomes)
+    g = FinishedRuns(folder, runs, outcomes, **known)
     found = [f for c in checks.values() for f in c(g)]
     return sorted(found, key=lambda f: ('stop', 'caution', 'note').index(f.kind))

@@ -71,9 +71,9 @@ def load_outcomes(
 ) -> dict[tuple[str,str],Outcomes]: # By variant and strategy
     "The predictions of every cell evaluated on the images of most runs; of the first run's if there is a tie."
     folders = dict(zip(runs.run, runs.get('folders', runs.run)))
-    predictions = {r: read_predictions(folder, names) for r,names in folders.items()}
+    predictions = {r: read_predictions(folder, names, scored=scored) for r,names in folders.items()}
     classes = {r: tuple(read_per_class(folder, names)['class']) for r,names in folders.items()}
-    images = {r: (classes[r], *zip(p.file, p.true)) for r,p in predictions.items()}
+    images = {r: (classes[r], '\0'.join(p.file), p.true.values.tobytes()) for r,p in predictions.items()}
     most = Counter(images.values()).most_common(1)[0][0]
     def outcomes(g):
         tuned = 'tuned' in g and g.tuned.eq(True).all()

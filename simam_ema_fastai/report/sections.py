@@ -121,6 +121,14 @@ def _one_seed(rows:pd.DataFrame) -> bool:
 def _differences(e):
     if len(e.diffs): return dict(differences=difference_table(e.diffs, e.top5, e.metric_label), once=_one_seed(e.diffs))
 
+@section('As good as their teachers?', nav='Teachers')
+def _teachers(e):
+    configs = [c for r in e.progress.run if (c := _or({}, read_config, e.folder/r)).get('teachers')]
+    if not configs: return
+    settings = [(c['recipe']['distill_temperature'], c['recipe']['distill_weight']) for c in configs]
+    return dict(taught=difference_table(e.taught, metric=e.metric_label) if len(e.taught) else None,
+                settings=list(dict.fromkeys(settings)))
+
 @section('Modules or training?', nav='Factors')
 def _factors(e):
     if e.effects is not None: return dict(effects=effect_table(e.effects), once=_one_seed(e.effects))

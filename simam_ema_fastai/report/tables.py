@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from ..experiments.identity import split_label
 from .calibration import Calibration, Selective
 from .differences import verdict_label
 from .intervals import accuracy_interval, format_p, format_points, over_seeds_and_images
@@ -28,7 +29,7 @@ def pool_latency(
     "The runs with the latency of their network."
     if 'latency_ms' not in runs: return runs
     runs = runs.assign(latency_p95_ms=runs.latency_p95_ms if 'latency_p95_ms' in runs else np.nan)
-    by_network = runs.groupby(['arch','variant'])
+    by_network = runs.groupby(['arch', runs.variant.map(lambda label: split_label(label)[0])])
     median, p95 = (by_network[k].transform('median') for k in ('latency_ms','latency_p95_ms'))
     spread = by_network.latency_ms.transform('max')/by_network.latency_ms.transform('min')
     noisy = (p95 > noisy_from*median) | (spread > noisy_from)

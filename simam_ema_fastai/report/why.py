@@ -6,14 +6,16 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import pandas as pd
 from scipy import stats
 
 from ..experiments.gates import gate_rows
 from .answers import and_more
-from .differences import verdict_labels
+from .differences import reference_of, verdict_labels
 from .evidence import Evidence
 from .figures import ReportFigure, report_figure
 from simam_ema_fastai.report.gates import (
@@ -25,7 +27,7 @@ from simam_ema_fastai.report.gates import (
     off,
     plot_gains,
 )
-from .intervals import format_p, format_points, over_seeds_and_images
+from .intervals import Effect, contrast, format_p, format_points, over_seeds_and_images
 from .sections import section
 from .significance import Difference, difference, holm
 
@@ -77,16 +79,45 @@ def compare_starts(
 
 def _interval(r) -> str: return f'{format_points(r.value)} [{format_points(r.low)}, {format_points(r.high)}]'
 
+class _Overall(NamedTuple):
+    "Mean changes over all pairs of `compare_starts`: three questions, which find what no single pair can show."
+    published:Effect # The published start against the baseline
+    identity:Effect # The identity start against the baseline
+    step:Effect # The one against the other
+
+def _over_all(
+    e:Evidence,
+    starts:pd.DataFrame # From `compare_starts`
+) -> _Overall|None: # None for fewer than two pairs, and where the baseline was trained otherwise
+    if len(starts) < 2 or e.void: return None
+    published, identity = (list(zip(starts[k], starts.strategy)) for k in ('variant', 'identity'))
+    bare = [reference_of(c, e.outcomes) for c in published]
+    if any(b is None or b[1] != c[1] for b,c in zip(bare, published)): return None
+    def change(cells, reference):
+        weights = Counter(cells)
+        weights.subtract(reference)
+        return contrast([e.outcomes[c].values(e.metric) for c in weights], [n/len(cells) for n in weights.values()])
+    return _Overall(change(published, bare), change(identity, bare), change(identity, published))
+
+def _describe_overall(found:_Overall, n:int, metric:str) -> str:
+    def said(r): return f'{_interval(r)} points (p = {format_p(r.p)})'.replace('= <', '< ')
+    return (f'Over all {n} pairs of variants and strategies, the published start lies {said(found.published)} from the '
+            f'baseline in {metric}, the identity start {said(found.identity)}, and the step from the one to the other '
+            f'is {said(found.step)}.')
+
 def _describe_starts(
-    starts:pd.DataFrame, # From `compare_starts`
-    metric:str # In words
+    e:Evidence,
+    starts:pd.DataFrame # From `compare_starts`
 ) -> list[str]:
-    "Say for every pair what the identity start changes."
+    "Say what the identity start changes: over all pairs, and in every one."
+    if starts.empty: return []
     def one(r):
         p = f'p = {format_p(r.p_holm)}'.replace('= <', '< ')
-        return (f'{r.variant}, {r.strategy}: the identity start changes {metric} by {_interval(r)} points '
+        return (f'{r.variant}, {r.strategy}: the identity start changes {e.metric_label} by {_interval(r)} points '
                 f'({p}, Holm-corrected: {verdict_labels[r.verdict]}).')
-    return [one(r) for r in starts.itertuples()]
+    overall = _over_all(e, starts)
+    first = [_describe_overall(overall, len(starts), e.metric_label)] if overall else []
+    return [*first, *(one(r) for r in starts.itertuples())]
 
 # %% ../../nbs/report/24_why.ipynb #682c7871
 def _losses(e:Evidence) -> pd.DataFrame:
@@ -137,7 +168,12 @@ def explain_harm(
 ) -> list[str]: # The conclusion first
     "Say whether fresh gates do harm because they rescale pretrained branches, as far as the runs tell."
     if e.void: return ['The runs are not comparable, so nothing follows from what their gates do.']
-    losses, rank = _losses(e), _rank(e)
+    losses, rank, overall = _losses(e), _rank(e), _over_all(e, starts)
+    if losses.empty and overall and overall.published.high < 0:
+        lost, step = -overall.published.value, overall.step
+        kind = 'all' if step.low > 0 else 'none' if step.high < lost/2 else 'open'
+        together = 'No variant with the published start is shown to be below the baseline by itself; all together are.'
+        return [_conclusions[kind], together, *filter(None, [rank])]
     if losses.empty:
         known = len(e.diffs) and (e.diffs.about == over_seeds_and_images).any()
         none = 'No variant with the published start is shown to be below the baseline, so there is no harm to explain.'
@@ -199,8 +235,9 @@ def _why(e):
     if not len(gates): return
     starts = compare_starts(e)
     cells = _diagnosed(e)
-    undiagnosed = [r for r in e.runs.run[e.runs.variant.isin(gates.variant)] if r not in set(gates.run)]
-    return dict(harm=explain_harm(e, starts), starts=_describe_starts(starts, e.metric_label),
+    diagnosed = set(gates.run)
+    undiagnosed = [r for r in e.runs.run[e.runs.variant.isin(gates.variant)] if r not in diagnosed]
+    return dict(harm=explain_harm(e, starts), starts=_describe_starts(e, starts),
                 images=int(networks.images.min()),
                 cells=[(e.name(c), describe_cell(e, c)) for c in cells], stages=_stage_table(e), few=len(cells) <= 8,
                 undiagnosed=and_more(undiagnosed) if undiagnosed else '')
@@ -212,7 +249,7 @@ def describe_gates(
     if not len(e.gates[0]): return []
     starts = compare_starts(e)
     lines = [f'{e.name(c)}: {" ".join(describe_cell(e, c))}' for c in _diagnosed(e)]
-    return [' '.join(explain_harm(e, starts)), *_describe_starts(starts, e.metric_label), *lines]
+    return [' '.join(explain_harm(e, starts)), *_describe_starts(e, starts), *lines]
 
 def describe_untrained(
     found:dict, # From `experiments.diagnoses.diagnose_start`

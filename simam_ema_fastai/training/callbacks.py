@@ -252,8 +252,8 @@ class BF16OnCPU(MixedPrecision):
     "fastai's mixed precision, in bfloat16 on a CPU: it asks for a GPU's autocast, which does nothing there."
     def __init__(self): super().__init__('bf16')
     def before_fit(self):
-        super().before_fit()
-        self.autocast = torch.autocast('cpu', torch.bfloat16)
+        self.autocast, self.scales = torch.autocast('cpu', torch.bfloat16), L()
+        self.learn.scaler = torch.amp.GradScaler('cpu', enabled=False)
 
 def form_callbacks(
     precision:str, # One of `recipe.precisions`

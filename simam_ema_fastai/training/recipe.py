@@ -42,6 +42,8 @@ class Recipe:
     mixup:float = 0. # α of MixUp, e.g. 0.4; 0 for none. Together with cutmix, each batch gets one of the two
     cutmix:float = 0. # α of CutMix, e.g. 1; 0 for none
     rand_augment:int = 0 # Magnitude of RandAugment, 1 to 30; 0 for none
+    distill_temperature:float = 4. # Distillation: divides the logits of student and teacher before they are compared
+    distill_weight:float = .9 # Distillation: weight of the teacher in the loss, from 0 to 1; the labels have the rest
     start_size:int = 0 # Progressive resizing: side in pixels of the first epoch's images; 0 for full size throughout
     resize_epochs:int = 0 # Progressive resizing: number of epochs after which images have their full size
     average:float = 0. # Decay per batch of the weight average that is evaluated and exported, e.g. 0.999; 0 for none
@@ -82,9 +84,11 @@ class Recipe:
         for name in ('freeze_epochs', 'wd', 'label_smoothing', 'mixup', 'cutmix', 'rand_augment', 'start_size',
                      'resize_epochs', 'average', 'patience', 'clip'):
             check(getattr(self, name) >= 0, name, 'at least 0 is needed')
-        for name in ('lr', 'backbone_lr_div'): check(getattr(self, name) > 0, name, 'it has to be above 0')
+        for name in ('lr', 'backbone_lr_div', 'distill_temperature'):
+            check(getattr(self, name) > 0, name, 'it has to be above 0')
         for name in ('label_smoothing', 'average'): check(getattr(self, name) < 1, name, 'it has to be below 1')
-        check(0 <= self.pct_start <= 1, 'pct_start', 'it has to be between 0 and 1')
+        for name in ('pct_start', 'distill_weight'):
+            check(0 <= getattr(self, name) <= 1, name, 'it has to be between 0 and 1')
         check(self.rand_augment <= 30, 'rand_augment', 'its magnitude goes up to 30')
 
     def _check_resizing(self):
