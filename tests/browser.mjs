@@ -36,20 +36,23 @@ export const check = async (visit, expected = /^$/) => {
       await page.setViewport({ width, height })
       await page.emulateMediaFeatures([{ name: 'prefers-color-scheme', value: scheme }])
       await page.goto(home)
+      const judge = async () => {
+        const seen = await page.evaluate(() => document.documentElement.scrollWidth)
+        if (seen > width) say(`is ${seen} pixels wide`)
+        await page.evaluate(axe)
+        const { violations } = await page.evaluate(() => axe.run())
+        for (const v of violations) say(`axe ${v.id}: ${v.nodes[0].html.slice(0, 120)}`)
+      }
       await visit({
         page,
         say,
+        judge,
         width,
         height,
         scheme,
         shoot: (name) => shots && page.screenshot({ path: `${shots}${name}-${width}-${scheme}.png`, fullPage: true }),
       })
-      const seen = await page.evaluate(() => document.documentElement.scrollWidth)
-      if (seen > width) say(`is ${seen} pixels wide`)
-      await page.evaluate(axe)
-      const { violations } = await page.evaluate(() => axe.run())
-      for (const v of violations)
-        if (['serious', 'critical'].includes(v.impact)) say(`axe ${v.id}: ${v.nodes[0].html.slice(0, 120)}`)
+      await judge()
       await page.close()
     }
   await browser.close()

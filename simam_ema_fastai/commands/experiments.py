@@ -6,6 +6,8 @@
 __all__ = []
 
 # %% ../../nbs/commands/01_experiments.ipynb #ee58e6f9
+import contextlib
+import gc
 from functools import partial
 from pathlib import Path
 
@@ -52,7 +54,7 @@ def ablate(
     no_report:bool=False, # Accuracy alone: no latency, throughput and memory, and no report
     metric:str=None, # The report judges by top1, top5, balanced_accuracy, macro_f1, kappa, auroc, … (top1 if left out)
     margin:float=None, # Points within which a variant is no worse than its reference; 1 if left out
-    watch:bool=False, # Show the report on this machine as it grows
+    watch:bool=False, # Show on this machine how far it is, and the report as it grows, until Ctrl-C
     port:int=8765, # Its port on 127.0.0.1; 0 for any that is free
     **options
 ):
@@ -86,12 +88,26 @@ def _grid(given:dict) -> list:
 
 def _ablate(configs:list, out, log:str|None, measured:bool, executor=None, port:int=None, metric=None, margin=None):
     "Do runs, and report them: also if some failed, since the others were finished."
+    from simam_ema_fastai.training.ranks import is_distributed, is_rank0
+    page = contextlib.nullcontext()
+    if port is not None and is_rank0():
+        from simam_ema_fastai.report.watch import watched
+        page = watched(out, port, not is_distributed())
+    with page:
+        failed = _do_and_report(configs, out, log, measured, executor, metric, margin)
+        if port is not None: _free_gpu()  # for others: the page may stay open for long
+    if failed: raise failed
+
+def _free_gpu():
+    import torch
+    gc.collect()
+    torch.cuda.empty_cache()
+
+def _do_and_report(configs, out, log, measured, executor, metric, margin):
+    "Do the runs and report them; return what failed of them, None if nothing did."
     from simam_ema_fastai.experiments.ablation import RunsFailed, ablate
     from simam_ema_fastai.training.ranks import is_rank0
     failed = None
-    if port is not None and is_rank0():
-        from simam_ema_fastai.report.watch import serve_in_background
-        print(f'watch: {serve_in_background(out, port)}', flush=True)
     try: ablate(configs, out, measured, log, executor, metric, margin)
     except RunsFailed as e: failed = e
     done = [c.name for c in configs if (Path(out)/c.name/'metrics.json').exists()]
@@ -101,8 +117,8 @@ def _ablate(configs:list, out, log:str|None, measured:bool, executor=None, port:
             if failed: raise UserError(f'{failed}\nno report: {e}') from None
             raise
         whole = [name for name in done if not failed or name not in failed.failed]
-        if whole: print(f'model:  {Path(out)/whole[-1]}')
-    if failed: raise failed
+        if whole: print(f'model:  {Path(out)/whole[-1]}', flush=True)
+    return failed
 
 def _print_report(folder):
     "Write the report, and print what it comes to."

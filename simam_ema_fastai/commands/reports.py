@@ -57,14 +57,14 @@ def watch(
     runs:Path, # Run folder that a training is filling, or has filled
     port:int=8765, # Port of the page on 127.0.0.1; 0 for any that is free
 ):
-    "Show the report of a run folder on this machine as it grows, until Ctrl-C."
-    from simam_ema_fastai.experiments.results import load_runs
+    "Show on this machine how far a run folder is, and its report as it grows, until Ctrl-C."
     from simam_ema_fastai.report.watch import ReportServer, bind_localhost, server_url
     if not Path(runs).is_dir(): raise UserError(f"there is no run folder '{runs}'.")
-    if (Path(runs)/'config.json').exists(): load_runs(runs)  # says that it is one run
+    if (Path(runs)/'config.json').exists():
+        raise UserError(f'{runs} is one run: give the folder that holds it, {runs.absolute().parent}.')
     server = ReportServer(runs, bind_localhost(port))
     print(f'{server_url(server.socket)} (Ctrl-C ends it)', flush=True)
-    with contextlib.suppress(KeyboardInterrupt): server.serve_forever()
+    with contextlib.closing(server.report), contextlib.suppress(KeyboardInterrupt): server.serve_forever()
 
 _ratios = ('ratio: to the baseline in the same form, low and high: 95% of its median; '
            'speedup: over the published modules in eager mode')

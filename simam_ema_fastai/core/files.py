@@ -20,8 +20,8 @@ from pathlib import Path
 from .errors import UserError
 
 # %% auto #0
-__all__ = ['temporary_path', 'being_written', 'delete_path', 'recover', 'remove_leftovers', 'atomic_path', 'write_text',
-           'write_json', 'read_json', 'file_hash', 'digest_error', 'check_hash']
+__all__ = ['temporary_path', 'is_running', 'being_written', 'delete_path', 'recover', 'remove_leftovers', 'atomic_path',
+           'write_text', 'write_json', 'read_json', 'file_hash', 'digest_error', 'check_hash']
 
 # %% ../../nbs/core/02_files.ipynb #790c0cb3
 @functools.cache
@@ -47,7 +47,8 @@ _temporary = re.compile(
     r'\.(?:tmp|old)')
 
 # %% ../../nbs/core/02_files.ipynb #3592fdeb
-def _is_running(pid:int) -> bool:
+def is_running(pid:int) -> bool:
+    "Whether there is a process of this ID on this machine."
     try: os.kill(pid, 0)
     except ProcessLookupError: return False
     except OSError: pass
@@ -66,7 +67,7 @@ def _is_leftover(
     "Whether `path` is a temporary whose writer is gone: it has ended, or ran elsewhere and wrote nothing for a day."
     match = _temporary.fullmatch(path.name)
     if not match or of and match['name'] != _short_name(of): return False
-    ended = match['space'] and match['space'] == _pid_space() and not _is_running(int(match['pid']))
+    ended = match['space'] and match['space'] == _pid_space() and not is_running(int(match['pid']))
     return bool(held or ended or time.time() - _last_change(path) > 86400)
 
 def being_written(path:Path) -> bool:

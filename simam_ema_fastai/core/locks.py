@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 import sys
 import time
 import warnings
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .errors import UserError
-from .files import atomic_path, delete_path, recover
+from .files import atomic_path, delete_path, is_running, recover
 
 try:
     import fcntl
@@ -23,7 +24,7 @@ except ImportError:
     fcntl = None  # Windows
 
 # %% auto #0
-__all__ = ['LockHeld', 'NotWritable', 'locked', 'lock_folder', 'build_once', 'InUse', 'evict']
+__all__ = ['LockHeld', 'NotWritable', 'locked', 'lock_folder', 'is_at_work', 'build_once', 'InUse', 'evict']
 
 # %% ../../nbs/core/03_locks.ipynb #8e830fc4
 class LockHeld(UserError):
@@ -150,6 +151,16 @@ def lock_folder(
             yield
     finally:
         with contextlib.suppress(OSError): there.rmdir()
+
+def is_at_work(
+    folder:str|Path # One that `lock_folder` locks
+) -> bool|None: # None where that cannot be told: the lock is another machine's, or not told apart from an old one
+    "Whether a process of this machine works in `folder`. Takes no lock, and is in nobody's way."
+    who = _holder(Path(folder)/'.lock')
+    if who is None: return False
+    found = re.fullmatch(r'pid (\d+) on (.*)', who)
+    if not found or found[2] != platform.node() or os.name == 'nt': return None
+    return is_running(int(found[1]))
 
 # %% ../../nbs/core/03_locks.ipynb #0a7302dd
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import functools
 import hmac
+import math
 from collections.abc import Callable
 from typing import Annotated
 
@@ -29,7 +30,7 @@ from .access import check_token
 from .batcher import Batcher, batch_gate_maps
 from .guard import Guard, error_response, log
 from .metrics import Metrics
-from .page import page_css, page_js, service_page
+from .page import docs_html, docs_js, page_css, page_js, service_page
 from simam_ema_fastai.deploy.protocol import (
     ClassProbability,
     GateMap,
@@ -57,7 +58,9 @@ def _gate_map(gate:str, m:np.ndarray) -> GateMap:
     import torch
 
     from simam_ema_fastai.deploy.explain import heat_png
-    return GateMap(gate=gate, low=float(m.min()), high=float(m.max()), png=heat_png(torch.from_numpy(m)))
+    low, high = float(m.min()), float(m.max())
+    scale = (min(0, math.floor(low)), max(1, math.ceil(high))) if math.isfinite(low + high) else (0, 1)
+    return GateMap(gate=gate, low=low, high=high, scale=scale, png=heat_png(torch.from_numpy(m), scale))
 
 class Service:
     "A model with its batcher, limits and counters, and what its routes answer."
@@ -216,7 +219,8 @@ async def _static(text:str, kind:str) -> Response: return Response(text, media_t
 
 def _add_page(app:FastAPI, limits:Limits):
     page = service_page(limits.images, limits.body, limits.pixels)
-    served = {'/': (page, 'text/html'), '/page.css': (page_css, 'text/css'), '/page.js': (page_js, 'text/javascript')}
+    served = {'/': (page, 'text/html'), '/page.css': (page_css, 'text/css'), '/page.js': (page_js, 'text/javascript'),
+              '/docs': (docs_html, 'text/html'), '/docs.js': (docs_js, 'text/javascript')}
     for path, (text, kind) in served.items():
         app.add_api_route(path, functools.partial(_static, text, kind), include_in_schema=False)
 

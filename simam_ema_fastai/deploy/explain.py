@@ -93,21 +93,25 @@ def _data_url(im:np.ndarray, kind:str, **kwargs) -> str:
     Image.fromarray((255*im).clip(0,255).astype(np.uint8)).save(buffer, kind, **kwargs)
     return f'data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}'
 
-def _colors(heat:Tensor, size:int) -> np.ndarray:
-    "`heat`, `(h, w)`, from its lowest to its highest value in viridis. Raises `UserError` if it holds NaN or infinity."
+def _colors(heat:Tensor, size:int, scale:tuple[float,float]=None) -> np.ndarray:
+    """`heat`, `(h, w)`, in viridis, on a scale that is from its lowest to its highest value if None.
+
+    Raises `UserError` if it holds NaN or infinity."""
     import matplotlib
     if not heat.isfinite().all():
         raise UserError('a map holds NaN or infinity: the weights of the network are damaged, or its arithmetic '
                         'overflows.')
     h = _resized(heat[None], size, 'bicubic')[...,0]
-    return matplotlib.colormaps['viridis']((h - h.min())/max(h.max() - h.min(), 1e-9))[...,:3]
+    low, high = scale or (h.min(), h.max())
+    return matplotlib.colormaps['viridis']((h - low)/max(high - low, 1e-9))[...,:3]
 
 def heat_png(
     heat:Tensor, # `(h, w)`
+    scale:tuple[float,float]=(0, 1), # What is dark and what is bright
     size:int=224 # Side in pixels
 ) -> str: # A data URL
-    "Draw `heat` from its lowest to its highest value as a small PNG."
-    return _data_url(_colors(heat, size), 'PNG')
+    "Draw `heat` as a small PNG, on a scale that is the same for all: what differs little looks alike."
+    return _data_url(_colors(heat, size, scale), 'PNG')
 
 def _overlay(
     image:Tensor, # `(3, H, W)`, 0–1

@@ -9,7 +9,7 @@ from importlib.resources import files
 from string import Template
 
 # %% auto #0
-__all__ = ['style', 'page_css', 'page_html', 'page_js', 'service_page']
+__all__ = ['style', 'page_css', 'page_html', 'page_js', 'docs_html', 'docs_js', 'service_page']
 
 # %% ../../nbs/deploy/12_page.ipynb #06817123
 def _static(name:str) -> str:
@@ -18,6 +18,7 @@ def _static(name:str) -> str:
 
 style = _static('style.css')
 page_css, page_html, page_js = style + _static('page.css'), _static('page.html'), _static('page.js')
+docs_html, docs_js = _static('docs.html'), _static('docs.js')
 
 # %% ../../nbs/deploy/12_page.ipynb #3a398f8a
 def service_page(

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
+import re
 import tempfile
 from dataclasses import dataclass
 
 from fastapi import Request
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
@@ -45,57 +47,67 @@ class Limits:
                             'longer queue, or fewer images per request.')
 
 # %% ../../nbs/deploy/14_protocol.ipynb #54e069fd
-class ErrorResponse(BaseModel):
+def _describe_fields(schema:dict, cls:type):
+    "Let OpenAPI say of every field what the comment behind it says."
+    with contextlib.suppress(OSError):  # installed without its source, or in a notebook
+        comments = re.findall(r'^ +(\w+):[^#\n]*# (.+)$', inspect.getsource(cls), re.M)
+        for name, text in comments: schema['properties'][name]['description'] = text
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(json_schema_extra=_describe_fields)
+
+class ErrorResponse(_Answer):
     "Every answer whose status is 400 or above."
     error: str # One line: what was wrong and what would be right
 
-class ClassProbability(BaseModel):
+class ClassProbability(_Answer):
     "A class and how likely it is."
-    label: str
+    label: str # The class
     prob: float # 0–1
 
-class GateMap(BaseModel):
+class GateMap(_Answer):
     "Where gates of one kind look."
     gate: str # The kind, e.g. EMA
-    low: float # The map's smallest weight, the dark end of the colors
-    high: float # Its largest, the bright end
+    low: float # The map's smallest weight
+    high: float # Its largest
+    scale: tuple[float,float] # The dark and the bright end of its colors: 0 and 1, unless a weight lies beyond
     png: str # Data URL, to be laid over the part of the image that the network sees
 
-class ImageResult(BaseModel):
+class ImageResult(_Answer):
     "What there is to say about one image."
     name: str # The file's name, as sent
     classes: list[ClassProbability] = [] # The likeliest first; empty if there is an error
     unsure: bool = False # Whether the likeliest class is less likely than `min_confidence`
     error: str|None = None # Why this image has no answer
-    maps: list[GateMap] = []
+    maps: list[GateMap] = [] # One for each kind of gate, if they are asked for
 
-class PredictResponse(BaseModel):
+class PredictResponse(_Answer):
     "The answer to `POST /predict`."
-    model: str
+    model: str # Its name
     min_confidence: float # Answers of a lower probability are unsure
     results: list[ImageResult] # In the order in which the images were sent
 
-class RequestLimits(BaseModel):
-    "Those of the `Limits` that a client can keep."
-    body: int
-    pixels: int
-    images: int
-    seconds: float
+class RequestLimits(_Answer):
+    "Those of the limits that a client can keep."
+    body: int # Bytes of a request
+    pixels: int # Of an image
+    images: int # In a request
+    seconds: float # For a request
 
-class ModelInfo(BaseModel):
+class ModelInfo(_Answer):
     "The answer to `GET /model`."
-    name: str
-    classes: list[str]
+    name: str # What the model calls itself
+    classes: list[str] # In the order of the network
     size: tuple[int,int] # Width and height of what the network sees
     resize: tuple[int,int] # Width and height to which an image is resized, before its center is cropped to `size`
     method: str # How it is resized: squish, or to the same proportions by crop or pad
     gates: list[str] # Kinds of gate that have maps
     min_confidence: float # Of answers to requests that give no threshold
-    limits: RequestLimits
+    limits: RequestLimits # Beyond which a request is refused
 
-class ServiceStatus(BaseModel):
+class ServiceStatus(_Answer):
     "The answer to `GET /health` and `GET /ready`."
-    status: str
+    status: str # ok
 
 class Overloaded(Exception):
     "What is in the way of an answer, in a line; `seconds` until it is worth trying again."

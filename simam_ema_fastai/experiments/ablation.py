@@ -218,7 +218,8 @@ def ablate(
             configs, todo = _in_form(configs, form), _in_form(todo, form)
         plan = folder/'grid.json'
         before = plan.read_bytes() if plan.exists() else None
-        if is_rank0(): _write_plan(configs, folder, metric, margin)
+        in_order = [*(c for c in configs if c not in todo), *todo]  # what is done comes first
+        if is_rank0(): _write_plan(in_order, folder, metric, margin)
         do = executor or partial(in_turn, shared=shared)
         try: found, failed = _collect(_results(configs, todo, folder, measured, log, do))
         except UserError:  # of the executor

@@ -13,8 +13,8 @@ from fastai.callback.core import Callback
 from fastai.learner import Recorder
 
 from ..core.errors import UserError, import_extra, one_of
-from ..core.progress import in_notebook
-from .results import format_duration, time_left
+from ..core.progress import format_duration, in_notebook
+from .results import time_left
 from ..training.ranks import is_rank0
 
 # %% auto #0

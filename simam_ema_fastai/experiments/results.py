@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ import pandas as pd
 
 from ..core.errors import UserError
 from ..core.files import read_json
+from ..core.progress import estimate_left
 from .environment import environments
 from .identity import run_label, run_name
 from .runs import read_config
@@ -25,7 +25,7 @@ from ..training.metrics import imbalance_metrics
 
 # %% auto #0
 __all__ = ['read_table', 'read_per_class', 'read_predictions', 'folders_of', 'load_grid', 'load_runs', 'planned_metric',
-           'load_progress', 'time_left', 'format_duration', 'load_history']
+           'load_progress', 'time_left', 'load_history']
 
 # %% ../../nbs/experiments/04_results.ipynb #b832ec87
 def _damaged(file:Path, why:str) -> UserError:
@@ -272,17 +272,9 @@ def time_left(
     p = p[p.run.isin(plan['runs'])]
     new = p.done.sum() - plan['done']
     if new <= 0: return None
-    latest = max(f.stat().st_mtime for f in Path(folder).glob('*/history.csv'))
-    per_epoch = (latest - plan['started'])/new
-    idle = (now or time.time()) - latest
-    if idle >= max(60, 5*per_epoch): return None
     left = (p.epochs - p.done)[~p.finished.astype(bool)].sum()  # a finished run may have been stopped early
-    return max(1., per_epoch*left - idle) if left else 0.
-
-def format_duration(seconds:float) -> str:
-    "A duration as one says it: 40 s, 12 min, 3.5 h."
-    if seconds < 99: return f'{seconds:.0f} s'
-    return f'{seconds/60:.0f} min' if seconds < 99*60 else f'{seconds/3600:.1f} h'
+    latest = max(f.stat().st_mtime for f in Path(folder).glob('*/history.csv'))
+    return estimate_left(plan['started'], latest, new, left, now)
 
 # %% ../../nbs/experiments/04_results.ipynb #ea54b3fa
 def load_history(

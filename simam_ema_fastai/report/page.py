@@ -38,14 +38,13 @@ __all__ = ['render', 'report']
 # %% ../../nbs/report/26_page.ipynb #6f430f78
 def render(
     folder:str|Path, # A run folder, as `ablate` writes it; its runs need not be finished
-    evidence:Evidence=None, # Of that folder, if it was computed before
-    live:dict=None # What a page that refreshes itself needs, see `watch`
+    evidence:Evidence=None # Of that folder, if it was computed before
 ) -> str: # HTML
     "The page of a run folder, self-contained. Raises `UserError` if no run was started there."
     e = evidence or Evidence(folder)
     shown = [s for s in (section(e) for section in sections.values()) if s]
     images = [f'{int(e.runs.n.iloc[0]):,} validation images'] if len(e.runs) else []
-    return fill('page.html', e=e, sections=shown, setting=' · '.join([e.title, *e.extent, *images]), live=live)
+    return fill('page.html', e=e, sections=shown, setting=' · '.join([e.title, *e.extent, *images]))
 
 # %% ../../nbs/report/26_page.ipynb #60a16518
 def report(
