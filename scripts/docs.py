@@ -51,7 +51,8 @@ class Page:
         self.nb, self.source = nbformat.read(file, as_version=4), file.relative_to(root).as_posix()
         code = '\n'.join(c.source for c in self.nb.cells if re.match(r'#\| (default_exp|export\n)', c.source))
         self.name = (re.findall(r'#\| default_exp ([\w.]+)', code) or [None])[0]
-        self.url = (self.name or self.source.removeprefix('nbs/').removesuffix('.ipynb')).replace('.', '/') + '.ipynb'
+        path = re.sub(r'(?<=/)\d+_', '', self.source.removeprefix('nbs/').removesuffix('.ipynb'))
+        self.url = (self.name or path).replace('.', '/') + '.ipynb'
         module = self.name and import_module(f'{cfg.lib_name}.{self.name}')
         defined = re.findall(r'(?m)^(?:async def |def |class )?(\w+)(?=[(:, =])', code)
         self.names = {n: getattr(module, n) for n in dict.fromkeys(defined) if n in getattr(module, '__all__', ())}
@@ -90,6 +91,7 @@ def write_results() -> list[str]:
     "A page for each folder of results/: its report, its tables and its files."
     shutil.copytree(root/'results', site/'results', ignore=shutil.ignore_patterns('*.html'))
     folders = sorted(p for p in (site/'results').iterdir() if p.is_dir())
+    overview = site/'results'/'README.md'
     pages = [next(p for name in ('report.md', 'README.md') if (p := folder/name).exists()) for folder in folders]
     for page in pages:
         files = [f for f in sorted(page.parent.rglob('*')) if f.is_file() and f != page]
@@ -98,7 +100,7 @@ def write_results() -> list[str]:
         tables = [folded(f.name, pd.read_csv(f).to_html(index=False, border=0)) for f in files if f.suffix == '.csv']
         listed = ', '.join(f'[{n}](./{n})' for n in (f.relative_to(page.parent).as_posix() for f in files))
         write(page, page.read_text(encoding='utf-8'), *tables, f'Files: {listed}')
-    return [p.relative_to(site).as_posix() for p in pages]
+    return [p.relative_to(site).as_posix() for p in (overview, *pages)]
 
 
 def toctree(title: str, pages: list) -> str:
@@ -113,14 +115,16 @@ def main(
 ):
     "Build the documentation from the notebooks, README.md and results/."
     for old in (site, site.parent/'html', out): shutil.rmtree(old, ignore_errors=True)
-    pages = {w: [Page(f) for f in sorted((root/'nbs'/w).glob('[!i]*.ipynb'))] for w in ['tutorials', *wings]}
+    pages = {w: [Page(f) for f in sorted((root/'nbs'/w).glob('[!i]*.ipynb'))] for w in ['guide', 'tutorials', *wings]}
     every, results = [p for ps in pages.values() for p in ps], write_results()
     links = {n: at for p in every for n, at in p.links.items() if re.search('[A-Z_]', n)}  # plain words stay words
     links |= {n: p.url for p in every for n in (p.name, p.source)} | {r.rpartition('/')[0]: r for r in results}
+    links['results/README.md'] = results[0]
     for p in every: p.write(links)
     names = sorted(f'- [`{n}`]({at}), {p.name}' for p in every for n, at in p.links.items())
     write(site/'names.md', '# Names\n', '\n'.join(names))
-    trees = {'tutorials': pages.pop('tutorials'), 'results': results, **pages, 'index': ['names.md']}
+    trees = {'how to': pages.pop('guide'), 'tutorials': pages.pop('tutorials'), 'results': results, **pages,
+             'index': ['names.md']}
     trees = [toctree({'.': 'command line'}.get(title, title), ps) for title, ps in trees.items()]
     write(site/'index.md', linked((root/'README.md').read_text(encoding='utf-8'), links, ''), *trees)
     options = ['-D', f"nb_execution_mode={'cache' if execute else 'off'}", '-q', '-W', '--keep-going']

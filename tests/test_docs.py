@@ -39,7 +39,7 @@ def test_search_works_offline_and_pages_are_accessible(site, look):
 
 def test_a_link_that_leads_nowhere_is_found(root, tmp_path):
     for part in ('nbs', 'scripts', 'results', 'simam_ema_fastai'): shutil.copytree(root/part, tmp_path/part)
-    files = ['settings.ini', 'pyproject.toml', 'LICENSE', 'CHANGELOG.md', 'SECURITY.md']
+    files = ['settings.ini', 'pyproject.toml', 'LICENSE', 'CHANGELOG.md', 'CITATION.cff', 'SECURITY.md']
     for file in files: shutil.copy(root/file, tmp_path)
     readme = (root/'README.md').read_text(encoding='utf-8')
     (tmp_path/'README.md').write_text(readme + '\n\n[a](core/errors.ipynb#nothing) [b](none.md)\n', encoding='utf-8')

@@ -24,12 +24,12 @@ def train(
     variant:str=None, # baseline, ema, …, or spelled: simam(e_lambda=0.1)@spatial34+timm.gca@stage; hybrid if left out
     out:Path='runs/train', # Run folder
     log:str=None, # Also log to tensorboard or wandb
-    no_report:bool=False, # Accuracy alone: no latency, throughput and memory, and no report
+    no_report:bool=False, # Accuracy alone: no times and memory of the networks, and no report
     metric:str=None, # What the report judges by, as for ablate; top1 if left out
     margin:float=None, # Points within which a variant is no worse; 1 if left out
     **options
 ):
-    """Fine-tune one variant, evaluate and measure it, and export it for inference.
+    """Fine-tune one variant, evaluate it, measure what it costs, and export it for inference.
 
     Interrupted, the same command goes on."""
     given = settings(**options)
@@ -51,14 +51,14 @@ def ablate(
     executor:str='local', # local: one run after the other here; ray: side by side on the nodes of a Ray cluster
     run_cpus:float=1, # Cores that ray gives a run
     run_gpus:float=None, # GPUs that ray gives a run, e.g. 0.5; 1 if left out and the cluster has any
-    no_report:bool=False, # Accuracy alone: no latency, throughput and memory, and no report
+    no_report:bool=False, # Accuracy alone: no times and memory of the networks, and no report
     metric:str=None, # The report judges by top1, top5, balanced_accuracy, macro_f1, kappa, auroc, … (top1 if left out)
     margin:float=None, # Points within which a variant is no worse than its reference; 1 if left out
     watch:bool=False, # Show on this machine how far it is, and the report as it grows, until Ctrl-C
     port:int=8765, # Its port on 127.0.0.1; 0 for any that is free
     **options
 ):
-    """Compare variants: fine-tune, evaluate and measure each under the same data and recipe, and write the report.
+    """Compare variants: fine-tune and evaluate each under the same data and recipe, measure costs, write the report.
 
     Interrupted, the same command goes on."""
     from simam_ema_fastai.experiments.config import check_comparable, grids

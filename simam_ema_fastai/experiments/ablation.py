@@ -30,6 +30,7 @@ from simam_ema_fastai.experiments.identity import (
     unequal_settings,
 )
 from .loggers import check_logger
+from .measure import measure_costs
 from simam_ema_fastai.experiments.parts import (
     RunMismatch,
     check_same,
@@ -43,6 +44,7 @@ from .probe import Form, fastest_form, forms, steps_to_probe
 from .results import load_progress, planned_metric
 from .runner import alone_on_first, load_finished, prepare_and_run
 from .runs import Failure, ends_grid, failures, find_damage, forget_failure, read_config
+from .timing import noting_failures
 from ..training.metrics import check_margin, check_metric, format_metrics
 from ..training.ranks import broadcast_object, is_distributed, is_rank0
 
@@ -190,7 +192,7 @@ class RunsFailed(UserError):
 def ablate(
     configs:Sequence[RunConfig], # From `make_grid`
     folder:str|Path, # Run folder: holds a folder per run
-    measured:bool=True, # Also measure latency, throughput and memory
+    measured:bool=True, # Also count parameters and FLOPs, and measure times and memory when all runs are done
     log:str=None, # Also log to 'tensorboard' or 'wandb'
     executor:Callable=None, # Does the runs: `in_turn` if None, `experiments.ray.on_ray`, or another function like them
     metric:str=None, # What the runs are to be judged by (`training.metrics`); None: as was said before, or Top-1
@@ -225,11 +227,18 @@ def ablate(
         except UserError:  # of the executor
             _undo_if_nothing_began(configs, folder, before)
             raise
+        if measured and is_rank0() and found: _measure(configs, folder)
         if _all_refused(configs, failed) and _undo_if_nothing_began(configs, folder, before):
             lines = {f.line for f in failed.values()}
             if len(lines) == 1: raise UserError(*lines)
     if failed: raise RunsFailed(failed, folder)
     return [found[name] for name in asked]
+
+def _measure(configs:Sequence[RunConfig], folder:Path):
+    "Measure what the networks cost; that this fails is said, and harms no run."
+    gc.collect()
+    with noting_failures(failed := {}, 'costs'): measure_costs(folder, configs)
+    for why in failed.values(): print(f'costs are not measured: {why}', flush=True)
 
 def _to_do(configs:Sequence[RunConfig], folder:Path) -> list[RunConfig]:
     "The runs without a result; what failed before comes last."

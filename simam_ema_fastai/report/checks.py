@@ -19,6 +19,7 @@ from ..experiments.environment import environments
 from ..experiments.identity import distill_only, identity, unequal_settings
 from ..experiments.results import folders_of, load_grid, load_progress
 from ..experiments.runs import failures
+from ..models.cost_table import load_costs
 from .answers import and_more
 from .outcomes import Outcomes, load_outcomes
 
@@ -74,6 +75,11 @@ class FinishedRuns:
     def tuned(self) -> list[dict]:
         "What the tuned runs say of their search."
         return [c['tuned'] for c in self.configs.values() if c.get('tuned')]
+
+    @cached_property
+    def costs(self) -> pd.DataFrame:
+        "What the networks cost, see `models.cost_table`; empty where runs were measured by themselves, or not at all."
+        return load_costs(self.folder)
 
     @cached_property
     def left_out(self) -> dict[str,str]:

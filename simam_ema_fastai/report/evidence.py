@@ -25,6 +25,7 @@ from simam_ema_fastai.experiments.results import (
 )
 from ..experiments.runs import failures
 from ..experiments.search import Search, load_search
+from ..models.cost_table import load_costs
 from .answers import detection_limits, headline
 from .calibration import Calibration, Selective, calibration, selective
 from .checks import Finding, void_reason
@@ -120,6 +121,11 @@ class Evidence:
         "What the same variants come to by the recipe that was searched around; None if that was left out."
         folder = self.folder/'common'
         return Evidence(folder, self.metric, self.margin) if any(folder.glob('*/metrics.json')) else None
+
+    @cached_property
+    def costs(self) -> pd.DataFrame:
+        "What the networks cost, see `models.cost_table`; empty where they were not measured together."
+        return load_costs(self.folder)
 
     @cached_property
     def gates(self) -> tuple[pd.DataFrame,pd.DataFrame]:

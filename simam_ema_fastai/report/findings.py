@@ -14,6 +14,7 @@ import pandas as pd
 from ..core.files import read_json
 from ..data.datasets import datasets
 from ..experiments.results import folders_of, read_per_class, read_table
+from ..models.cost_table import busy_elsewhere, describe_machine, failed_costs
 from ..models.terms import flops_convention
 from .answers import and_more
 from .checks import Finding, FinishedRuns, check, checks, describe_spread
@@ -170,8 +171,24 @@ def _environment_unknown(g):
 
 @check('caution', 'machines differ')
 def _machines_differ(g):
+    if len(g.costs): return  # which were measured together
     if text := describe_spread(g.recorded('cpu', 'cores', 'gpu', 'processes')):
         return f'Times were measured on different machines and cannot be compared. {text}'
+
+@check('note', 'costs')
+def _costs(g):
+    if not len(g.costs): return
+    rows, compiled = g.costs.iloc[0], '' if (g.costs.compiled == 'True').all() else ', which were not compiled'
+    turns = f', networks in turns, over {rows.reference}' if g.costs.variant.nunique() > 1 else ''
+    return (f'Times and memory were measured when the runs were done, in one process{turns}, on '
+            f'{describe_machine(g.costs)}: medians with 95% intervals, optimized forms by `optimize`{compiled}.')
+
+@check('caution', 'busy machine')
+def _busy(g): return busy_elsewhere(g.costs)
+
+@check('caution', 'costs missing')
+def _costs_missing(g):
+    if lines := failed_costs(g.costs): return f'Some costs could not be measured. {and_more(lines)}.'
 
 def _noisy(g) -> pd.DataFrame:
     "The variants whose latency is noise."

@@ -15,6 +15,7 @@ from ..core.errors import UserError
 from ..core.files import atomic_path, remove_leftovers, write_text
 from ..experiments.environment import environments, provenance
 from ..experiments.results import folders_of
+from ..models.cost_table import describe_machine
 from .answers import describe_differences
 from .changes import explain_changes
 from .evidence import Evidence
@@ -24,6 +25,7 @@ from .style import save_pdf
 from simam_ema_fastai.report.tables import (
     calibration_table,
     comparison_table,
+    cost_tables,
     difference_table,
     effect_table,
     imbalance_table,
@@ -110,6 +112,10 @@ def _thesis_tables(e:Evidence) -> Iterator[tuple[pd.DataFrame,str,str]]:
     yield comparison_table(e.runs, e.metric), caption, 'variants'
     caption = 'The same runs by what rare classes do not vanish in, in percent, with 95% intervals over seeds.'
     yield imbalance_table(e.runs), caption, 'metrics'
+    if e.costs.variant.nunique() > 1:
+        caption = (f'What the networks cost over {e.costs.reference.iloc[0]}, with 95% intervals, measured in turns on '
+                   f'{describe_machine(e.costs)}.')
+        yield cost_tables(e.costs, e.runs.variant.unique())[0], caption, 'costs'
     if len(e.diffs):
         caption = f'Differences to the reference on the same images, with 95% intervals; p Holm-corrected.{void}'
         yield difference_table(e.diffs, e.top5, e.metric_label).drop(columns='McNemar by seed'), caption, 'differences'
@@ -120,10 +126,16 @@ def _thesis_tables(e:Evidence) -> Iterator[tuple[pd.DataFrame,str,str]]:
         caption = 'Expected calibration error (bins of equal mass) and negative log-likelihood, means over seeds.'
         yield calibration_table(e.calibrations), caption, 'calibration'
 
+def _cost_tables(e:Evidence) -> list[pd.DataFrame]:
+    "Ratios and absolute costs; of one network these alone."
+    n = e.costs.variant.nunique()
+    return list(cost_tables(e.costs, e.runs.variant.unique()))[n == 1:] if n else []
+
 def _markdown(e:Evidence) -> str:
     envs = [env for r in folders_of(e.runs) for env in environments(e.folder/r)]
     return fill('report.md', e=e, table=to_markdown(comparison_table(e.runs, e.metric)),
                 metrics=to_markdown(imbalance_table(e.runs)),
+                costs=list(map(to_markdown, _cost_tables(e))),
                 answers=describe_differences(e.diffs, e.metric_label),
                 why=describe_gates(e), tuning=describe_search(e),
                 best=to_markdown(search_table(e.search)) if e.search else '',
