@@ -4,7 +4,7 @@
 
 Each task is done at two sizes, in processes of their own that take turns. What counts is processor time after the
 imports, which other programs disturb less than the clock, the least of the turns; and the peak of the memory.
-Writes growth.csv, growth.svg, report.md and environment.json."""
+Writes growth.csv, growth.svg, report.md and environment.json. Interrupted, the same command goes on."""
 import argparse
 import json
 import os
@@ -150,17 +150,18 @@ def main(out, turns):
     from simam_ema_fastai.experiments.environment import environment, provenance
     from simam_ema_fastai.report.formats import to_markdown
     from simam_ema_fastai.report.style import to_svg
-    rows = []
+    file = out/'growth.csv'
+    rows = pd.read_csv(file).to_dict('records') if file.exists() else []
     with tempfile.TemporaryDirectory() as tmp:
         for task, (small, large, size) in tasks.items():
+            if task.__name__ in {r['task'] for r in rows}: continue
             found = [[measured(task, Path(tmp), n) for n in (small, large)] for _ in range(turns)]
             (s0, m0), (s1, m1) = np.min(found, 0)  # by size: seconds, MiB
-            rows.append(dict(task=task.__name__, small=small, large=large, size=size, seconds_small=s0,
+            rows.append(dict(task=task.__name__, small=small, large=large, size=size, turns=turns, seconds_small=s0,
                              seconds_large=s1, time=s1/s0, mib_small=m0, mib_large=m1, memory=m1/m0))
-            print(pd.DataFrame(rows[-1:]).to_string(index=False, header=len(rows) == 1, float_format='{:.2f}'.format),
-                  flush=True)
+            write_text(file, pd.DataFrame(rows).to_csv(index=False, float_format='%.4g'))
+            print('{task}: size ×{size}, time ×{time:.2f}, memory ×{memory:.2f}'.format(**rows[-1]), flush=True)
     df, machine = pd.DataFrame(rows), environment()
-    write_text(out/'growth.csv', df.to_csv(index=False, float_format='%.4g'))
     write_text(out/'growth.svg', to_svg(plot(df)))
     write_json(out/'environment.json', machine)
     def times(column): return df[column].map('×{:.3g}'.format)
@@ -170,7 +171,7 @@ def main(out, turns):
     write_text(out/'report.md', '\n'.join([
         '# How cost grows\n', to_markdown(shown), '',
         'Time: of the processor, after the imports. Memory: its peak, imports included. Both over those of the small '
-        f'size, each the least of {turns} turns; seconds and MiB are those of the large size.\n',
+        'size, each the least of its turns (growth.csv); seconds and MiB are those of the large size.\n',
         f'Machine: {provenance(machine)}\n', '    python scripts/growth.py --out results/growth\n',
         '![](growth.svg)']))
 

@@ -22,8 +22,15 @@ from ..attention.cpp_training import build_gates
 from ..core.errors import UserError
 from ..core.files import write_json, write_text
 from .config import RunConfig
-from .identity import changed_settings, describe_changes, distill_only, identity
+from simam_ema_fastai.experiments.identity import (
+    changed_settings,
+    describe_changes,
+    distill_only,
+    identity,
+    unequal_settings,
+)
 from .loggers import check_logger
+from .measure import measure_costs
 from simam_ema_fastai.experiments.parts import (
     RunMismatch,
     check_same,
@@ -37,14 +44,17 @@ from .probe import Form, fastest_form, forms, steps_to_probe
 from .results import load_progress, planned_metric
 from .runner import alone_on_first, load_finished, prepare_and_run
 from .runs import Failure, ends_grid, failures, find_damage, forget_failure, read_config
+from .timing import noting_failures
 from ..training.metrics import check_margin, check_metric, format_metrics
 from ..training.ranks import broadcast_object, is_distributed, is_rank0
 
 # %% auto #0
-__all__ = ['in_turn', 'RunsFailed', 'ablate']
+__all__ = ['distinct_runs', 'in_turn', 'RunsFailed', 'ablate']
 
 # %% ../../nbs/experiments/17_ablation.ipynb #4b3a728d
-def _distinct(configs:Sequence[RunConfig]) -> list[RunConfig]:
+def distinct_runs(
+    configs:Sequence[RunConfig]
+) -> list[RunConfig]:
     "Drop what is there twice. Raises `UserError` for two runs of one name, or one run under two names."
     by_name, by_network = {}, {}
     for c in configs:
@@ -137,11 +147,11 @@ def _check_folder(
 
 def _incomparable(c:RunConfig, there:dict, digest:str|None) -> dict[str,tuple]:
     "The differences between a run and one on disk that are not what a comparison is about."
-    found = changed_settings(identity(there), identity({**c.as_json(), 'digest': digest}))
+    found = unequal_settings(identity(there), identity({**c.as_json(), 'digest': digest}))
     if 'data.fold' in found: found.pop('digest', None)  # of other parts of the same images
-    compared = ['recipe.strategy', 'recipe.seed', 'data.fold']
+    compared, about = ['recipe.strategy', 'recipe.seed', 'data.fold'], ('digest', 'data', 'recipe', 'tuned')
     if not (c.teachers and there.get('teachers')): compared += distill_only
-    return {k: v for k,v in found.items() if k.split('.')[0] in ('digest','data','recipe') and k not in compared}
+    return {k: v for k,v in found.items() if k.split('.')[0] in about and k not in compared}
 
 # %% ../../nbs/experiments/17_ablation.ipynb #2828bdae
 def in_turn(
@@ -182,7 +192,7 @@ class RunsFailed(UserError):
 def ablate(
     configs:Sequence[RunConfig], # From `make_grid`
     folder:str|Path, # Run folder: holds a folder per run
-    measured:bool=True, # Also measure latency, throughput and memory
+    measured:bool=True, # Also count parameters and FLOPs, and measure times and memory when all runs are done
     log:str=None, # Also log to 'tensorboard' or 'wandb'
     executor:Callable=None, # Does the runs: `in_turn` if None, `experiments.ray.on_ray`, or another function like them
     metric:str=None, # What the runs are to be judged by (`training.metrics`); None: as was said before, or Top-1
@@ -195,7 +205,7 @@ def ablate(
     the folder, if that holds other runs than these or runs with which these cannot be compared, or if weights or data
     cannot be had."""
     folder, asked, shared = Path(folder), [c.name for c in configs], {}
-    configs = _distinct(configs)
+    configs = distinct_runs(configs)
     if log: check_logger(log)
     if metric: check_metric(metric)
     if margin is not None: check_margin(margin)
@@ -217,11 +227,18 @@ def ablate(
         except UserError:  # of the executor
             _undo_if_nothing_began(configs, folder, before)
             raise
+        if measured and is_rank0() and found: _measure(configs, folder)
         if _all_refused(configs, failed) and _undo_if_nothing_began(configs, folder, before):
             lines = {f.line for f in failed.values()}
             if len(lines) == 1: raise UserError(*lines)
     if failed: raise RunsFailed(failed, folder)
     return [found[name] for name in asked]
+
+def _measure(configs:Sequence[RunConfig], folder:Path):
+    "Measure what the networks cost; that this fails is said, and harms no run."
+    gc.collect()
+    with noting_failures(failed := {}, 'costs'): measure_costs(folder, configs)
+    for why in failed.values(): print(f'costs are not measured: {why}', flush=True)
 
 def _to_do(configs:Sequence[RunConfig], folder:Path) -> list[RunConfig]:
     "The runs without a result; what failed before comes last."

@@ -10,7 +10,6 @@ import copy
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 
 import pandas as pd
 import torch
@@ -24,12 +23,14 @@ from ..data.dls import get_dls
 from ..data.throughput import compare_loaders, torchvision_loader
 from ..deploy.optimize import optimize
 from .timing import interleaved, machine_rates, noting_failures, paired_ratios, roofline
-from ..models.cost import LiveBytes
+from ..models.cost import training_memory
 from ..models.create import create_model
 from ..models.variants import Variant, get_variant
+from ..training.optimizer import opt_funcs
 
 # %% auto #0
-__all__ = ['timed_tasks', 'tasks', 'compare_times', 'compare_memory', 'time_loaders']
+__all__ = ['timed_tasks', 'tasks', 'make_each', 'forward_pass', 'training_step', 'compare_times', 'compare_memory',
+           'time_loaders']
 
 # %% ../../nbs/experiments/13_candidates.ipynb #24a045ed
 _timm_gates = ('se', 'eca', 'cbam')
@@ -40,8 +41,12 @@ def _published(variant:str, arch:str) -> Variant:
     plain = [replace(p, options={**p.options, 'plain': True}) if p.gate == 'ema' else p for p in v.placements]
     return replace(v, placements=tuple(plain))
 
-def _make_each(of:dict, make:Callable, failed:dict|None) -> dict:
-    "What `make` makes of each; what it fails to make is noted and left out."
+def make_each(
+    of:dict, # Name to what something is made of
+    make:Callable, # Makes it
+    failed:dict|None # Gets why it could not be made, by name; None: the error is raised
+) -> dict: # Name to what was made
+    "Make something of each; what cannot be made is left out."
     out = {}
     for k,v in of.items():
         with noting_failures(failed, k): out[k] = make(v)
@@ -53,36 +58,59 @@ def _networks(variants:Sequence[str], arch:str, device, failed:dict=None) -> dic
     wanted = {('eager', v): v for v in dict.fromkeys(['baseline', *variants])}
     wanted |= {('published', v): _published(v, arch) for v in variants if v != 'baseline'}
     wanted |= {('timm', a): f'timm.{a}@residual34' for a in _timm_gates}
-    return _make_each(wanted, make, failed)
+    return make_each(wanted, make, failed)
 
-# %% ../../nbs/experiments/13_candidates.ipynb #7c0461c5
+# %% ../../nbs/experiments/13_candidates.ipynb #0c663bfe
+def forward_pass(
+    model:nn.Module,
+    x:torch.Tensor # `(N, 3, H, W)`
+) -> Callable[[],torch.Tensor]: # Does it
+    "A forward pass of one batch in evaluation mode, in which `model` is from now on."
+    model.eval()
+    def forward():
+        with torch.inference_mode(): return model(x)
+    return forward
+
+def training_step(
+    model:nn.Module,
+    x:torch.Tensor, # `(N, 3, H, W)`
+    opt:str='adamw', # A name in `opt_funcs`
+    dtype:torch.dtype=None # Of automatic mixed precision; None for none
+) -> Callable[[],None]: # Does it
+    """A step on one batch, forward, backward and optimizer, in training mode, in which `model` is from now on.
+
+    Its learning rate is 0: norms alone change."""
+    model.train()
+    y = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    opt = opt_funcs[opt]([p for p in model.parameters() if p.requires_grad], lr=0., wd=0.)
+    def step():
+        with torch.autocast(x.device.type, dtype, enabled=dtype is not None): loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        opt.step()
+        opt.zero_grad()
+    return step
+
 def _forward(nets:dict, x:torch.Tensor, compiled:bool, failed:dict=None) -> dict[tuple[str,str],Callable]:
     "Forward passes of one batch, in evaluation mode."
     nets = {k: m.eval() for k,m in nets.items()}
     if compiled:
         with contextlib.redirect_stdout(io.StringIO()):
             eager = {('optimised', v): m for (form, v),m in nets.items() if form == 'eager'}
-            fast = _make_each(eager, lambda m: optimize(m, x), failed)
+            fast = make_each(eager, lambda m: optimize(m, x), failed)
         slow = {('published, compiled', v): torch.compile(copy.deepcopy(m))
                 for (form, v),m in nets.items() if form == 'published' or v == 'baseline'}
         nets = nets | fast | slow
-    def run(m):
-        with torch.inference_mode(): return m(x)
-    return {k: partial(run, m) for k,m in nets.items()}
+    return {k: forward_pass(m, x) for k,m in nets.items()}
 
 def _training(nets:dict, x:torch.Tensor, compiled:bool, failed:dict=None) -> dict[tuple[str,str],Callable]:
-    "Training steps on one batch: forward, backward, AdamW; in bfloat16 on a GPU."
-    y = torch.arange(len(x), device=x.device) % 200
-    def step(m, opt):
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda): loss = F.cross_entropy(m(x), y)
-        loss.backward()
-        opt.step()
-        opt.zero_grad()
+    "Training steps on one batch with AdamW; in bfloat16 on a GPU."
     nets = {k: copy.deepcopy(m).train() for k,m in nets.items()}
     if compiled:
         nets |= {(f'{form}, compiled', v): torch.compile(copy.deepcopy(m))
                  for (form, v),m in nets.items() if form != 'timm'}
-    return {k: partial(step, m, torch.optim.AdamW(m.parameters(), 1e-4)) for k,m in nets.items()}
+    return {k: training_step(m, x, dtype=_mixed(x.device)) for k,m in nets.items()}
+
+def _mixed(device:torch.device) -> torch.dtype|None: return torch.bfloat16 if device.type == 'cuda' else None
 
 # %% ../../nbs/experiments/13_candidates.ipynb #fd82063b
 timed_tasks = {'forward': _forward, 'training': _training}
@@ -134,30 +162,6 @@ def _table(about:dict, rows:list[dict], failed:dict[tuple[str,str],str]) -> pd.D
     return pd.DataFrame([dict(about, **r) for r in [*rows, *errors]])
 
 # %% ../../nbs/experiments/13_candidates.ipynb #afbd598f
-def _training_memory(
-    model:nn.Module,
-    size:int, # Side in pixels
-    bs:int # Images per batch
-) -> float: # MiB
-    "Measure the largest memory of activations and gradients during one training step (without the optimizer's state)."
-    model.train()
-    device = next(model.parameters()).device
-    x = torch.randn(bs, 3, size, size, device=device)
-    def step():
-        with torch.autocast(device.type, torch.bfloat16, enabled=x.is_cuda): loss = model(x).float().logsumexp(1).sum()
-        loss.backward()
-        model.zero_grad()
-    if x.is_cuda:
-        step()
-        torch.cuda.synchronize(); torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        return (torch.cuda.max_memory_allocated() - before)/2**20
-    with LiveBytes() as live:
-        live._seen |= {t.untyped_storage().data_ptr() for t in [x, *model.parameters(), *model.buffers()]}
-        step()
-    return live.peak/2**20
-
 def compare_memory(
     size:int, # Side in pixels
     bs:int, # Images per batch
@@ -167,7 +171,9 @@ def compare_memory(
 ) -> pd.DataFrame: # A row per form and variant: MiB and ratio to the baseline
     "Compare the peak memory of a training step of every form. Raises `UserError` if the baseline fails."
     device, failed = torch.device(device or default_device()), {}
-    mib = _make_each(_networks(variants, arch, device, failed), lambda m: _training_memory(m, size, bs), failed)
+    x = torch.randn(bs, 3, size, size, device=device)
+    nets = _networks(variants, arch, device, failed)
+    mib = make_each(nets, lambda m: training_memory(m, x, _mixed(device)), failed)
     if _reference not in mib: raise UserError(f'the baseline cannot be measured: {failed[_reference]}')
     rows = [dict(form=form, variant=v, mib=m, ratio=m/mib[_reference]) for (form, v),m in mib.items()]
     return _table(dict(task='memory', device=device.type, size=size, bs=bs), rows, failed)

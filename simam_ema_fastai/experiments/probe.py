@@ -10,14 +10,14 @@ from itertools import product
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
+from .candidates import training_step
 from .timing import interleaved, paired_ratios
 from ..models.create import create_model
 from ..models.variants import Variant
 
 # %% auto #0
-__all__ = ['Form', 'cpu_has_bf16', 'training_step', 'forms', 'steps_to_probe', 'fastest_form']
+__all__ = ['Form', 'cpu_has_bf16', 'forms', 'steps_to_probe', 'fastest_form']
 
 # %% ../../nbs/experiments/16_probe.ipynb #3b390364
 class Form(NamedTuple):
@@ -32,27 +32,14 @@ def cpu_has_bf16() -> bool:
     mkldnn = torch.backends.mkldnn.is_available()
     return mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
-def training_step(
-    variant:Variant, # From `get_variant`
-    n_out:int, # Classes
-    size:int, # Side in pixels
-    bs:int, # Images per batch
-    form:Form # In which to train
-) -> Callable[[], None]:
-    "Prepare a step of training on a CPU: forward, backward and AdamW, on one batch of noise."
-    model = create_model(variant, n_out).train()
+def _step_in(form:Form, variant:Variant, n_out:int, size:int, bs:int) -> Callable[[],None]:
+    "A step of training on a CPU, on one batch of noise."
+    model, dtype = create_model(variant, n_out), torch.bfloat16 if form.precision == 'bf16' else None
     if form.layout == 'channels_last': model.to(memory_format=torch.channels_last)
-    opt = torch.optim.AdamW(model.parameters(), 1e-4)
-    x, y = torch.randn(bs, 3, size, size), torch.arange(bs) % n_out
-    def step():
-        with torch.autocast('cpu', torch.bfloat16, enabled=form.precision == 'bf16'): logits = model(x)
-        F.cross_entropy(logits.float(), y).backward()
-        opt.step()
-        opt.zero_grad()
-    return step
+    return training_step(model, torch.randn(bs, 3, size, size), dtype=dtype)
 
 # %% ../../nbs/experiments/16_probe.ipynb #b96f402a
-_rounds, _warmup = 5, 1 # Steps of each form in a probe
+_rounds, _warmup = 6, 1 # Steps of each form in a probe
 _least_gain = .05 # Of the step's time, for each of layout and precision that is not the plain one
 
 def forms(
@@ -77,7 +64,7 @@ def fastest_form(
     "Time a few training steps in each form, in turns, and print what is chosen."
     if len(candidates) == 1: return candidates[0]
     failed = {}
-    steps = {f: training_step(variant, n_out, size, bs, f) for f in candidates}
+    steps = {f: _step_in(f, variant, n_out, size, bs) for f in candidates}
     times = interleaved(steps, 0, _warmup, failed=failed)
     ratios = paired_ratios(times, plain := candidates[0]).ratio
     def cost(f): return ratios[f] + _least_gain*sum(a != b for a, b in zip(f, plain))

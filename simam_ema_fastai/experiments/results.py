@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import re
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from ..core.progress import estimate_left
 from .environment import environments
 from .identity import run_label, run_name
 from .runs import read_config
+from ..models.cost_table import costs_by_variant, load_costs
 from ..models.terms import KnownVariant, known_variants, strategies
 from ..training.metrics import imbalance_metrics
 
@@ -87,6 +89,7 @@ def _row(folder:Path) -> dict:
     if 'test_n' in metrics: read_table(folder/'test_predictions.csv', *_predicted, use=_predicted.__contains__)
     part = ', '.join(text.format(c['data'][k]) for k,text in _subset.items() if c['data'].get(k) is not None)
     how = dict(folders=folder.name, folds=c['data'].get('folds'), part=part, classes=len(n))
+    if c.get('tuned'): how['tuned'] = True
     return dict(_planned(folder.name, c), **how, commonest=100*n.max()/max(n.sum(), 1), **metrics, **cost)
 
 def _add_imbalance_metrics(metrics:dict, n_classes:int, folder:Path) -> dict:
@@ -199,6 +202,14 @@ def _in_order(df:pd.DataFrame) -> pd.DataFrame:
     def keys(s): return s.map(lambda v: place(order[s.name], v)) if s.name in order else s
     return df.sort_values(['variant','strategy','seed'], key=keys, ignore_index=True)
 
+_measured_alone = re.compile('latency_|throughput_|memory_|images_per_s|device')
+
+def _with_costs(runs:pd.DataFrame, folder:Path) -> pd.DataFrame:
+    "`runs` with the main costs of their networks, in the place of what earlier versions measured of each by itself."
+    if not len(costs := load_costs(folder)): return runs
+    alone = [c for c in runs if _measured_alone.match(c)]
+    return runs.drop(columns=alone).join(costs_by_variant(costs), on='variant')
+
 def load_grid(
     folder:str|Path # A run folder, as `ablate` writes it
 ) -> tuple[pd.DataFrame,dict[str,str]]: # From `load_runs`; why the others do not count, in a line by their names
@@ -210,7 +221,7 @@ def load_grid(
     rows, copies = _without_copies(rows)
     rows, partial = _with_pooled_folds(folder, rows)
     left_out = {**unreadable, **copies, **partial, **(unfinished := _damage_in_unfinished(folder))}
-    if rows: return _in_order(pd.DataFrame(rows).drop(columns=['fold','folds'])), left_out
+    if rows: return _in_order(_with_costs(pd.DataFrame(rows).drop(columns=['fold','folds']), folder)), left_out
     if (folder/'config.json').exists():
         raise UserError(f'{folder} is one run: give the folder that holds it, {folder.absolute().parent}.')
     none = f"no finished run in '{folder}': run `simam_ema ablate` with --out {folder} first."
@@ -218,7 +229,7 @@ def load_grid(
 
 def load_runs(
     folder:str|Path # A run folder, as `ablate` writes it
-) -> pd.DataFrame: # Config, metrics, efficiency, and the share of the commonest class in percent
+) -> pd.DataFrame: # Config, metrics, costs, and the share of the commonest class in percent
     """Load the finished runs of a folder, one per row.
 
     The folds of a seed are one row: `run` is its name without the fold, `folders` names the folders of its folds.

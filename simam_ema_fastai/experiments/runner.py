@@ -10,7 +10,6 @@ from pathlib import Path
 
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
-from fastai.torch_core import default_device
 
 from ..core.errors import UserError
 from ..core.files import read_json, remove_leftovers, write_json, write_text
@@ -28,9 +27,8 @@ from simam_ema_fastai.experiments.runs import (
     find_damage,
     forget_failure,
     note_failure,
-    read_config,
 )
-from ..models.cost import measure
+from ..models.cost import count_costs
 from ..models.variants import Variant
 from ..training.checkpoint import Checkpoint
 from ..training.diagnosis import note_gates
@@ -51,11 +49,11 @@ def run(
     config:RunConfig, # What to run
     folder:str|Path, # The run's own folder
     parts:Parts, # From `prepare`
-    measured:bool=True, # Also measure latency, throughput and memory
+    measured:bool=True, # Also count parameters and FLOPs
     log:str=None, # Also log to 'tensorboard' or 'wandb'
     patience:float=0 # Seconds to wait for another process that works in the folder
 ) -> dict: # The metrics
-    """Train, evaluate, measure and export one run, going on where an earlier call was interrupted, or was done.
+    """Train, evaluate and export one run, going on where an earlier call was interrupted, or was done.
 
     Raises `UserError` if the folder holds another run, another process works in it, at a NaN loss, or out of memory.
     Why it could not be finished is noted in the folder (`experiments.runs.failures`)."""
@@ -123,7 +121,7 @@ def _train(
             result = evaluate(learn)
             tested = evaluate(learn, learn.dls[2]) if vars(parts.dls).get('has_test') else None
         if not is_rank0(): return None
-        if measured: write_json(folder/'efficiency.json', measure(learn.model, size, min(64, recipe.bs)))
+        if measured: write_json(folder/'efficiency.json', count_costs(learn.model, size))
     return _write_result(learn, result, tested, checkpoint, folder)
 
 def _write_result(learn:Learner, result, tested, checkpoint:Checkpoint, folder:Path) -> dict:
@@ -168,19 +166,17 @@ def _size(dls:DataLoaders) -> int:
 # %% ../../nbs/experiments/10_runner.ipynb #b15b040d
 def load_finished(
     folder:Path, # Of a run that is done
-    measured:bool # Measure the model if it was not
+    measured:bool # Count parameters and FLOPs if that was not done
 ) -> dict: # Its metrics
     "Load the metrics of a finished run. Raises `UserError` if a part of it is missing."
     Checkpoint(folder).remove()
     forget_failure(folder)
     if damage := find_damage(folder): raise UserError(damage)
-    if measured and is_rank0() and not (folder/'efficiency.json').exists(): _measure_bundle(folder)
+    if measured and is_rank0() and not (folder/'efficiency.json').exists(): _count_bundle(folder)
     return read_json(folder/'metrics.json')
 
-def _measure_bundle(folder:Path):
-    "Measure the model of a finished run that was not measured; print a line where that cannot be done."
+def _count_bundle(folder:Path):
+    "Count parameters and FLOPs of the model of a finished run; print a line where that cannot be done."
     try: learn = read_bundle(folder)
-    except UserError as e: return print(f'  not measured: {e}')
-    size, bs = learn.about['transforms']['crop'][-1], min(64, read_config(folder)['recipe'].get('bs', 64))
-    write_json(folder/'efficiency.json', measure(learn.model.to(default_device()), size, bs))
-    note_environment(folder, environment(), resumed=True)
+    except UserError as e: return print(f'  parameters and FLOPs are not counted: {e}')
+    write_json(folder/'efficiency.json', count_costs(learn.model, learn.about['transforms']['crop'][-1]))

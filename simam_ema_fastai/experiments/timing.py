@@ -6,13 +6,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import binom
 from torch import nn
 
 from ..core.errors import disk_full
@@ -20,9 +23,11 @@ from .runs import Failure
 from ..models.insert import gate_modules
 
 # %% auto #0
-__all__ = ['interleaved', 'noting_failures', 'paired_ratios', 'machine_rates', 'roofline']
+__all__ = ['interleaved', 'noting_failures', 'paired_ratios', 'OtherWork', 'machine_rates', 'roofline']
 
 # %% ../../nbs/experiments/12_timing.ipynb #2c420090
+_fewest = 6 # Rounds: of fewer, not even all of them are a 95% interval of the median
+
 def interleaved(
     candidates:dict[str,Callable[[],object]], # Name to what is timed
     seconds:float=20., # How long to go on
@@ -30,7 +35,7 @@ def interleaved(
     device:str|torch.device='cpu', # Waited for before and after every turn
     failed:dict[str,str]=None # Gets why a candidate failed, by its name; None: the error is raised
 ) -> pd.DataFrame: # Seconds: a row per round, a column per candidate that did not fail
-    "Time the candidates in turns, in a new random order every round, for at least five rounds."
+    "Time the candidates in turns, in a new random order every round, for at least six rounds."
     candidates = dict(candidates)
     def turns(name, n=1):
         with noting_failures(failed, name):
@@ -39,7 +44,7 @@ def interleaved(
         del candidates[name]
     for name in list(candidates): turns(name, warmup)
     rows, end, order = [], time.perf_counter() + seconds, random.Random(0)
-    while candidates and (len(rows) < 5 or time.perf_counter() < end):
+    while candidates and (len(rows) < _fewest or time.perf_counter() < end):
         rows.append({name: turns(name) for name in order.sample(list(candidates), len(candidates))})
     return pd.DataFrame(rows, columns=list(candidates))
 
@@ -69,11 +74,35 @@ def paired_ratios(
 ) -> pd.DataFrame: # A row per candidate: ratio, low, high
     """Take the median over the rounds of every candidate's time over the reference's.
 
-    With the 95% interval of that median, by order statistics."""
+    With its 95% interval, from one round to another of those in order, so many from either end as binomial counts allow
+    (Conover, Practical Nonparametric Statistics, 3.2)."""
     r = times.div(times[reference], axis=0)
-    half = .98*np.sqrt(len(r))/len(r)
-    low, high = r.quantile(max(0, .5 - half)), r.quantile(min(1, .5 + half))
-    return pd.DataFrame(dict(ratio=r.median(), low=low, high=high))
+    in_order, k = np.sort(r, axis=0), max(1, int(binom.ppf(.025, len(r), .5)))
+    return pd.DataFrame(dict(ratio=r.median(), low=in_order[k-1], high=in_order[-k]))
+
+# %% ../../nbs/experiments/12_timing.ipynb #8c4920e5
+def _worked() -> float|None:
+    "Seconds that the processors have worked for other programs than this one; None where the system does not tell."
+    try: ticks = [int(n) for n in Path('/proc/stat').read_text().split('\n')[0].split()[1:9]]
+    except (OSError, ValueError): return None
+    return sum(ticks[:3] + ticks[5:])/os.sysconf('SC_CLK_TCK') - time.process_time()  # all but idle and waiting
+
+class OtherWork:
+    "Within this context, count the cores that other programs keep busy: `cores` on average, NaN if that is not known."
+    def __init__(self): self._seconds, self._of, self.cores = 0., 0., float('nan')
+
+    def __enter__(self):
+        self._start, self._before = time.perf_counter(), _worked()
+        return self
+
+    def __exit__(self, *_):
+        if self._before is None:
+            with contextlib.suppress(OSError, AttributeError):
+                self.cores = max(0., os.getloadavg()[0] - torch.get_num_threads())
+            return
+        self._seconds += _worked() - self._before
+        self._of += time.perf_counter() - self._start
+        self.cores = max(0., self._seconds/self._of)
 
 # %% ../../nbs/experiments/12_timing.ipynb #44faed39
 def machine_rates(

@@ -12,11 +12,12 @@ import numpy as np
 import pandas as pd
 
 from ..core.files import write_json, write_text
+from ..models.cost_table import write_costs
 from ..training.metrics import encode_scores, imbalance_metrics
 from ..training.thresholds import in_temperature_part
 
 # %% auto #0
-__all__ = ['fake_run', 'fake_grid', 'fake_gates']
+__all__ = ['fake_run', 'fake_grid', 'fake_costs', 'fake_gates']
 
 # %% ../../nbs/report/08_fake.ipynb #ecc4bfeb
 def fake_run(
@@ -91,6 +92,22 @@ def fake_grid(
             gain = .03*(strategy != 'uniform')
             for seed in seeds: fake_run(folder, variant, strategy, seed, accuracy + gain, n)
     return Path(folder)
+
+def fake_costs(
+    folder:str|Path, # The grid's
+    ratios:Mapping[str,float], # To the first, by variant
+    **changes # Of any column of `models.cost_table`, e.g. others=1.5
+):
+    "Write what the networks of a grid cost, every figure in the same ratio, 10 ms or 10 MiB for the first."
+    kinds = [('training','eager',32), ('memory','eager',32)]
+    kinds += [('forward', form, n) for n in (1, 32) for form in ('eager','optimized')]
+    about = dict(size=64, device='cpu', machine='AMD EPYC', cores=4, threads=2, compiled=False, torch='2.9.1',
+                 others=.1, reference=next(iter(ratios)), precision='fp32', layout='default') | changes
+    def row(v, r, task, form, bs):
+        off, value = .02*(r != 1 and task != 'memory'), {'mib' if task == 'memory' else 'ms': 10*r}
+        return dict(variant=v, network=v, task=task, form=form, bs=bs, ratio=r, low=r - off, high=r + off, rounds=20,
+                    **value, **about)
+    write_costs(folder, pd.DataFrame([row(v, r, *kind) for v,r in ratios.items() for kind in kinds]))
 
 def fake_gates(
     folder:str|Path, # The grid's

@@ -69,7 +69,7 @@ def _learning_curves(e) -> Iterator[ReportFigure]:
 def _tradeoffs(e) -> Iterator[ReportFigure]:
     runs = pool_latency(e.runs)
     for cost, label in plots.cost_descriptions.items():
-        if cost not in runs: continue
+        if cost not in runs or cost.replace('_ms', '_ratio') in runs and cost.endswith('_ms'): continue
         known = runs[runs[cost].notna() & ~(runs.latency_noisy if cost=='latency_ms' else False)]
         if not len(known) or known.variant.nunique() < 2 and not e.single: continue
         means = known.groupby(['variant','strategy'], sort=False)[[cost, e.metric]].mean()

@@ -14,6 +14,7 @@ import pandas as pd
 from ..core.files import read_json
 from ..data.datasets import datasets
 from ..experiments.results import folders_of, read_per_class, read_table
+from ..models.cost_table import busy_elsewhere, describe_machine, failed_costs
 from ..models.terms import flops_convention
 from .answers import and_more
 from .checks import Finding, FinishedRuns, check, checks, describe_spread
@@ -128,7 +129,7 @@ def _uneven_seeds(g):
 
 @check('caution', 'confounded')
 def _confounded(g):
-    if g.runs.strategy.nunique() > 1 and g.runs.groupby('variant').strategy.nunique().max()==1:
+    if not g.tuned and g.runs.strategy.nunique() > 1 and g.runs.groupby('variant').strategy.nunique().max()==1:
         return ('Architecture and training strategy change together between rows, as in the study: a difference can '
                 'come from either. `simam_ema ablate --strategies uniform,discriminative+freeze` tells them apart.')
 
@@ -170,8 +171,24 @@ def _environment_unknown(g):
 
 @check('caution', 'machines differ')
 def _machines_differ(g):
+    if len(g.costs): return  # which were measured together
     if text := describe_spread(g.recorded('cpu', 'cores', 'gpu', 'processes')):
         return f'Times were measured on different machines and cannot be compared. {text}'
+
+@check('note', 'costs')
+def _costs(g):
+    if not len(g.costs): return
+    rows, compiled = g.costs.iloc[0], '' if (g.costs.compiled == 'True').all() else ', which were not compiled'
+    turns = f', networks in turns, over {rows.reference}' if g.costs.variant.nunique() > 1 else ''
+    return (f'Times and memory were measured when the runs were done, in one process{turns}, on '
+            f'{describe_machine(g.costs)}: medians with 95% intervals, optimized forms by `optimize`{compiled}.')
+
+@check('caution', 'busy machine')
+def _busy(g): return busy_elsewhere(g.costs)
+
+@check('caution', 'costs missing')
+def _costs_missing(g):
+    if lines := failed_costs(g.costs): return f'Some costs could not be measured. {and_more(lines)}.'
 
 def _noisy(g) -> pd.DataFrame:
     "The variants whose latency is noise."
@@ -212,12 +229,23 @@ def _not_learned(g):
     poor = g.runs.run[g.runs.top1 <= g.runs.commonest]
     if len(poor): return f'{and_more(poor)}: no better than always predicting the most common class.'
 
+@check('note', 'each at its best')
+def _each_at_its_best(g):
+    if not g.tuned: return
+    names = dict.fromkeys(name for t in g.tuned for name in t['settings'])
+    return (f'Each variant was trained with the best of {g.tuned[0]["of"]} trials of its own, judged on a part of the '
+            f'training images; they may differ in {", ".join(names)}.')
+
+_not_equal = ('“No difference shown” does not mean equal: each comparison says how large a difference would have been '
+              'detected.')
+_scope_of_tuned = f'One data set, and one search: nothing follows for other data or longer training. {_not_equal}'
+
 @check('note', 'scope')
 def _scope(g):
+    if g.tuned: return _scope_of_tuned
     text = 'One data set and one recipe: nothing follows for other data, longer training or another learning rate.'
     if g.single: return text
-    return (f'{text} “No difference shown” does not mean equal: each comparison says how large a difference would have '
-            'been detected.')
+    return f'{text} {_not_equal}'
 
 @check('note', 'selection')
 def _selection(g):

@@ -53,6 +53,7 @@ def reproduction(
     "Every accuracy, difference and time that the study published beside what runs in its setting measured, if any."
     runs = runs[in_study(runs)]
     of = {v: outcomes[v,s] for v,s in dict(zip(runs.variant, runs.strategy)).items()}
-    times = ('training time', 'train_hours', 'train_seconds'), ('latency', 'latency_ms', 'latency_ms')
+    times = [('training time', 'train_hours', 'training_ratio')]
+    times += [('latency', 'latency_ms', measured) for measured in ('eager_ratio', 'latency_ms')]  # new and old
     return pd.DataFrame([*_accuracies(of, 'top1'), *_accuracies(of, 'top5'),
                          *(row for args in times for row in _ratios(runs, *args))])

@@ -13,8 +13,10 @@ from markupsafe import Markup
 
 from ..core.errors import UserError
 from ..core.files import read_json
+from ..core.progress import format_duration
 from ..experiments.environment import environments
 from ..experiments.runs import read_config
+from ..models.cost_table import busy_elsewhere, describe_machine
 from .answers import explain_verdict
 from .changes import maps_file
 from .checks import Finding
@@ -27,6 +29,7 @@ from simam_ema_fastai.report.tables import (
     calibration_table,
     class_table,
     comparison_table,
+    cost_tables,
     difference_table,
     effect_table,
     imbalance_table,
@@ -111,7 +114,9 @@ def _progress(e):
 def _variants(e):
     if not len(e.runs): return
     note = study_note if in_study(e.runs).any() else ''
-    return dict(runs=comparison_table(e.runs, e.metric), metrics=imbalance_table(e.runs), study_note=note)
+    reference = e.costs.reference.iloc[0] if e.costs.variant.nunique() > 1 else ''
+    return dict(runs=comparison_table(e.runs, e.metric), metrics=imbalance_table(e.runs), study_note=note,
+                alone='latency_ms' in e.runs, reference=reference)
 
 def _one_seed(rows:pd.DataFrame) -> bool:
     "Whether some intervals cover these networks only."
@@ -149,7 +154,12 @@ def _curves(e):
 
 @section('Accuracy against cost', nav='Cost')
 def _cost(e):
-    if figures := [f for n,f in e.figures.items() if n.startswith('cost_')]: return dict(figures=figures)
+    figures = [f for n,f in e.figures.items() if n.startswith('cost_')]
+    if not len(e.runs) or not figures and not len(e.costs): return
+    ratios, absolute = cost_tables(e.costs, e.runs.variant.unique()) if len(e.costs) else (None, None)
+    if e.costs.variant.nunique() < 2: ratios = None
+    return dict(figures=figures, ratios=ratios, absolute=absolute, machine=describe_machine(e.costs),
+                reference=next(iter(e.costs.reference), ''), busy=busy_elsewhere(e.costs))
 
 def _comparison(e) -> str:
     "What the sections on one comparison are about."
@@ -232,8 +242,7 @@ def _environment_table(envs:list[dict]) -> pd.DataFrame:
 
 def _run_row(r) -> dict:
     return {'run': r.run, 'variant': r.variant, 'strategy': r.strategy, 'seed': r.seed, 'Top-1 %': f'{r.top1:.2f}',
-            **({'Top-5 %': f'{r.top5:.2f}'} if r.classes > 10 else {}), 'loss': f'{r.loss:.4f}',
-            'training min': f'{r.train_seconds/60:.1f}'}
+            **({'Top-5 %': f'{r.top5:.2f}'} if r.classes > 10 else {}), 'loss': f'{r.loss:.4f}'}
 
 @section('How to reproduce it', nav='Reproduce')
 def _reproduce(e):
@@ -242,4 +251,5 @@ def _reproduce(e):
     envs = [env for r in runs for env in _or([], environments, r)]
     return dict(commands=list(dict.fromkeys(env['command'] for env in envs if 'command' in env)),
                 runs=pd.DataFrame([_run_row(r) for r in e.runs.itertuples()]),
+                trained=format_duration(e.runs.train_seconds.sum()) if len(e.runs) else '',
                 settings=_settings_table(configs), environment=_environment_table(envs))

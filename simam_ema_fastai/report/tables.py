@@ -5,6 +5,8 @@
 # %% ../../nbs/report/12_tables.ipynb #937e3b83
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from scipy import stats
@@ -17,11 +19,11 @@ from .published import in_study, study
 from ..training.metrics import metric_label, metric_labels
 
 # %% auto #0
-__all__ = ['noisy_from', 'pool_latency', 'input_size', 'comparison_table', 'top5_says_enough', 'imbalance_table',
+__all__ = ['pool_latency', 'input_size', 'comparison_table', 'top5_says_enough', 'imbalance_table', 'cost_tables',
            'difference_table', 'effect_table', 'calibration_table', 'selection_tables', 'class_table']
 
 # %% ../../nbs/report/12_tables.ipynb #1f0e2378
-noisy_from = 2 # A 95th percentile at that many times the median is noise, and a run at that many times another
+_noisy_from = 2 # A 95th percentile at that many times the median is noise, and a run at that many times another
 
 def pool_latency(
     runs:pd.DataFrame # From `load_runs`
@@ -32,7 +34,7 @@ def pool_latency(
     by_network = runs.groupby(['arch', runs.variant.map(lambda label: split_label(label)[0])])
     median, p95 = (by_network[k].transform('median') for k in ('latency_ms','latency_p95_ms'))
     spread = by_network.latency_ms.transform('max')/by_network.latency_ms.transform('min')
-    noisy = (p95 > noisy_from*median) | (spread > noisy_from)
+    noisy = (p95 > _noisy_from*median) | (spread > _noisy_from)
     return runs.assign(latency_ms=median, latency_p95_ms=p95, latency_noisy=noisy)
 
 def input_size(
@@ -50,14 +52,15 @@ def comparison_table(
     "The runs, a row per variant and strategy."
     rows = []
     for (variant, strategy), g in pool_latency(runs).groupby(['variant','strategy'], sort=False):
+        costs = _costs(g)
         judged = {f'{metric_label(metric)} % [95%]': _percent(g, metric)}
         accuracies = judged | {'Top-1 % [95%]': _percent(g, 'top1')}
         if top5_says_enough(runs): accuracies['Top-5 % [95%]'] = _percent(g, 'top5')
         if 'test_top1' in g and g.test_top1.notna().all():
             judged_last = [m for m in dict.fromkeys((metric, 'top1')) if f'test_{m}' in g]
             for m in judged_last: accuracies[f'test {metric_label(m)} % [95%]'] = _percent(g, f'test_{m}')
-        rows.append({'variant': variant, 'strategy': strategy, 'seeds': str(len(g)), **accuracies, **_costs(g)})
-        if in_study(g).all(): rows.append(_study_row(variant, strategy))
+        rows.append({'variant': variant, 'strategy': strategy, 'seeds': str(len(g)), **accuracies, **costs})
+        if in_study(g).all(): rows.append(_study_row(variant, strategy, rows[-1]))
     return pd.DataFrame(rows)
 
 def top5_says_enough(
@@ -92,20 +95,57 @@ def _percent(g:pd.DataFrame, column:str) -> str:
     i = accuracy_interval(hits)
     return f'{i.value:.2f} [{i.low:.1f}, {i.high:.1f}]'
 
+_timed = dict(training='training step', eager='latency', optimized='latency, optimized') # As `costs_by_variant` has it
+
 def _costs(g:pd.DataFrame) -> dict[str,str]:
+    "Counts, and times over the reference's; in milliseconds where there is one network."
     def cost(column, text): return text(g[column].mean()) if column in g and g[column].notna().any() else '–'
-    def latency(ms):
+    def alone(ms):
         p95 = g.latency_p95_ms.iloc[0]
         return f'{ms:.2f}' + ('' if np.isnan(p95) else f' ({p95:.2f})') + ' noisy'*bool(g.latency_noisy.iloc[0])
-    def minutes(seconds): return f'{seconds/60:.1f}'
-    return {'parameters': cost('parameters', '{:,.0f}'.format), 'GFLOPs': cost('gflops', '{:.3f}'.format),
-            'training min': cost('train_seconds', minutes), 'latency ms (p95)': cost('latency_ms', latency)}
+    kind, unit = ('ratio', '×') if any(f'{k}_ratio' in g for k in _timed) else ('ms', 'ms')
+    times = {f'{label} {unit}': cost(f'{k}_{kind}', '{:.2f}'.format)
+             for k,label in _timed.items() if f'{k}_{kind}' in g}
+    if 'latency_ms' in g: times['latency ms (p95)'] = cost('latency_ms', alone)
+    return {'parameters': cost('parameters', '{:,.0f}'.format), 'GFLOPs': cost('gflops', '{:.3f}'.format), **times}
 
-def _study_row(variant:str, strategy:str) -> dict[str,str]:
-    p = study.loc[variant]
-    return {'variant': f'{variant} (study)', 'strategy': strategy, 'seeds': '1', 'Top-1 % [95%]': p.top1,
-            'Top-5 % [95%]': p.top5, 'parameters': p.parameters, 'GFLOPs': p.gflops,
-            'training min': f'{60*float(p.train_hours):.1f}', 'latency ms (p95)': p.latency_ms}
+def _study_row(variant:str, strategy:str, ours:dict[str,str]) -> dict[str,str]:
+    "The study's figures in the columns of our row."
+    p, base = study.loc[variant], study.loc['baseline']
+    def over(k): return f'{float(p[k])/float(base[k]):.2f}'
+    theirs = {'variant': f'{variant} (study)', 'strategy': strategy, 'seeds': '1', 'Top-1 % [95%]': p.top1,
+              'Top-5 % [95%]': p.top5, 'parameters': p.parameters, 'GFLOPs': p.gflops,
+              'training step ×': over('train_hours'), 'latency ×': over('latency_ms'), 'latency ms': p.latency_ms,
+              'latency ms (p95)': p.latency_ms}
+    return {k: theirs.get(k, '–') for k in ours}
+
+def _kind(r) -> str:
+    "What a row of costs is a figure of."
+    if r.task == 'memory': return 'memory of that step'
+    images = 'one image' if r.bs == 1 else f'{r.bs:.0f} images'
+    return f'training step, {images}' if r.task == 'training' else f'{images}, {r.form}'
+
+def _ratio_cell(r) -> str:
+    if pd.isna(r.ratio): return 'failed'
+    return f'{r.ratio:.2f}' + (f' [{r.low:.2f}, {r.high:.2f}]' if r.low != r.high else '')
+
+def _absolute_cell(r) -> str:
+    if r.task == 'memory' and pd.notna(r.mib): return f'{r.mib:.0f} MiB'
+    return 'failed' if pd.isna(r.ms) else f'{r.ms:.0f} ms' if r.ms >= 100 else f'{r.ms:.3g} ms'
+
+def cost_tables(
+    costs:pd.DataFrame, # From `load_costs`
+    variants:Sequence[str] # In their order
+) -> tuple[pd.DataFrame,pd.DataFrame]: # Formatted, a row per variant: ratios, and what they are of
+    "What the networks cost, over the reference's and absolutely."
+    rows = list(costs[costs.task != 'network'].itertuples())
+    def table(cell):
+        cells = {(r.variant, _kind(r)): cell(r) for r in rows}
+        kinds, known = dict.fromkeys(k for _,k in cells), {v for v,_ in cells}
+        of = [v for v in variants if v in known]
+        return pd.DataFrame([{'variant': v, **{k: cells.get((v, k), '–') for k in kinds}} for v in of])
+    return table(_ratio_cell), table(_absolute_cell)
+
 
 # %% ../../nbs/report/12_tables.ipynb #8c870d97
 def _interval(r) -> str: return f'{format_points(r.value)} [{format_points(r.low)}, {format_points(r.high)}]'

@@ -33,7 +33,7 @@ from .ranks import is_shard
 # %% auto #0
 __all__ = ['SeedEpochs', 'MixUpCutMix', 'ProgressiveResizing', 'AverageWeights', 'RestoreTrainedWeights', 'Compile',
            'check_compiler', 'train_targets', 'class_weights', 'WeightedCrossEntropy', 'BalancedSampling',
-           'LastMixedPrecision', 'BF16OnCPU', 'form_callbacks']
+           'LastMixedPrecision', 'BF16OnCPU', 'training_form', 'form_callbacks']
 
 # %% ../../nbs/training/06_callbacks.ipynb #bfbd606e
 class SeedEpochs(EpochCounter):
@@ -255,19 +255,28 @@ class BF16OnCPU(MixedPrecision):
         self.autocast, self.scales = torch.autocast('cpu', torch.bfloat16), L()
         self.learn.scaler = torch.amp.GradScaler('cpu', enabled=False)
 
+def training_form(
+    precision:str, # One of `recipe.precisions`
+    layout:str, # One of `recipe.layouts`
+    device:str|torch.device # Where the network trains
+) -> tuple[str,str]: # Precision and layout
+    """Decide what is left open, 'auto': on a GPU 16 bits in channels_last, on a CPU float32 as PyTorch has it.
+
+    Whether something else is faster on a CPU depends on the network, see `experiments.probe`."""
+    on_gpu = torch.device(device).type == 'cuda'
+    if precision == 'auto': precision = 'fp32' if not on_gpu else 'bf16' if torch.cuda.is_bf16_supported() else 'fp16'
+    return precision, ('channels_last' if on_gpu else 'default') if layout == 'auto' else layout
+
 def form_callbacks(
     precision:str, # One of `recipe.precisions`
     layout:str, # One of `recipe.layouts`
     device:str|torch.device # Where the network trains
 ) -> list[Callback]:
-    """Let a learner train in this precision and layout.
+    """Let a learner train in this precision and layout, see `training_form`.
 
-    What is left to it, 'auto', is on a GPU 16 bits in channels_last, and on a CPU float32 in PyTorch's default layout:
-    whether something else is faster depends on the network, see `experiments.probe`.
     Raises `UserError` for fp16 on a CPU, which has no kernels for it."""
-    on_gpu = torch.device(device).type == 'cuda'
-    if precision == 'auto': precision = 'fp32' if not on_gpu else 'bf16' if torch.cuda.is_bf16_supported() else 'fp16'
+    on_gpu, (precision, layout) = torch.device(device).type == 'cuda', training_form(precision, layout, device)
     if precision == 'fp16' and not on_gpu: raise UserError('precision fp16 needs a GPU: take fp32, or bf16.')
-    cbs = [ChannelsLast()] if layout == 'channels_last' or layout == 'auto' and on_gpu else []
+    cbs = [ChannelsLast()] if layout == 'channels_last' else []
     if precision == 'fp32': return cbs
     return [*cbs, MixedPrecision(precision) if on_gpu else BF16OnCPU()]
