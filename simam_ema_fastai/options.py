@@ -30,7 +30,7 @@ class _Option(NamedTuple):
     help:str
 
 _types = dict(int=int, float=float)
-_placeholders = dict(int='INT', float='FLOAT', Path='PATH', list='PATH')
+_placeholders = dict(int='INT', float='FLOAT', Path='PATH')
 
 def _options_of(
     f:Callable|type # A function or a dataclass with a comment behind every parameter or field

@@ -15,8 +15,10 @@ from safetensors.torch import load_file
 from simam_ema_fastai.core.errors import UserError
 from simam_ema_fastai.experiments.ablation import RunsFailed, ablate
 from simam_ema_fastai.experiments.config import RunConfig, make_grid
-from simam_ema_fastai.experiments.ray import on_ray
+from simam_ema_fastai.experiments.ray import on_ray, trials_on_ray
 from simam_ema_fastai.experiments.runs import failures
+from simam_ema_fastai.experiments.search import load_search
+from simam_ema_fastai.experiments.tune import search_settings
 from simam_ema_fastai.models.variants import get_variant
 from simam_ema_fastai.training.recipe import Recipe
 
@@ -57,6 +59,17 @@ def test_one_run_fails(cluster, tmp_path):
         ablate(configs, tmp_path, measured=False, executor=on_ray)
     assert e.value.status == 2 and list(failures(tmp_path)) == ['baseline-uniform-s1']
     assert (tmp_path/'simam-uniform-s1'/'metrics.json').exists()
+
+
+def test_a_search(cluster, tmp_path):
+    "Trials side by side are at the points at which they would be in turn; one that fails is a failed trial."
+    data = dict(name='digits', n_train=64, n_valid=20)
+    configs = make_grid(data, ('baseline', 'simam'), arch='resnet18', weights=None, recipe=Recipe(epochs=1, bs=16))
+    space = ['lr=1e-3,1e30', 'bs=8,16']
+    search_settings(configs, tmp_path, 2, space, executor=trials_on_ray)
+    search, points = load_search(tmp_path), [dict(lr=1e-3, bs=16), dict(lr=1e30, bs=8)]
+    for v in search.variants:
+        assert [(t.settings, t.state) for t in search.of(v)] == [*zip(points, ('done', 'failed'))]
 
 
 def test_a_node_is_killed(cluster, tmp_path):

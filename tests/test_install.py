@@ -138,8 +138,8 @@ def test_slim(built, uv, root, tmp_path):
     assert 'three.png: 3 ' in env('simam_ema', 'predict', model, image)
 
 
-@pytest.mark.parametrize('extra', ['demo', 'backbones', 'report', 'export', 'hub', 'serve', 'app', 'cluster', 'log',
-                                   'dev'])
+@pytest.mark.parametrize('extra', ['demo', 'backbones', 'report', 'export', 'hub', 'serve', 'app', 'cluster', 'tune',
+                                   'log', 'dev'])
 def test_extras_resolve(built, uv, settings, tmp_path, extra):
     "Each extra can be installed outside a checkout, with all its requirements kept."
     assert f'{extra}_requirements' in settings

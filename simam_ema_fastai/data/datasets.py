@@ -25,7 +25,7 @@ from .digits import digits
 from .elpv import elpv
 from .folder import folder
 from .samples import Samples
-from .splits import hash_rank, split_samples
+from .splits import hash_rank, split_samples, split_training
 from .table import table
 from .tiny_imagenet import tiny_imagenet
 
@@ -116,7 +116,8 @@ def select_samples(
     test_pct:float=0.,
     folds:int=None,
     fold:int=None,
-    n_test:int=None
+    n_test:int=None,
+    holdout:float=None # As for `split_training`: only the training images, a share of which validates
 ) -> Samples:
     "The samples of a data set, each file once, and not yet decoded."
     check_whole_numbers(n_train=n_train, n_valid=n_valid, n_test=n_test)
@@ -136,7 +137,8 @@ def select_samples(
     if n_valid is not None and n_valid < len(of['validation']):
         s.split += f" ({n_valid} of its {len(of['validation'])} images)"
     if any(v is not None for v in n.values()): s = s.subset(i for part in of for i in _spread(of[part], n[part], s))
-    return drop_duplicates(s)
+    s = drop_duplicates(s)
+    return s if holdout is None else split_training(s, holdout, seed)
 
 def load_samples(
     name:str, # A name in `datasets`

@@ -21,7 +21,8 @@ from ..core.errors import UserError
 from .samples import Samples
 
 # %% auto #0
-__all__ = ['hash_rank', 'stratified_split', 'assemble', 'names_below', 'find_groups', 'assign_folds', 'split_samples']
+__all__ = ['hash_rank', 'stratified_split', 'assemble', 'names_below', 'find_groups', 'assign_folds', 'split_samples',
+           'split_training']
 
 # %% ../../nbs/data/09_splits.ipynb #f867022c
 def hash_rank(key:str) -> str:
@@ -220,3 +221,22 @@ def _validate_fold(s:Samples, names:list[str], folds:int, fold:int, seed:int) ->
     held = {i for i,k in zip(pool, assign_folds(at(names), at(s.labels), at(s.groups), folds, seed)) if k == fold - 1}
     whole = ', in whole groups' if s.groups else ''
     return replace(s, is_valid=[i in held for i in range(len(s.files))], split=f'fold {fold} of {folds}{whole}')
+
+def split_training(
+    s:Samples,
+    share:float, # Of the training images, to judge on
+    seed:int=0 # Of what is drawn
+) -> Samples: # The training images of `s` alone
+    """Validate on a share of the training images: all that a search for settings may look at.
+
+    Of every class, in whole groups if there are any. Raises `UserError` where a class cannot be on both sides."""
+    if not 0 < share < 1: raise UserError(f'holdout {share:g}: a share between 0 and 1 is wanted, e.g. 0.2.')
+    s = s.subset(s.idxs_of('training'))
+    everything = range(len(s.files))
+    for label, found in _groups_of_class(s, everything).items():
+        if len(found) < 2:
+            what = 'training image' if s.groups is None else 'group of training images'
+            raise UserError(f"the class '{label}' has one {what}: a search holds a part of the training images out, "
+                            f'and takes two. Add images of it, or leave it out.')
+    is_valid = _draw(s, names_below(s.files), everything, share, seed)
+    return replace(s, is_valid=is_valid, split=f'{sum(is_valid):,} of the {len(is_valid):,} training images')

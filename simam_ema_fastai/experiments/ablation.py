@@ -22,7 +22,13 @@ from ..attention.cpp_training import build_gates
 from ..core.errors import UserError
 from ..core.files import write_json, write_text
 from .config import RunConfig
-from .identity import changed_settings, describe_changes, distill_only, identity
+from simam_ema_fastai.experiments.identity import (
+    changed_settings,
+    describe_changes,
+    distill_only,
+    identity,
+    unequal_settings,
+)
 from .loggers import check_logger
 from .measure import measure_costs
 from simam_ema_fastai.experiments.parts import (
@@ -43,10 +49,12 @@ from ..training.metrics import check_margin, check_metric, format_metrics
 from ..training.ranks import broadcast_object, is_distributed, is_rank0
 
 # %% auto #0
-__all__ = ['in_turn', 'RunsFailed', 'ablate']
+__all__ = ['distinct_runs', 'in_turn', 'RunsFailed', 'ablate']
 
 # %% ../../nbs/experiments/17_ablation.ipynb #4b3a728d
-def _distinct(configs:Sequence[RunConfig]) -> list[RunConfig]:
+def distinct_runs(
+    configs:Sequence[RunConfig]
+) -> list[RunConfig]:
     "Drop what is there twice. Raises `UserError` for two runs of one name, or one run under two names."
     by_name, by_network = {}, {}
     for c in configs:
@@ -139,11 +147,11 @@ def _check_folder(
 
 def _incomparable(c:RunConfig, there:dict, digest:str|None) -> dict[str,tuple]:
     "The differences between a run and one on disk that are not what a comparison is about."
-    found = changed_settings(identity(there), identity({**c.as_json(), 'digest': digest}))
+    found = unequal_settings(identity(there), identity({**c.as_json(), 'digest': digest}))
     if 'data.fold' in found: found.pop('digest', None)  # of other parts of the same images
-    compared = ['recipe.strategy', 'recipe.seed', 'data.fold']
+    compared, about = ['recipe.strategy', 'recipe.seed', 'data.fold'], ('digest', 'data', 'recipe', 'tuned')
     if not (c.teachers and there.get('teachers')): compared += distill_only
-    return {k: v for k,v in found.items() if k.split('.')[0] in ('digest','data','recipe') and k not in compared}
+    return {k: v for k,v in found.items() if k.split('.')[0] in about and k not in compared}
 
 # %% ../../nbs/experiments/17_ablation.ipynb #2828bdae
 def in_turn(
@@ -197,7 +205,7 @@ def ablate(
     the folder, if that holds other runs than these or runs with which these cannot be compared, or if weights or data
     cannot be had."""
     folder, asked, shared = Path(folder), [c.name for c in configs], {}
-    configs = _distinct(configs)
+    configs = distinct_runs(configs)
     if log: check_logger(log)
     if metric: check_metric(metric)
     if margin is not None: check_margin(margin)

@@ -34,6 +34,7 @@ class RunConfig:
     teachers:Sequence[str|Path] = () # Runs, bundles or .pkl files to learn from besides the labels
     trust:bool = False # Open teachers that are .pkl files, which can run any code
     distilled_from:str = '' # What the teachers are called; looked up if left out
+    tuned:dict|None = None # Which settings a search chose: its id, the trial and of how many, names; see `tune`
 
     def __post_init__(self):
         if not isinstance(self.data.get('name'), str):
@@ -66,6 +67,7 @@ class RunConfig:
         v = self.variant
         config = dict(variant=v.name, recipe=asdict(self.recipe), data=self.data, arch=v.arch,
                       weights=self.weights_name, overrides=v.overrides)
+        if self.tuned: config['tuned'] = self.tuned
         if self.teachers: config |= dict(teachers=self.teachers, distilled_from=self.distilled_from)
         return json.loads(json.dumps(config, default=str))
 

@@ -19,7 +19,7 @@ from ..training.recipe import Recipe
 
 # %% auto #0
 __all__ = ['distill_only', 'run_name', 'teachers_name', 'run_label', 'split_label', 'identity', 'changed_settings',
-           'describe_changes']
+           'unequal_settings', 'describe_changes']
 
 # %% ../../nbs/experiments/02_identity.ipynb #d60432d9
 def run_name(
@@ -101,11 +101,25 @@ def changed_settings(
     ignored |= {k.removesuffix('_digest') for k in known & {*_digests[1:]}}
     return {k: (a.get(k), b.get(k)) for k in {**a, **b} if k not in ignored and a.get(k) != b.get(k)}
 
+def unequal_settings(
+    a:dict, # From `identity`
+    b:dict # From `identity`
+) -> dict[str,tuple]: # Name to the two values
+    """List the settings in which two runs differ, other than those that one search chose for either.
+
+    Runs that a search has tuned are compared each at its best: what it chose may differ."""
+    found = changed_settings(a, b)
+    if not a.get('tuned.search') or a['tuned.search'] != b.get('tuned.search'): return found
+    chosen = {'tuned.trial', 'tuned.settings'}
+    for name in (*a['tuned.settings'], *b['tuned.settings']): chosen |= {f'recipe.{name}', f'overrides.{name}'}
+    return {k: v for k,v in found.items() if k not in chosen}
+
 def describe_changes(
     found:dict[str,tuple] # From `changed_settings`: what was, and what is now
 ) -> str: # In one line
     "Say in words how two runs differ."
     words = dict(digest='other data (other images, labels or split: digest {}, now {})',
                  weights_digest='other weights (digest {}, now {})',
-                 teachers_digest='other teachers (digest {}, now {})')
+                 teachers_digest='other teachers (digest {}, now {})',
+                 **{'tuned.search': 'settings that another search chose, or none ({}, now {})'})
     return '; '.join(words.get(k, k + ' {} (now {})').format(*v) for k,v in found.items())

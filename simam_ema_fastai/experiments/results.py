@@ -89,6 +89,7 @@ def _row(folder:Path) -> dict:
     if 'test_n' in metrics: read_table(folder/'test_predictions.csv', *_predicted, use=_predicted.__contains__)
     part = ', '.join(text.format(c['data'][k]) for k,text in _subset.items() if c['data'].get(k) is not None)
     how = dict(folders=folder.name, folds=c['data'].get('folds'), part=part, classes=len(n))
+    if c.get('tuned'): how['tuned'] = True
     return dict(_planned(folder.name, c), **how, commonest=100*n.max()/max(n.sum(), 1), **metrics, **cost)
 
 def _add_imbalance_metrics(metrics:dict, n_classes:int, folder:Path) -> dict:

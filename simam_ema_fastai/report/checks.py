@@ -16,7 +16,7 @@ import pandas as pd
 from ..core.errors import one_of
 from ..core.files import read_json
 from ..experiments.environment import environments
-from ..experiments.identity import changed_settings, distill_only, identity
+from ..experiments.identity import distill_only, identity, unequal_settings
 from ..experiments.results import folders_of, load_grid, load_progress
 from ..experiments.runs import failures
 from ..models.cost_table import load_costs
@@ -72,6 +72,11 @@ class FinishedRuns:
         return {r: environments(self.folder/r) for r in folders_of(self.runs)}
 
     @cached_property
+    def tuned(self) -> list[dict]:
+        "What the tuned runs say of their search."
+        return [c['tuned'] for c in self.configs.values() if c.get('tuned')]
+
+    @cached_property
     def costs(self) -> pd.DataFrame:
         "What the networks cost, see `models.cost_table`; empty where runs were measured by themselves, or not at all."
         return load_costs(self.folder)
@@ -103,9 +108,9 @@ class FinishedRuns:
 
     @cached_property
     def unequal(self) -> list[str]:
-        "The settings that differ although only variant, strategy, teachers, seed and backbone may."
+        "Settings that differ although only variant, strategy, teachers, seed, backbone and what a search chose may."
         first = next(iter(self.identities.values()))
-        names = {k for one in self.identities.values() for k in changed_settings(first, one)}
+        names = {k for one in self.identities.values() for k in unequal_settings(first, one)}
         names -= {'variant', 'recipe.seed', 'recipe.strategy', 'arch', 'data.fold', 'digest'}
         names -= {'teachers', 'teachers_digest', 'distilled_from', *distill_only}
         taught = [i for i in self.identities.values() if i.get('teachers')]

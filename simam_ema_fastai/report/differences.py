@@ -89,7 +89,8 @@ def _taught_otherwise(a:str, b:str) -> bool:
 def _compare(cell, ref, outcomes, metric, margin) -> dict:
     "A row of `differences`, without what depends on the other rows."
     o, r = outcomes[cell], outcomes[ref]
-    changed = {'training strategy': cell[1] != ref[1], 'backbone': o.arch != r.arch,
+    each_at_its_best = o.tuned and r.tuned
+    changed = {'training strategy': cell[1] != ref[1] and not each_at_its_best, 'backbone': o.arch != r.arch,
                'teacher': _taught_otherwise(cell[0], ref[0])}
     mixed = ' and '.join(what for what,differs in changed.items() if differs)
     values, reference_values = o.values(metric), r.values(metric)

@@ -24,6 +24,7 @@ from simam_ema_fastai.experiments.results import (
     read_table,
 )
 from ..experiments.runs import failures
+from ..experiments.search import Search, load_search
 from ..models.cost_table import load_costs
 from .answers import detection_limits, headline
 from .calibration import Calibration, Selective, calibration, selective
@@ -109,6 +110,17 @@ class Evidence:
     def history(self) -> pd.DataFrame:
         "The learning curves, those of unfinished runs included."
         return load_history(self.folder, self.progress)
+
+    @cached_property
+    def search(self) -> Search|None:
+        "What chose the settings of the runs; None if nothing did."
+        return load_search(self.folder)
+
+    @cached_property
+    def untuned(self) -> Evidence|None:
+        "What the same variants come to by the recipe that was searched around; None if that was left out."
+        folder = self.folder/'common'
+        return Evidence(folder, self.metric, self.margin) if any(folder.glob('*/metrics.json')) else None
 
     @cached_property
     def costs(self) -> pd.DataFrame:
@@ -222,7 +234,8 @@ class Evidence:
         p = self.progress
         def count(n, what): return f'{n} {what}{"s" if n != 1 else ""}'
         strategies = [f'{p.strategy.nunique()} strategies'] if self.crossed else []
-        return [count(p.variant.nunique(), 'variant'), *strategies, count(p.seed.nunique(), 'seed'),
+        tuned = [f'each at the best of {self.search.budget} trials'] if self.search else []
+        return [count(p.variant.nunique(), 'variant'), *tuned, *strategies, count(p.seed.nunique(), 'seed'),
                 count(int(p.finished.sum()), 'finished run')]
 
 def _chosen_late(planned:str, metric:str) -> Finding:

@@ -129,7 +129,7 @@ def _uneven_seeds(g):
 
 @check('caution', 'confounded')
 def _confounded(g):
-    if g.runs.strategy.nunique() > 1 and g.runs.groupby('variant').strategy.nunique().max()==1:
+    if not g.tuned and g.runs.strategy.nunique() > 1 and g.runs.groupby('variant').strategy.nunique().max()==1:
         return ('Architecture and training strategy change together between rows, as in the study: a difference can '
                 'come from either. `simam_ema ablate --strategies uniform,discriminative+freeze` tells them apart.')
 
@@ -229,12 +229,23 @@ def _not_learned(g):
     poor = g.runs.run[g.runs.top1 <= g.runs.commonest]
     if len(poor): return f'{and_more(poor)}: no better than always predicting the most common class.'
 
+@check('note', 'each at its best')
+def _each_at_its_best(g):
+    if not g.tuned: return
+    names = dict.fromkeys(name for t in g.tuned for name in t['settings'])
+    return (f'Each variant was trained with the best of {g.tuned[0]["of"]} trials of its own, judged on a part of the '
+            f'training images; they may differ in {", ".join(names)}.')
+
+_not_equal = ('“No difference shown” does not mean equal: each comparison says how large a difference would have been '
+              'detected.')
+_scope_of_tuned = f'One data set, and one search: nothing follows for other data or longer training. {_not_equal}'
+
 @check('note', 'scope')
 def _scope(g):
+    if g.tuned: return _scope_of_tuned
     text = 'One data set and one recipe: nothing follows for other data, longer training or another learning rate.'
     if g.single: return text
-    return (f'{text} “No difference shown” does not mean equal: each comparison says how large a difference would have '
-            'been detected.')
+    return f'{text} {_not_equal}'
 
 @check('note', 'selection')
 def _selection(g):

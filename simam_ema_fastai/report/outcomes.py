@@ -34,6 +34,7 @@ class Outcomes:
     prob_true:np.ndarray # `(S, N)` probability of the true class
     arch:str='' # The backbone
     classes:tuple[str,...]=() # Their names
+    tuned:bool=False # A search chose how it was trained
     scores:np.ndarray=None # `(S, N, C)`, what ranks the images for each class; None where it is not known
 
     @classmethod
@@ -42,7 +43,8 @@ class Outcomes:
         predictions:list[pd.DataFrame], # By run, the images in the same order
         arch:str='',
         classes:tuple[str,...]=(), # Their names
-        scored:bool=False # Keep the probabilities of all classes
+        scored:bool=False, # Keep the probabilities of all classes
+        tuned:bool=False # A search chose how they were trained
     ) -> Outcomes:
         "Stack the predictions of runs."
         first = predictions[0]
@@ -51,8 +53,9 @@ class Outcomes:
         top1 = np.stack([(p.pred1==p.true).values for p in predictions])
         top5 = np.stack([p[top].eq(p.true, axis=0).any(axis=1).values for p in predictions])
         scores = [class_scores(p, len(classes)) for p in predictions] if scored else [None]
+        scores = None if any(s is None for s in scores) else np.stack(scores)
         return cls(runs, first.file.values, first.true.values, top1, top5, stacked('pred1'), stacked('prob1'),
-                   stacked('prob_true'), arch, classes, None if any(s is None for s in scores) else np.stack(scores))
+                   stacked('prob_true'), arch, classes, tuned, scores)
 
     def values(self,
         metric:str # A name in `training.metrics`
@@ -72,5 +75,8 @@ def load_outcomes(
     classes = {r: tuple(read_per_class(folder, names)['class']) for r,names in folders.items()}
     images = {r: (classes[r], '\0'.join(p.file), p.true.values.tobytes()) for r,p in predictions.items()}
     most = Counter(images.values()).most_common(1)[0][0]
-    return {cell: Outcomes.of(g.run.tolist(), [predictions[r] for r in g.run], g.arch.iloc[0], most[0], scored)
-            for cell, g in runs.groupby(['variant','strategy'], sort=False) if all(images[r]==most for r in g.run)}
+    def outcomes(g):
+        tuned = 'tuned' in g and g.tuned.eq(True).all()
+        return Outcomes.of(g.run.tolist(), [predictions[r] for r in g.run], g.arch.iloc[0], most[0], scored, tuned)
+    return {cell: outcomes(g) for cell, g in runs.groupby(['variant','strategy'], sort=False)
+            if all(images[r]==most for r in g.run)}
