@@ -27,7 +27,7 @@ from simam_ema_fastai.deploy.optimize import optimize
 from simam_ema_fastai.experiments.environment import environment
 from simam_ema_fastai.models.cost import count_flops, count_params
 from simam_ema_fastai.models.insert import gate_modules
-from simam_ema_fastai.models.libraries import check_size, own_size, stages_of
+from simam_ema_fastai.models.libraries import check_size, own_images, stages_of
 from simam_ema_fastai.report.formats import to_markdown
 from simam_ema_fastai.runtime.classifier import open_onnx
 from simam_ema_fastai.training.learner import variant_learner
@@ -52,7 +52,7 @@ class OneStep(Callback):
 def size_for(arch:str) -> int:
     "64 pixels, or the network's own size where it does not take those."
     try: check_size(arch, 64)
-    except UserError: return own_size(arch)
+    except UserError: return own_images(arch).get('size')
     return 64
 
 

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
@@ -53,6 +54,15 @@ def test_scripts_are_the_commands(root):
     for script in scripts:
         r = subprocess.run([sys.executable, script, '--help'], capture_output=True, text=True)
         assert r.returncode == 0 and r.stdout.startswith(f'usage: simam_ema {script.stem} '), r.stderr
+
+
+def test_scripts_import_what_there_is(root):
+    for script in (root/'scripts').rglob('*.py'):
+        for node in ast.walk(ast.parse(script.read_text(encoding='utf-8'))):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or '').startswith('simam_ema_fastai'): continue
+            module = import_module(node.module)
+            missing = [a.name for a in node.names if not hasattr(module, a.name)]
+            assert not missing, f'{script.name}: {node.module} has no {missing}'
 
 
 def exported(root, folder, *command):

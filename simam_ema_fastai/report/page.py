@@ -29,6 +29,7 @@ from simam_ema_fastai.report.tables import (
     difference_table,
     effect_table,
     imbalance_table,
+    selection_tables,
 )
 from .templating import fill
 from .tuning import describe_search, search_table, trials_table
@@ -136,6 +137,7 @@ def _markdown(e:Evidence) -> str:
     return fill('report.md', e=e, table=to_markdown(comparison_table(e.runs, e.metric)),
                 metrics=to_markdown(imbalance_table(e.runs)),
                 costs=list(map(to_markdown, _cost_tables(e))),
+                sure=list(map(to_markdown, selection_tables(e.selections))) if e.selections else [],
                 answers=describe_differences(e.diffs, e.metric_label),
                 why=describe_gates(e), tuning=describe_search(e),
                 best=to_markdown(search_table(e.search)) if e.search else '',
