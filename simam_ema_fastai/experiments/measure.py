@@ -228,7 +228,7 @@ def _can_compile(n:int, trained:float) -> bool:
 def measure_costs(
     folder:str|Path, # A run folder, as `ablate` writes it
     configs:Sequence[RunConfig]=(), # Of finished runs in it whose variants their settings cannot name
-    seconds:float=None, # How long networks take turns; None: 1.5% of the time of the training, from 4 to 60
+    seconds:float=None, # How long networks take turns; None: 5% of the time of the training, from 4 to 60
     compiled:bool=None # Compile the optimized forms; None: where that is little beside the training
 ) -> pd.DataFrame: # What costs.csv holds now, see `models.cost_table`; empty if no run is finished
     """Measure what the networks of the finished runs cost, as far as it is not known of them on this machine.
@@ -244,7 +244,7 @@ def measure_costs(
     missing = [v for v in networks if v not in set(kept.variant)]
     if not missing: return kept
     trained = sum(read_json(f).get('train_seconds', 0) for f in folder.glob('*/metrics.json'))
-    if seconds is None: seconds = min(60, max(4, .015*trained))
+    if seconds is None: seconds = min(60, max(4, .05*trained))
     if compiled is None: compiled = _can_compile(len(missing), trained)
     parameters = count_params(build_model(networks[reference], setting.classes))
     groups = _groups([v for v in missing if v != reference], max(1, int(_held//parameters) - 1))
