@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..core.errors import UserError
 from ..core.progress import progress
 from ..models.cost import count_flops, count_params
 from ..models.create import create_model
@@ -26,7 +27,9 @@ def _model(variant:str, arch:str=None) -> tuple:
 
 def _system(variant:str, arch:str, command:str) -> str|None:
     "The system that a run of `variant` on `arch` by `command` measures; None if it is none of them."
-    same = [name for name,s in systems.items() if _model(s.variant) == _model(variant, arch)]
+    try: model = _model(variant, arch)
+    except UserError: return None  # a student's name, or a gate that is registered elsewhere
+    same = [name for name,s in systems.items() if _model(s.variant) == model]
     named = re.search(r'--recipe[ =](\S+)', command)
     recipe = named[1] if named else 'study'
     return next((name for name in same if systems[name].recipe == recipe), same[0] if same else None)
