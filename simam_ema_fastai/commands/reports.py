@@ -61,7 +61,7 @@ def watch(
     from simam_ema_fastai.report.watch import ReportServer, bind_localhost, server_url
     if not Path(runs).is_dir(): raise UserError(f"there is no run folder '{runs}'.")
     if (Path(runs)/'config.json').exists():
-        raise UserError(f'{runs} is one run: give the folder that holds it, {runs.absolute().parent}.')
+        raise UserError(f'{runs} is one run: give the folder that holds it, {Path(runs).absolute().parent}.')
     server = ReportServer(runs, bind_localhost(port))
     print(f'{server_url(server.socket)} (Ctrl-C ends it)', flush=True)
     with contextlib.closing(server.report), contextlib.suppress(KeyboardInterrupt): server.serve_forever()
