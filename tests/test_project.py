@@ -12,7 +12,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-features = ('demo', 'backbones', 'report', 'export', 'hub', 'serve', 'cluster', 'log')  # the package's own
+features = ('demo', 'backbones', 'report', 'export', 'hub', 'serve', 'cluster', 'tune', 'log')  # the package's own
 
 
 def test_readme_is_the_index_notebook(root):
