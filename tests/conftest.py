@@ -3,6 +3,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from configparser import ConfigParser
@@ -34,6 +35,8 @@ class Command:
     def start(self, *args, **kwargs):
         argv = [Path(sys.executable).with_name('simam_ema'), *map(str, args)]
         env = os.environ | {'PYTHONUNBUFFERED': '1'}
+        def heed(): signal.signal(signal.SIGINT, signal.SIG_DFL)  # a job in the background ignores it
+        if os.name == 'posix': kwargs['preexec_fn'] = heed
         return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, **kwargs)
 
 

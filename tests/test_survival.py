@@ -260,8 +260,7 @@ def test_second_process_is_refused(forked, training, ablation, tmp_path, undistu
 
 def test_ctrl_c(simam_ema, forked, training, tmp_path, undisturbed):
     "The installed command, as in a terminal."
-    def heed(): signal.signal(signal.SIGINT, signal.SIG_DFL)  # a job in the background ignores it
-    p = simam_ema.start(*training, tmp_path, preexec_fn=heed)
+    p = simam_ema.start(*training, tmp_path)
     while not (tmp_path/baseline/'history.csv').exists():
         assert p.poll() is None, p.communicate()
         time.sleep(.02)
