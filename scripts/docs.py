@@ -38,7 +38,7 @@ def documented(name: str, obj, level: int) -> str:
     "What an exported class or function is: docstring, arguments, methods, source."
     title, table = '#'*level + ' ' + heading(f'`{name}`', obj), DocmentTbl(obj)
     parts = [title, inspect.cleandoc(obj.__doc__ or '')]
-    if table.has_docment: parts.append(table._repr_markdown_())
+    if table.has_docment: parts.append(re.sub(r'^\|\s*\|', '| **Name** |', table._repr_markdown_().lstrip()))
     for n, member in vars(obj).items() if inspect.isclass(obj) else ():
         if inspect.isfunction(member) and member.__doc__ and n[0] != '_':
             parts.append(f'`.{n}{inspect.signature(member)}`\n: {inspect.getdoc(member)}')

@@ -41,7 +41,8 @@ export const check = async (visit, expected = /^$/) => {
         if (seen > width) say(`is ${seen} pixels wide`)
         await page.evaluate(axe)
         const { violations } = await page.evaluate(() => axe.run())
-        for (const v of violations) say(`axe ${v.id}: ${v.nodes[0].html.slice(0, 120)}`)
+        for (const v of violations)
+          if (!expected.test(`axe ${v.impact}`)) say(`axe ${v.id}: ${v.nodes[0].html.slice(0, 120)}`)
       }
       await visit({
         page,
