@@ -5,6 +5,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/venv.sh dev
 export CUDA_VISIBLE_DEVICES= MPLBACKEND=agg OMP_NUM_THREADS=1  # one thread in each of two processes
+TMPDIR=$(mktemp -d) && export TMPDIR
+trap 'rm -rf "$TMPDIR"' EXIT  # notebooks that end with their process leave gigabytes there
 
 state() { find simam_ema_fastai nbs \( -name '*.py' -o -name '*.ipynb' \) -not -path '*/.*' | LC_ALL=C sort | xargs cat | cksum; }
 before=$(state)

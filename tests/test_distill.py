@@ -66,7 +66,7 @@ def test_students_stand_beside_their_teachers(simam_ema, digits_args, teachers, 
 
 
 def test_the_labels_and_the_teacher_have_their_weights(student, teachers, tmp_path):
-    "At weight 0 it is the baseline that was trained alone, bit for bit; at learning rate 0 it stays as it began."
+    "At weight 0 it is the baseline that was trained alone, bit for bit; at weight 1 labels do nothing."
     teacher = teachers/'hybrid-uniform-s1'
     assert student(tmp_path/'a', teacher, '--distill-weight', 0)[0] == 0
     run = tmp_path/'a'/'baseline-from-hybrid-uniform-s1'

@@ -147,7 +147,7 @@ def tune(
     executor:str='local', # local: one after the other here; ray: trials and runs side by side on a Ray cluster
     run_cpus:float=1, # Cores that ray gives a trial or a run
     run_gpus:float=None, # GPUs that ray gives one, e.g. 0.5; 1 if left out and the cluster has any
-    no_report:bool=False, # Accuracy alone: no latency, throughput and memory, and no report
+    no_report:bool=False, # Accuracy alone: no times and memory of the networks, and no report
     metric:str=None, # What search and report judge by, as for ablate; top1 if left out
     margin:float=None, # Points within which a variant is no worse than its reference; 1 if left out
     **options

@@ -57,10 +57,11 @@ def agreement(
     batch = np.stack([model.prepare(im) for im in images])
     p = _probabilities(model, batch)
     def top1(c, probs): return None if labels is None else _top1(c, probs, labels)
+    model_top1 = top1(model, p)
     def compare(c):
         q = _probabilities(c, batch)
         same = int((p.argmax(1) == q.argmax(1)).sum())
-        return Agreement(same, len(p), float(np.abs(p - q).max()), top1(c, q), top1(model, p))
+        return Agreement(same, len(p), float(np.abs(p - q).max()), top1(c, q), model_top1)
     return {name: compare(c) for name,c in others.items()}
 
 # %% ../../nbs/deploy/08_compare.ipynb #f06026dd

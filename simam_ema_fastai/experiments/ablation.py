@@ -40,11 +40,12 @@ from simam_ema_fastai.experiments.parts import (
     prepare,
     prepare_weights,
 )
-from .probe import Form, fastest_form, forms, steps_to_probe
+from .probe import fastest_form, forms, steps_to_probe
 from .results import load_progress, planned_metric
 from .runner import alone_on_first, load_finished, prepare_and_run
 from .runs import Failure, ends_grid, failures, find_damage, forget_failure, read_config
 from .timing import noting_failures
+from ..training.callbacks import Form
 from ..training.metrics import check_margin, check_metric, format_metrics
 from ..training.ranks import broadcast_object, is_distributed, is_rank0
 

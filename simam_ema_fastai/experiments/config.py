@@ -83,7 +83,6 @@ def check_comparable(recipe:Recipe):
 
 def _as_made_for(data:dict, archs:Sequence[str]) -> dict:
     "`data`, and what it leaves open of the images that the networks were made for, if they are a library's."
-    if not archs: return data
     own = {a: own_images(a) for a in archs}
     if not own: return data
     sizes, filters = ({o.get(k) for o in own.values()} for k in ('size', 'interpolation'))

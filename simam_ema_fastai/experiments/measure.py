@@ -35,7 +35,7 @@ from ..models.cost import count_params, training_memory
 from ..models.cost_table import busy_elsewhere, load_costs, write_costs
 from ..models.create import build_model, trainable_modules
 from ..models.variants import Variant, get_variant, variant_name
-from ..training.callbacks import training_form
+from ..training.callbacks import Form, training_form
 from ..training.recipe import Recipe
 
 # %% auto #0
@@ -100,15 +100,11 @@ def _as_before(costs:pd.DataFrame, setting:_Setting, networks:dict[str,Variant])
     return kept[kept.reference == reference], reference
 
 # %% ../../nbs/experiments/14_measure.ipynb #4737bf76
-_formats = dict(default=torch.contiguous_format, channels_last=torch.channels_last)
-_dtypes = dict(fp32=None, bf16=torch.bfloat16, fp16=torch.float16)
-
 @dataclass(frozen=True)
 class _Plan:
     "How long, and with how many images."
     setting:_Setting
-    precision:str # Of the training: fp32, bf16 or fp16
-    layout:str # Of the training: default or channels_last
+    form:Form # Of the training
     reference:str # A variant
     compiled:bool # Whether optimized forms are
     bs:int # Images of a training step
@@ -118,9 +114,6 @@ class _Plan:
 
     @property
     def device(self) -> torch.device: return default_device()
-
-    @property
-    def dtype(self) -> torch.dtype|None: return _dtypes[self.precision]
 
     def images(self, n:int) -> Tensor:
         return torch.randn(n, 3, self.setting.size, self.setting.size, device=self.device)
@@ -160,16 +153,16 @@ def _compared(task:str, bs:int, times:pd.DataFrame, failed:dict, plan:_Plan) -> 
 def _training(nets:dict[str,nn.Module], plan:_Plan) -> list[dict]:
     "Time and memory of a training step."
     x, failed, lacking = plan.images(plan.bs), {}, {}
-    nets = {v: m.to(memory_format=_formats[plan.layout]) for v,m in nets.items()}
-    steps = {('eager', v): training_step(m, x, plan.setting.opt, plan.dtype) for v,m in nets.items()}
+    nets = {v: m.to(memory_format=plan.form.memory_format) for v,m in nets.items()}
+    steps = {('eager', v): training_step(m, x, plan.setting.opt, plan.form.dtype) for v,m in nets.items()}
     rows = _compared('training', plan.bs, plan.in_turns(steps, failed), failed, plan)
     del steps  # and the optimizers with them
-    mib = make_each(nets, lambda m: training_memory(m, x, plan.dtype), lacking)
+    mib = make_each(nets, lambda m: training_memory(m, x, plan.form.dtype), lacking)
     for v, m in mib.items():
         ratio = m/mib[plan.reference] if plan.reference in mib else None
         rows.append(dict(variant=v, task='memory', form='eager', bs=plan.bs, ratio=ratio, low=ratio, high=ratio, mib=m))
     rows += [dict(variant=v, task='memory', form='eager', bs=plan.bs, error=why) for v,why in lacking.items()]
-    return [dict(r, precision=plan.precision, layout=plan.layout) for r in rows]
+    return [dict(r, **plan.form._asdict()) for r in rows]
 
 def _forward(nets:dict[str,nn.Module], n:int, plan:_Plan) -> list[dict]:
     "The time of a forward pass of `n` images, eager and optimized."
@@ -215,7 +208,7 @@ def _plan(networks:dict[str,Variant], recipe:Recipe, plan:_Plan, at_once:int, co
         bs, many = (int(costs.bs[costs.task == task].max()) for task in ('training', 'forward'))
         return replace(plan, bs=bs, many=many, compiled=(costs.compiled == 'True').all())
     model = plan.build(networks[plan.reference])
-    def step(n): return training_step(model, plan.images(n), plan.setting.opt, plan.dtype)
+    def step(n): return training_step(model, plan.images(n), plan.setting.opt, plan.form.dtype)
     def forward(n): return forward_pass(model, plan.images(n))
     return replace(plan, bs=_batch(step, recipe.bs, at_once, plan.seconds),
                    many=_batch(forward, 32, 2*at_once, plan.seconds))
@@ -249,8 +242,7 @@ def measure_costs(
     parameters = count_params(build_model(networks[reference], setting.classes))
     groups = _groups([v for v in missing if v != reference], max(1, int(_held//parameters) - 1))
     form = training_form(recipe.precision, recipe.layout, default_device())
-    plan = _Plan(setting, *form, reference, compiled, recipe.bs, 32,
-                 seconds/3/len(groups), OtherWork())
+    plan = _Plan(setting, form, reference, compiled, recipe.bs, 32, seconds/3/len(groups), OtherWork())
     print(f'costs: {len(missing)} of {len(networks)} networks, in turns, some {seconds:.0f} s', flush=True)
     plan = _plan(networks, recipe, plan, 1 + max(map(len, groups)), kept)
     for group in groups:

@@ -7,26 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import product
-from typing import NamedTuple
 
 import torch
 
 from .candidates import training_step
-from .timing import interleaved, paired_ratios
+from .timing import fewest_rounds, interleaved, paired_ratios
 from ..models.create import create_model
 from ..models.variants import Variant
+from ..training.callbacks import Form
 
 # %% auto #0
-__all__ = ['Form', 'cpu_has_bf16', 'forms', 'steps_to_probe', 'fastest_form']
+__all__ = ['cpu_has_bf16', 'forms', 'steps_to_probe', 'fastest_form']
 
 # %% ../../nbs/experiments/16_probe.ipynb #3b390364
-class Form(NamedTuple):
-    "In which form a network is trained."
-    precision:str = 'fp32' # One of `training.recipe.precisions`
-    layout:str = 'default' # One of `training.recipe.layouts`
-
-    def __str__(self): return f'{self.precision}, {self.layout.replace("default", "default layout")}'
-
 def cpu_has_bf16() -> bool:
     "Whether this processor computes in bfloat16 itself, by AVX512-BF16, AMX or Arm's instructions."
     mkldnn = torch.backends.mkldnn.is_available()
@@ -34,12 +27,11 @@ def cpu_has_bf16() -> bool:
 
 def _step_in(form:Form, variant:Variant, n_out:int, size:int, bs:int) -> Callable[[],None]:
     "A step of training on a CPU, on one batch of noise."
-    model, dtype = create_model(variant, n_out), torch.bfloat16 if form.precision == 'bf16' else None
-    if form.layout == 'channels_last': model.to(memory_format=torch.channels_last)
-    return training_step(model, torch.randn(bs, 3, size, size), dtype=dtype)
+    model = create_model(variant, n_out).to(memory_format=form.memory_format)
+    return training_step(model, torch.randn(bs, 3, size, size), dtype=form.dtype)
 
 # %% ../../nbs/experiments/16_probe.ipynb #b96f402a
-_rounds, _warmup = 6, 1 # Steps of each form in a probe
+_warmup = 1 # Steps of each form that are not timed
 _least_gain = .05 # Of the step's time, for each of layout and precision that is not the plain one
 
 def forms(
@@ -52,7 +44,7 @@ def forms(
 
 def steps_to_probe(candidates:list[Form]) -> int:
     "How many steps of training `fastest_form` takes."
-    return len(candidates)*(_rounds + _warmup)
+    return len(candidates)*(fewest_rounds + _warmup)
 
 def fastest_form(
     variant:Variant, # From `get_variant`

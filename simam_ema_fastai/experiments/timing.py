@@ -23,10 +23,10 @@ from .runs import Failure
 from ..models.insert import gate_modules
 
 # %% auto #0
-__all__ = ['interleaved', 'noting_failures', 'paired_ratios', 'OtherWork', 'machine_rates', 'roofline']
+__all__ = ['fewest_rounds', 'interleaved', 'noting_failures', 'paired_ratios', 'OtherWork', 'machine_rates', 'roofline']
 
 # %% ../../nbs/experiments/12_timing.ipynb #2c420090
-_fewest = 6 # Rounds: of fewer, not even all of them are a 95% interval of the median
+fewest_rounds = 6 # Of fewer, not even all of them are a 95% interval of the median
 
 def interleaved(
     candidates:dict[str,Callable[[],object]], # Name to what is timed
@@ -44,7 +44,7 @@ def interleaved(
         del candidates[name]
     for name in list(candidates): turns(name, warmup)
     rows, end, order = [], time.perf_counter() + seconds, random.Random(0)
-    while candidates and (len(rows) < _fewest or time.perf_counter() < end):
+    while candidates and (len(rows) < fewest_rounds or time.perf_counter() < end):
         rows.append({name: turns(name) for name in order.sample(list(candidates), len(candidates))})
     return pd.DataFrame(rows, columns=list(candidates))
 

@@ -11,6 +11,7 @@ import random
 import shutil
 from functools import partial
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ from .ranks import is_shard
 # %% auto #0
 __all__ = ['SeedEpochs', 'MixUpCutMix', 'ProgressiveResizing', 'AverageWeights', 'RestoreTrainedWeights', 'Compile',
            'check_compiler', 'train_targets', 'class_weights', 'WeightedCrossEntropy', 'BalancedSampling',
-           'LastMixedPrecision', 'BF16OnCPU', 'training_form', 'form_callbacks']
+           'LastMixedPrecision', 'BF16OnCPU', 'Form', 'training_form', 'form_callbacks']
 
 # %% ../../nbs/training/06_callbacks.ipynb #bfbd606e
 class SeedEpochs(EpochCounter):
@@ -255,17 +256,33 @@ class BF16OnCPU(MixedPrecision):
         self.autocast, self.scales = torch.autocast('cpu', torch.bfloat16), L()
         self.learn.scaler = torch.amp.GradScaler('cpu', enabled=False)
 
+class Form(NamedTuple):
+    "In which form a network is trained."
+    precision:str='fp32' # One of `recipe.precisions`
+    layout:str='default' # One of `recipe.layouts`
+
+    @property
+    def dtype(self) -> torch.dtype|None: # None for none
+        "Of automatic mixed precision."
+        return dict(fp32=None, bf16=torch.bfloat16, fp16=torch.float16)[self.precision]
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return dict(default=torch.contiguous_format, channels_last=torch.channels_last)[self.layout]
+
+    def __str__(self): return f'{self.precision}, {self.layout.replace("default", "default layout")}'
+
 def training_form(
     precision:str, # One of `recipe.precisions`
     layout:str, # One of `recipe.layouts`
     device:str|torch.device # Where the network trains
-) -> tuple[str,str]: # Precision and layout
+) -> Form: # With nothing left open
     """Decide what is left open, 'auto': on a GPU 16 bits in channels_last, on a CPU float32 as PyTorch has it.
 
     Whether something else is faster on a CPU depends on the network, see `experiments.probe`."""
     on_gpu = torch.device(device).type == 'cuda'
     if precision == 'auto': precision = 'fp32' if not on_gpu else 'bf16' if torch.cuda.is_bf16_supported() else 'fp16'
-    return precision, ('channels_last' if on_gpu else 'default') if layout == 'auto' else layout
+    return Form(precision, ('channels_last' if on_gpu else 'default') if layout == 'auto' else layout)
 
 def form_callbacks(
     precision:str, # One of `recipe.precisions`
@@ -275,8 +292,8 @@ def form_callbacks(
     """Let a learner train in this precision and layout, see `training_form`.
 
     Raises `UserError` for fp16 on a CPU, which has no kernels for it."""
-    on_gpu, (precision, layout) = torch.device(device).type == 'cuda', training_form(precision, layout, device)
-    if precision == 'fp16' and not on_gpu: raise UserError('precision fp16 needs a GPU: take fp32, or bf16.')
-    cbs = [ChannelsLast()] if layout == 'channels_last' else []
-    if precision == 'fp32': return cbs
-    return [*cbs, MixedPrecision(precision) if on_gpu else BF16OnCPU()]
+    on_gpu, form = torch.device(device).type == 'cuda', training_form(precision, layout, device)
+    if form.precision == 'fp16' and not on_gpu: raise UserError('precision fp16 needs a GPU: take fp32, or bf16.')
+    cbs = [ChannelsLast()] if form.layout == 'channels_last' else []
+    if form.precision == 'fp32': return cbs
+    return [*cbs, MixedPrecision(form.precision) if on_gpu else BF16OnCPU()]
