@@ -22,12 +22,13 @@ def progress(
     total:int=None, # Their number, if `items` has no length; the bar, and with it the loop, ends there
     comment:str='' # Shown behind the bar
 ) -> Iterable:
-    "`items` with fastprogress' bar, where somebody is watching and fastprogress is installed."
+    "`items` with fastprogress' bar, where somebody watches and fastprogress is installed; notebooks do not keep it."
     if not (sys.stderr.isatty() or in_notebook()): return items
     try:
         from fastprogress.fastprogress import progress_bar
     except ImportError: return items
-    bar = progress_bar(items, total='noinfer' if total is None and not hasattr(items, '__len__') else total)
+    total = 'noinfer' if total is None and not hasattr(items, '__len__') else total
+    bar = progress_bar(items, total=total, leave=not in_notebook())
     bar.comment = comment
     return bar
 

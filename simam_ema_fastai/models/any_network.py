@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from copy import deepcopy
 from difflib import get_close_matches
-from math import sqrt
-from typing import NamedTuple
 
 import pandas as pd
-import torch
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 from torch import Tensor, nn
@@ -26,13 +25,16 @@ from simam_ema_fastai.models.anatomy import (
     call_model,
     evaluating,
     find_sites,
+    glob_example,
     look_at,
     named_parts,
 )
 from .insert import gate_after, gate_modules, remove_after, sites
+from .places import GatePlace, adapt, placed
+from .trace import drop_dead, map_sites, meta_twin, trace
 
 # %% auto #0
-__all__ = ['ChannelsLastGate', 'TokenGate', 'GatePlace', 'placed', 'GateSplitter', 'adapt', 'add_gates', 'remove_gates']
+__all__ = ['GateSplitter', 'add_gates', 'remove_gates']
 
 # %% ../../nbs/models/09_any_network.ipynb #d85ff000
 _name = 'added_gate'  # of the gate as a part of its module; many of timm's have a part `gate` of their own
@@ -60,96 +62,6 @@ def _once(names:set[str], parts:dict[str,nn.Module]) -> dict[str,nn.Module]:
     "The modules of these names in the network's order, one with two names under its first."
     once = {m: n for n,m in reversed(parts.items()) if n in names}
     return {n: m for m,n in reversed(once.items())}
-
-# %% ../../nbs/models/09_any_network.ipynb #3a22c242
-def _grid(
-    n:int, # Number of patches
-    ratio:float # Height over width of the image
-) -> tuple[int,int]|None: # Height and width, where the patches fill a grid
-    h = round(sqrt(n*ratio))
-    return (h, n//h) if h and n%h == 0 and abs(h - n//h*ratio) < 1 else None
-
-class ChannelsLastGate(nn.Module):
-    "A gate for `(N, H, W, C)`."
-    def __init__(self,
-        gate:nn.Module # Maps `(N, C, H, W)` to the same shape
-    ):
-        super().__init__()
-        self.gate = gate
-
-    def forward(self, x:Tensor) -> Tensor:
-        return self.gate(x.permute(0,3,1,2)).permute(0,2,3,1).contiguous()
-
-class TokenGate(nn.Module):
-    "A gate for tokens `(N, P + H·W, C)`; the first P pass unchanged. Raises `UserError` where the rest fills no grid."
-    def __init__(self,
-        gate:nn.Module, # Maps `(N, C, H, W)` to the same shape
-        special:int=0, # P: class and register tokens
-        ratio:float=1. # Height over width of the image
-    ):
-        super().__init__()
-        self.gate, self.special, self.ratio = gate, special, ratio
-
-    def forward(self, x:Tensor) -> Tensor:
-        special, patches = x[:,:self.special], x[:,self.special:]
-        grid = _grid(patches.shape[1], self.ratio)
-        if not grid:
-            raise UserError(f"{patches.shape[1]} patches fill no grid {self.ratio:.3g} times as high as wide: give the "
-                            "network images of the proportions that add_gates has seen, and do not drop patches.")
-        maps = patches.transpose(1,2).unflatten(2, grid)  # (N, C, H, W)
-        return torch.cat([special, self.gate(maps).flatten(2).transpose(1,2)], 1)
-
-    def extra_repr(self): return f'special={self.special}, ratio={self.ratio:.3g}'
-
-# %% ../../nbs/models/09_any_network.ipynb #859800fe
-class GatePlace(NamedTuple):
-    "Where a gate stands, and what it sees there."
-    module:str # Name of the module behind which it stands
-    gate:str # Name in `attention.modules.gates`
-    channels:int # C
-    layout:str # 'NCHW', 'NHWC' or 'tokens'
-    height:int # Of the map, at the size of the example
-    width:int # Of the map, at the size of the example
-    special:int = 0 # Tokens that are no patches: of class and registers
-
-_most_special = 16  # a ViT has one class token and up to 16 registers
-
-def _maps(shape:tuple[int,...], image:Images) -> list[tuple]:
-    "(channels, layout, height, width) of a 4-D output, where the proportions of its sides are those of the image."
-    def fits(h, w): return abs(h - w*image.h/image.w) < 1 + .03*h  # Inception's convolutions are unpadded
-    _, a, b, c = shape
-    return [(a, 'NCHW', b, c)]*fits(b, c) + [(c, 'NHWC', a, b)]*fits(a, b)
-
-def _token_maps(shape:tuple[int,...], image:Images, conv:tuple[int,int]|None) -> list[tuple]:
-    "The same of tokens, and how many are special: what is left over from the last convolution's map or a full grid."
-    _, length, channels = shape
-    left = length - conv[0]*conv[1] if conv and len(conv) == 2 else -1
-    grid, special = (conv, left) if 0 <= left <= _most_special else (_grid(length, image.h/image.w), 0)
-    return [(channels, 'tokens', *grid, special)] if grid else []
-
-def placed(
-    name:str, # Of the module behind which a gate is to stand
-    gate:str, # Its name
-    calls:Sequence[Output], # What the module has put out, call by call
-    image:Images
-) -> GatePlace:
-    "Read off what a gate behind the module would see. Raises `UserError` where none can stand."
-    def refuse(why): raise UserError(f"no gate can stand behind '{name}': {why}.")
-    if not calls: refuse('it does not run in a forward pass (nor does what only lends its weights or its children)')
-    if len(calls) > 1: refuse(f'it runs {len(calls)} times in a forward pass; name a module that runs once')
-    shape, dtype, _, conv = calls[0]
-    if dtype is None: refuse(f'it puts out a {shape}, not one tensor; name a module inside or behind it')
-    if len(shape) < 3 or shape[2:] == (1,1):
-        refuse(f'its output {shape} is no map with positions to weigh; name a module before the pooling, or give a '
-               'larger example=')
-    batch_first = shape[0] == image.n and dtype.is_floating_point
-    found = {3: lambda: _token_maps(shape, image, conv), 4: lambda: _maps(shape, image)}.get(len(shape), list)()
-    if not batch_first or not found:
-        refuse(f'its output {shape} is neither (N, C, H, W) nor (N, H, W, C) nor tokens (N, H·W, C), for '
-               f'N = {image.n} images of {image.h}×{image.w}')
-    if len(found) > 1:
-        refuse(f'its output {shape} may be (N, C, H, W) or (N, H, W, C); give an example= with sides that differ')
-    return GatePlace(name, gate, *found[0])
 
 # %% ../../nbs/models/09_any_network.ipynb #ed915f1e
 class GateSplitter:
@@ -183,15 +95,6 @@ def _check_free(name:str, module:nn.Module):
     if not hasattr(module, _name): return
     raise UserError(f"a gate stands behind '{name}' already: remove_gates(model) takes out what add_gates put in.")
 
-def adapt(
-    gate:nn.Module, # Maps `(N, C, H, W)` to the same shape
-    place:GatePlace, # Where it is to stand
-    ratio:float=1. # Height over width of the images
-) -> nn.Module:
-    "Put a gate into what gives it maps in its layout, if the network has another."
-    if place.layout == 'NHWC': return ChannelsLastGate(gate)
-    return TokenGate(gate, place.special, ratio) if place.layout == 'tokens' else gate
-
 def _fitted(gate:nn.Module, place:GatePlace, like:Output, image:Images) -> nn.Module:
     return adapt(gate, place, image.h/image.w).to(like.device, like.dtype)
 
@@ -214,6 +117,27 @@ def _check_runs(model:nn.Module, places:dict[str,nn.Module], example):
     raise UserError(f"no gate can stand behind '{name}': it is a {type(places[name]).__name__}, which runs its "
                     "parts in a way of its own, a gate among them; name a module inside or behind it.") from failed
 
+def _followed_sites(model:nn.Module, look:Look) -> dict[str,dict[str,int]]:
+    "The sites of a network without blocks that are known, by what it computes; none if a copy cannot be followed."
+    with suppress(Exception):  # whatever keeps a network from being copied and run
+        twin = meta_twin(model)
+        found = map_sites(trace(twin, [(look.images.h, look.images.w)]), twin)
+        found = drop_dead(found, lambda: deepcopy(model).cpu().float().requires_grad_(), look.images.h)
+        return {site: {n: stage for n,(stage, _) in places.items()} for site,places in found.sites.items()}
+    return {}
+
+def _at_site(site:str, stages:Sequence[int]|None, found:dict[str,dict[str,int]], parts:dict[str,nn.Module]) -> set[str]:
+    there = {n: s for n,s in found.get(site, {}).items() if n in parts}
+    if not there:
+        others = ' and '.join(f"'{s}'" for s in found if found[s])
+        why = f'it has {others}' if others else 'no block of this network is recognized'
+        raise UserError(f"there is no site '{site}' in this network: {why}; or name modules, e.g. "
+                        f"at='{glob_example(parts)}'.")
+    if missing := [s for s in stages or [] if s not in there.values()]:
+        raise UserError(f"no '{site}' is recognized in stage {missing[0]}, only in "
+                        f"{', '.join(map(str, sorted({*there.values()})))}.")
+    return {n for n,s in there.items() if stages is None or s in stages}
+
 def _look_for(model:nn.Module, at:Sequence[str], stages:Sequence[int]|None, example) -> tuple[dict[str,nn.Module],Look]:
     "The modules that are meant, and what they put out."
     parts = {n: m for n,m in named_parts(model).items() if _name not in n.split('.')}
@@ -221,13 +145,16 @@ def _look_for(model:nn.Module, at:Sequence[str], stages:Sequence[int]|None, exam
     if not at: raise UserError(f"at={at}: name a site ({', '.join(sites)}) or the modules to put gates behind.")
     if stages is not None and not asked:
         raise UserError(f"stages={stages} belongs to a site: at= one of {', '.join(sites)}; or leave stages out.")
+    if stages is not None and (not stages or not {*stages} <= {1,2,3,4}):
+        raise UserError(f"stages={stages}: give some of 1, 2, 3, 4.")
     names = {n for a in at if a not in sites for n in _matching(a, parts)}
     if not asked:
         found = _once(names, parts)
         return found, look_at(model, found, example)
     look = look_at(model, parts, example)  # at all: the stages are seen by the maps
-    names |= {n for site in asked for n in find_sites(parts, look, site, stages)}
-    return _once(names, parts), look
+    known = find_sites(parts, look)
+    if not any(known.values()): known = _followed_sites(model, look)
+    return _once(names.union(*[_at_site(site, stages, known, parts) for site in asked]), parts), look
 
 def _add(model:nn.Module, gate:str, build:Callable, at:Sequence[str], stages:Sequence[int]|None, example):
     found, look = _look_for(model, at, stages, example)
@@ -253,6 +180,8 @@ def add_gates(
 ) -> pd.DataFrame: # One row per gate: the fields of `GatePlace`
     """Put a gate behind every module of `model` that is at a site, or whose name matches.
 
+    Sites are found by the parts of a residual block, where they have the usual names, or else by what the network
+    computes (see `trace`): behind a block's convolution over neighbors, at the end of a residual branch, of a stage.
     The names of the network's own tensors stay; each gate is a part `added_gate` of its module. Channels and layout are
     measured in one forward pass. The optimizer of a learner starts anew with the gates in the group of the head, and
     `freeze` does not freeze them. Raises `UserError` where a gate cannot stand, and leaves the network as it was."""
