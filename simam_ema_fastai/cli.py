@@ -12,7 +12,7 @@ import os
 import sys
 import warnings
 
-from .commands import experiments, models, reports, storage  # noqa: F401  # they register themselves
+from .commands import discover, experiments, models, reports, storage  # noqa: F401  # they register themselves
 from .core.errors import UserError, disk_full, one_of
 from .options import commands
 
@@ -50,7 +50,8 @@ def _say(e:BaseException) -> int:
     for l in line.splitlines(): print(f'simam_ema: {l}', file=sys.stderr)
     return getattr(e, 'status', 2)
 
-_in_several = ('train', 'ablate', 'evaluate')
+_in_several = 'train', 'ablate', 'evaluate'
+_with_pytorch = *_in_several, 'tune', 'export', 'diagnose', 'benchmark'
 
 def _joined(name:str):
     "Share a command out where `accelerate launch` or `torchrun` started several processes; import nothing otherwise."
@@ -60,6 +61,12 @@ def _joined(name:str):
     from simam_ema_fastai.training.ranks import process_group
     return process_group(_say)
 
+def _greet(name:str):
+    "Say that it has begun, where somebody watches: PyTorch and fastai take seconds to load."
+    if name not in _with_pytorch or not sys.stderr.isatty(): return
+    from simam_ema_fastai import __version__
+    print(f'simam_ema {__version__}: loading PyTorch and fastai …', file=sys.stderr, flush=True)
+
 def _warn(message, *_, **__): print(f'simam_ema: warning: {message}', file=sys.stderr)
 
 def main(
@@ -67,6 +74,7 @@ def main(
 ) -> int: # Exit status
     "Run the command line `simam_ema`."
     argv = sys.argv[1:] if argv is None else list(argv)
+    if argv[:1] == ['help'] and len(argv) > 1: argv = [argv[1], '--help']
     if not argv or argv[0] in ('-h','--help','help'):
         print(_overview())
         return 0 if argv else 2
@@ -80,6 +88,7 @@ def main(
         try:
             name = one_of(argv[0], commands, 'command')
             args = commands[name].parse(argv[1:])
+            _greet(name)
             with _joined(name): commands[name].function(**args)
             return 0
         except (Exception, KeyboardInterrupt) as e: return _say(e)

@@ -62,6 +62,11 @@ class _HelpFormatter(argparse.HelpFormatter):
         width = min(120, shutil.get_terminal_size((120, 30)).columns)
         super().__init__(prog, max_help_position=30, width=width)
 
+    def _fill_text(self, text, width, indent):
+        "A paragraph; examples stay as they are."
+        if text.startswith('examples:'): return text
+        return super()._fill_text(text, width, indent)
+
 def make_parser(
     f:Callable, # The function of a command
     shared:Callable[[],Sequence[type]]=tuple, # Dataclasses whose fields are options too; called when they are needed
@@ -69,7 +74,8 @@ def make_parser(
     first:str='', # Names of the options that matter most, which come first
     positional:str='', # Names of the options that are given without a name
     without:str='', # Names of shared options that this command has not
-    spelled:dict[str,str]=None # Other names on the command line than in Python
+    spelled:dict[str,str]=None, # Other names on the command line than in Python
+    examples:Sequence[str]=() # What is typed behind `simam_ema`
 ) -> argparse.ArgumentParser: # Returns only what was given
     "Make the parser of a command, its options in groups."
     own = {o.name: o for o in _options_of(f)}
@@ -84,6 +90,7 @@ def make_parser(
     usage = ' '.join(['%(prog)s [options]', *(name.upper() for name in places)])
     about = f.__doc__.replace('%', '%%')
     p = argparse.ArgumentParser(f'simam_ema {f.__name__}', usage, about, formatter_class=_HelpFormatter)
+    if examples: p.epilog = '\n  '.join(['examples:', *(f'{p.prog} {e}' for e in examples)])
     p._positionals.title = 'arguments'
     done = set()
     for title, names, options in titles:

@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/commands/01_experiments.ipynb #ee58e6f9
 import contextlib
 import gc
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,9 @@ _output = 'out log no_report metric margin'
 
 @register_command(
     shared=training_groups, groups={'what to train': 'variant', 'output': _output},
-    first='variant data path size arch weights epochs bs lr out')
+    first='variant data path size arch weights epochs bs lr out',
+    examples=('--variant hybrid --data folder --path IMAGES --epochs 5',
+              '--variant "simam@spatial34+ema@residual4" --arch timm:densenet121'))
 def train(
     variant:str=None, # baseline, ema, …, or spelled: simam(e_lambda=0.1)@spatial34+timm.gca@stage; hybrid if left out
     out:Path='runs/train', # Run folder
@@ -40,7 +43,9 @@ def train(
     shared=training_groups, without='seed strategy',
     groups={'what to compare': 'variants grid seeds strategies', 'where to run': 'executor run_cpus run_gpus',
             'output': f'{_output} watch port'},
-    first='variants seeds data path size arch weights epochs lr out')
+    first='variants seeds data path size arch weights epochs lr out',
+    examples=('--data folder --path IMAGES --variants baseline,hybrid_identity --seeds 1,2,3',
+              '--data csv --path labels.csv --metric balanced_accuracy --test-pct 20 --grid factorial'))
 def ablate(
     variants:str=None, # Which to compare, separated by commas, as for train; baseline,simam,ema,hybrid if left out
     grid:str=None, # A comparison by name instead: factorial, positions, reduction, start
@@ -112,29 +117,44 @@ def _do_and_report(configs, out, log, measured, executor, metric, margin):
     except RunsFailed as e: failed = e
     done = [c.name for c in configs if (Path(out)/c.name/'metrics.json').exists()]
     if done and measured and is_rank0():
-        try: _print_report(out)
+        whole = [name for name in done if not failed or name not in failed.failed]
+        try: _print_report(Path(out), whole)
         except UserError as e:
             if failed: raise UserError(f'{failed}\nno report: {e}') from None
             raise
-        whole = [name for name in done if not failed or name not in failed.failed]
-        if whole: print(f'model:  {Path(out)/whole[-1]}', flush=True)
     return failed
 
-def _print_report(folder):
-    "Write the report, and print what it comes to."
+def _print_report(folder:Path, whole:list[str]):
+    "Write the report; print what it comes to, which of the runs that are `whole` is best, and what to do with it."
     from simam_ema_fastai.report.evidence import Evidence
     from simam_ema_fastai.report.page import report
     from simam_ema_fastai.report.tables import comparison_table
-    page = report(folder)
-    e = Evidence(folder)
-    print(f'\n{comparison_table(e.runs, e.metric).to_string(index=False)}\n\n{e.headline}\nreport: {page}')
+    page, e = report(folder), Evidence(folder)
+    print(f'\n{_fitting(comparison_table(e.runs, e.metric))}\n\n{e.headline}\nreport: {page}', flush=True)
+    models = e.runs.explode('folders').sort_values(e.metric, ascending=False, kind='stable')
+    models = models[models.folders.isin(whole)]
+    if models.empty: return
+    best = models.iloc[0]
+    model = folder/best.folders
+    print(f'best:   {model} ({e.metric_label} {best[e.metric]:.2f}%)\nnext:   simam_ema predict {model} IMAGE\n'
+          f'        simam_ema serve {model}\n        simam_ema export {model} --onnx model.onnx')
+    if e.runs.variant.nunique() > 1 and e.runs.seed.nunique() == 1:
+        print('        the same command with --seeds 1,2,3: one seed tells little')
+
+def _fitting(table) -> str:
+    "A table as text, without the last columns where the terminal is too narrow for them: the report has them."
+    width = shutil.get_terminal_size((120, 24)).columns
+    texts = [table.iloc[:,:n].to_string(index=False) for n in range(1, len(table.columns) + 1)]
+    return max((t for t in texts if len(t.split('\n')[0]) <= width), key=len, default=texts[0])
 
 # %% ../../nbs/commands/01_experiments.ipynb #133495ad
 @register_command(
     shared=training_groups, without='seed folds fold',
     groups={'what to search': 'variants space trials holdout', 'what to compare then': 'seeds no_common',
             'where to run': 'executor run_cpus run_gpus', 'output': _output},
-    first='variants space trials seeds data path size arch weights epochs out')
+    first='variants space trials seeds data path size arch weights epochs out',
+    examples=('--data folder --path IMAGES --variants baseline,hybrid --trials 20 --seeds 1,2,3',
+              '--variants baseline,ema --space lr=1e-4:1e-2:log bs=16,32'))
 def tune(
     variants:str=None, # Which to tune, separated by commas, as for train; baseline,simam,ema,hybrid if left out
     space:list[str]=None, # lr=1e-4:1e-2:log bs=16,32 …: ranges or values of a recipe's settings, and of start

@@ -265,7 +265,8 @@ def _results(configs, todo, folder, measured, log, executor) -> Iterator[tuple[R
         if c.name not in names: yield c, _done_before(c, folder/c.name, measured)
     for c, result in executor(todo, folder, measured, log):
         if not isinstance(result, Failure):
-            print(f"{c.name}: {result['n']} images: {format_metrics(result)}", flush=True)
+            shown = format_metrics(result, ('top1', planned_metric(folder)[0]))
+            print(f"{c.name}: {result['n']} images: {shown}", flush=True)
         yield c, result
 
 def _done_before(c:RunConfig, folder:Path, measured:bool) -> dict|Failure:

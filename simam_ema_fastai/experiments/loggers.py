@@ -21,6 +21,9 @@ from ..training.ranks import is_rank0
 __all__ = ['check_logger', 'logging_callbacks']
 
 # %% ../../nbs/experiments/06_loggers.ipynb #a280affc
+_words = dict(train_loss='loss {:.3f}', valid_loss='validation {:.3f}', accuracy='Top-1 {:.1%}',
+              top_k_accuracy='Top-5 {:.1%}')
+
 class _ShowProgress(Callback):
     "Print the epochs of a run and the time left for its grid."
     order = 96  # after Checkpoint
@@ -41,9 +44,11 @@ class _ShowProgress(Callback):
 
     def after_epoch(self):
         if self.epoch < self.start: return  # skipped: trained before
-        losses = zip(self.recorder.metric_names[1:-1], self.recorder.log[1:-1])
-        parts = [f'epoch {self.epoch+1}/{self.n_epoch}', *(f'{k} {v:.4g}' for k,v in losses)]
-        if left := time_left(self.grid): parts.append(f'{format_duration(left)} left for the grid')
+        parts = [f'epoch {self.epoch+1}/{self.n_epoch}']
+        for name, value in zip(self.recorder.metric_names[1:-1], self.recorder.log[1:-1]):
+            if name == 'top_k_accuracy' and self.dls.c <= 10: continue  # it would say little
+            parts.append(_words.get(name, name + ' {:.4g}').format(value))
+        if left := time_left(self.grid): parts.append(f'{format_duration(left)} left')
         self._moving()
         print('  ' + ', '.join(parts), flush=True)
 

@@ -9,7 +9,7 @@ import base64
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -90,8 +90,9 @@ def imbalance_metrics(
         found |= dict(auroc=mean(skm.roc_auc_score), average_precision=mean(skm.average_precision_score))
     return {k: 100*float(v) for k,v in found.items() if math.isfinite(v)}
 def format_metrics(
-    metrics:dict # Of an `Evaluation`, or what an earlier version wrote
+    metrics:dict, # Of an `Evaluation`, or what an earlier version wrote
+    names:Iterable[str]=tuple(metric_labels) # Which of them
 ) -> str:
-    "Metrics in a line, in percent: Top-1, Top-5 if it was not among fewer than five, and those of rare classes."
-    shown = [k for k in metric_labels if k in metrics and (k != 'top5' or metrics.get('k', 5) == 5)]
+    "Metrics in a line, in percent; Top-5 if it was not among fewer than five."
+    shown = [k for k in dict.fromkeys(names) if k in metrics and (k != 'top5' or metrics.get('k', 5) == 5)]
     return ', '.join(f'{metric_labels[k]} {metrics[k]:.2f}%' for k in shown)
