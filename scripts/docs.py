@@ -70,6 +70,7 @@ class Page:
             if cell.cell_type == 'markdown':
                 if re.search('(?m)^## ', cell.source): level = 3
                 cell.source = linked(cell.source, links | self.links, self.url)
+            cell.source = re.sub(r'\[!\[(Open in Colab)\]\(.*?\)\]', r'[\1]', cell.source)  # no image from elsewhere
             defined = re.findall(r'(?m)^(?:async )?(?:def |class )(\w+)', cell.source) if directive == 'export' else []
             cell.source = re.sub(r'(?m)^#\| .*\n', '', cell.source)
             docs = [documented(n, self.documented[n], level) for n in defined if n in self.documented]

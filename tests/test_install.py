@@ -3,6 +3,7 @@ training to prediction; with the newest versions that its requirements allow, wi
 predict from an ONNX file alone."""
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -96,14 +97,34 @@ def use(env):
     return run, image, label
 
 
-def test_as_a_user(built, uv, tmp_path):
+def for_colab(root):
+    "By tutorial: what it opens from its badge, and what its first cell installs."
+    for file in sorted((root/'nbs'/'tutorials').glob('*.ipynb')):
+        text = '\n'.join(''.join(c['source']) for c in json.loads(file.read_text(encoding='utf-8'))['cells'])
+        opened = re.findall(r'\(https://colab.research.google.com/github/(.*?)\)', text)
+        installed = re.findall(r'%pip install -q "(.*)"', text)
+        assert len(opened) == len(installed), file
+        yield from ((file, *both) for both in zip(opened, installed))
+
+
+def test_tutorials_open_in_colab(root, settings):
+    tutorials = list(for_colab(root))
+    assert len(tutorials) > 6
+    for file, opened, installed in tutorials:
+        assert opened == f"{settings['user']}/{settings['repo']}/blob/{settings['branch']}/nbs/tutorials/{file.name}"
+        extras = re.fullmatch(rf"{settings['lib_name']}\[(.*)\] @ git\+{re.escape(settings['git_url'])}", installed)[1]
+        for extra in extras.split(','): assert f'{extra}_requirements' in settings
+
+
+def test_as_a_user(built, uv, root, tmp_path):
     "The newest that `pip install` resolves, and nothing that is there for the suite alone."
     wheel, _ = built
     env = Environment(uv, tmp_path/'venv')
     env.install(wheel)
     run, image, label = use(env)
     assert "pip install 'simam_ema_fastai[export]'" in env('simam_ema', 'export', run, '--onnx', 'model.onnx', status=2)
-    env.install(f'simam_ema_fastai[export] @ {wheel.as_uri()}')
+    for installed in {installed for *_, installed in for_colab(root)}:  # the checkout in the place of its code host
+        env.install(re.sub(r'git\+.*', wheel.as_uri(), installed))
     env('simam_ema', 'export', run, '--onnx', 'model.onnx')
     assert f' {label} ' in env('simam_ema', 'predict', 'model.onnx', image)
     subprocess.run([uv, 'pip', 'check', '-q', '--python', env.folder], check=True)

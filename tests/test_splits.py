@@ -124,5 +124,5 @@ def test_a_table_is_trained_on(tmp_path, simam_ema):
     assert len({f.split('/')[-1][:2] for f in valid}) * 8 == len(valid) and all('p5_' in f for f in test)
     (near,) = pd.read_csv(run/'near_duplicates.csv').itertuples()
     assert {near.file, near.near} == {'a/p0_0.png', 'a/p5_0.png'} and near.part == 'test'
-    assert 'test images look like' in err
+    assert 'test images that look like' in err
     assert any(f.about == 'near-duplicates' for f in Evidence(tmp_path/'out').findings)

@@ -131,12 +131,11 @@ def _print_report(folder:Path, whole:list[str]):
     from simam_ema_fastai.report.tables import comparison_table
     page, e = report(folder), Evidence(folder)
     print(f'\n{_fitting(comparison_table(e.runs, e.metric))}\n\n{e.headline}\nreport: {page}', flush=True)
-    models = e.runs.explode('folders').sort_values(e.metric, ascending=False, kind='stable')
-    models = models[models.folders.isin(whole)]
-    if models.empty: return
-    best = models.iloc[0]
-    model = folder/best.folders
-    print(f'best:   {model} ({e.metric_label} {best[e.metric]:.2f}%)\nnext:   simam_ema predict {model} IMAGE\n'
+    values = {name: r[e.metric] for _,r in e.runs.iterrows() for name in e.folders(r.run) if name in whole}
+    if not values: return
+    best = max(values, key=values.get)
+    model = folder/best
+    print(f'best:   {model} ({e.metric_label} {values[best]:.2f}%)\nnext:   simam_ema predict {model} IMAGE\n'
           f'        simam_ema serve {model}\n        simam_ema export {model} --onnx model.onnx')
     if e.runs.variant.nunique() > 1 and e.runs.seed.nunique() == 1:
         print('        the same command with --seeds 1,2,3: one seed tells little')

@@ -96,5 +96,5 @@ def warn_of_near_duplicates(
     new = found.loc[[content[r.file] != content[r.near] for r in found.itertuples()]]
     for (part, other), g in new.groupby(['part','near_part'], sort=False):
         r = g.iloc[0]
-        warnings.warn(f"{len(g)} {part} images look like {other} images, {r.file} and {r.near} for one: "
+        warnings.warn(f"{part} images that look like {other} images: {len(g)}, {r.file} and {r.near} for one; "
                       "if they show the same thing, accuracy comes out too high.", stacklevel=4)

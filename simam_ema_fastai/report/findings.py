@@ -277,8 +277,8 @@ def _near_duplicates(g):
     if not files: return
     found = pd.concat(map(pd.read_csv, files)).drop_duplicates(['file','near'])
     n, r = len({*found.file}), found.iloc[0]
-    return (f'{n} validation or test images look like an image of another part, {Path(r.file).name} and '
-            f'{Path(r.near).name} for one: if they show the same thing, the accuracy is too high. '
+    return (f'Validation or test images that look like an image of another part: {n}, {Path(r.file).name} and '
+            f'{Path(r.near).name} for one. If they show the same thing, the accuracy is too high. '
             'near_duplicates.csv of each run lists them.')
 
 @check('note', 'most common class')
