@@ -54,7 +54,7 @@ text = f"""# Training in bf16 against fp32
 {to_markdown(pd.DataFrame(rows))}
 
 “No worse” is shown by two one-sided tests, each at 5%, over seeds and images; the intervals are of 95%.
-Other programs ran beside the trainings, one precision after the other: by the clock fp32 took {ratio:.2f} times as long.
+Other programs ran beside them, one precision after the other: by the clock fp32 took {ratio:.2f} times as long.
 
 Machine: {provenance(noted[0])}
 
