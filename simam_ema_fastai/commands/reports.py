@@ -72,10 +72,10 @@ _ratios = ('ratio: to the baseline in the same form, low and high: 95% of its me
 @register_command()
 def benchmark(
     variants:str='hybrid', # Which to compare with the baseline, separated by commas
-    tasks:str='forward,training,memory', # What to measure; also: loader
+    tasks:str='forward,training,memory', # What to measure; also: training_bf16, loader
     arch:str='resnet50', # Backbone
     sizes:str='64,224', # Sides in pixels
-    bs:str='1', # Images per batch, separated by commas; trainings and memory take at least 2
+    bs:str='1', # Images per batch, or SIZE:IMAGES for a size, separated by commas; trainings and memory take 2 or more
     seconds:float=60., # How long the candidates take turns in each setting
     eager:bool=False, # Leave out compiled forms, which take half a minute each to make on a CPU
     data:str='digits', # Data set for the loaders
@@ -90,13 +90,14 @@ def benchmark(
     from simam_ema_fastai.experiments.environment import environment
     from simam_ema_fastai.models.libraries import check_size
     from simam_ema_fastai.models.variants import get_variant
-    sides, batches = split_commas(sizes, int, 'sizes'), split_commas(bs, int, 'bs')
+    sides = split_commas(sizes, int, 'sizes')
+    batches = _batches(sides, split_commas(bs, str, 'bs'))
     variants = split_commas(variants, str, 'variants')
     for s in sides: check_size(arch, s)
     for v in variants: get_variant(v, arch)
     chosen = [one_of(t, known, 'task') for t in split_commas(tasks, str, 'tasks')]
     least = dict(forward=1, loader=64)
-    wanted = [(t, s, max(b, least.get(t, 2))) for t in chosen for s in sides for b in batches]
+    wanted = [(t, s, max(b, least.get(t, 2))) for t in chosen for s,b in batches]
     machine = environment()
     loaded = dict(name=data, path=path)
     df = benchmark(out, wanted, variants, arch, seconds, compiled=not eager, data=loaded, environment=machine)
@@ -104,3 +105,13 @@ def benchmark(
     print(measured_columns(df).to_string(index=False, float_format='{:.3f}'.format, na_rep=''))
     print(f'{_ratios}\n{out}/benchmark.csv, report.md')
     if failed := failed_measurements(df): raise UserError('\n'.join(failed))
+
+def _batches(sides:list[int], texts:list[str]) -> list[tuple[int,int]]:
+    "Size and number of images, from `IMAGES` for each of `sides` or `SIZE:IMAGES` for one."
+    pairs = [text.rpartition(':') for text in texts]
+    try: pairs = [(int(size or 0), int(n)) for size,_,n in pairs]
+    except ValueError:
+        raise UserError(f"bs '{','.join(texts)}': numbers are wanted, or SIZE:IMAGES: 64:32,224:4.") from None
+    if unknown := [size for size,_ in pairs if size and size not in sides]:
+        raise UserError(f'bs {unknown[0]}:…: {unknown[0]} is not among the sizes {", ".join(map(str, sides))}.')
+    return [(s, n) for s in sides for size,n in pairs if size in (0, s)]

@@ -15,6 +15,7 @@ import torch
 from fastai.torch_core import default_device
 from matplotlib.figure import Figure
 
+from ..attention.cpp_training import build_gates
 from ..core.errors import UserError, one_of
 from ..core.files import atomic_path, write_json, write_text
 from ..core.locks import lock_folder
@@ -145,6 +146,7 @@ def benchmark(
     for task, *_ in settings: one_of(task, tasks, 'task')
     for v in variants: get_variant(v, arch)
     about = _about(arch, variants, compiled, device, data, environment)
+    if about['device'] == 'cpu': build_gates()  # which a training has built, too
     with lock_folder(out):
         df = _read_measurements(out, about)
         if environment: write_json(out/'environment.json', environment)

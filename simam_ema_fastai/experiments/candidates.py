@@ -10,6 +10,7 @@ import copy
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import pandas as pd
 import torch
@@ -56,7 +57,7 @@ def _networks(variants:Sequence[str], arch:str, device, failed:dict=None) -> dic
     "(form, name) to network, all with the weights they would start training from."
     def make(v): return create_model(get_variant(v, arch), 200).to(device)
     wanted = {('eager', v): v for v in dict.fromkeys(['baseline', *variants])}
-    wanted |= {('published', v): _published(v, arch) for v in variants if v != 'baseline'}
+    wanted |= {('published', v): p for v in variants if (p := _published(v, arch)) != get_variant(v, arch)}
     wanted |= {('timm', a): f'timm.{a}@residual34' for a in _timm_gates}
     return make_each(wanted, make, failed)
 
@@ -102,23 +103,24 @@ def _forward(nets:dict, x:torch.Tensor, compiled:bool, failed:dict=None) -> dict
         nets = nets | fast | slow
     return {k: forward_pass(m, x) for k,m in nets.items()}
 
-def _training(nets:dict, x:torch.Tensor, compiled:bool, failed:dict=None) -> dict[tuple[str,str],Callable]:
-    "Training steps on one batch with AdamW; in bfloat16 on a GPU."
-    nets = {k: copy.deepcopy(m).train() for k,m in nets.items()}
+def _training(nets:dict, x:torch.Tensor, compiled:bool, failed:dict=None,
+              dtype:torch.dtype=None) -> dict[tuple[str,str],Callable]:
+    "Training steps on one batch with AdamW, channels last; in bfloat16 on a GPU, or if asked to."
+    nets = {k: copy.deepcopy(m).to(memory_format=torch.channels_last).train() for k,m in nets.items()}
     if compiled:
         nets |= {(f'{form}, compiled', v): torch.compile(copy.deepcopy(m))
                  for (form, v),m in nets.items() if form != 'timm'}
-    return {k: training_step(m, x, dtype=_mixed(x.device)) for k,m in nets.items()}
+    return {k: training_step(m, x, dtype=dtype or _mixed(x.device)) for k,m in nets.items()}
 
 def _mixed(device:torch.device) -> torch.dtype|None: return torch.bfloat16 if device.type == 'cuda' else None
 
 # %% ../../nbs/experiments/13_candidates.ipynb #fd82063b
-timed_tasks = {'forward': _forward, 'training': _training}
+timed_tasks = {'forward': _forward, 'training': _training, 'training_bf16': partial(_training, dtype=torch.bfloat16)}
 tasks = (*timed_tasks, 'memory', 'loader')
 _reference = 'eager', 'baseline'
 
 def compare_times(
-    task:str, # 'forward' or 'training'
+    task:str, # One of `timed_tasks`
     size:int, # Side in pixels
     bs:int, # Images per batch
     variants:Sequence[str]=('hybrid',), # Which to compare with the baseline
