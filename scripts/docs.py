@@ -84,7 +84,7 @@ def linked(text: str, links: dict, url: str) -> str:
     def target(m):
         at = f"{'../'*url.count('/')}{links[m[2]]}" if m[2] in links else f'{cfg.git_url}/blob/{cfg.branch}/{m[2]}'
         return f'[{m[1]}]({at})' if m[2] in links or (root/m[2]).is_file() else m[0]
-    text = re.sub(r'\[([^\]\[]+)\]\(([\w./]+)\)', target, text)
+    text = re.sub(r'(?<!!)\[([^\]\[]+)\]\(([\w./]+)\)', target, text)
     return re.sub(r'(?<![\[`\w])(`([\w./]+)(?:\(\))?`)(?![`\]\w])', target, text)
 
 
@@ -117,6 +117,9 @@ def main(
     "Build the documentation from the notebooks, README.md and results/."
     for old in (site, site.parent/'html', out): shutil.rmtree(old, ignore_errors=True)
     pages = {w: [Page(f) for f in sorted((root/'nbs'/w).glob('[!i]*.ipynb'))] for w in ['guide', 'tutorials', *wings]}
+    readme = (root/'README.md').read_text(encoding='utf-8')
+    named = {source: i for i, source in enumerate(re.findall(r'\((nbs/tutorials/.*?)\)', readme))}
+    pages['tutorials'].sort(key=lambda p: named.get(p.source, len(named)))  # as the README has them
     every, results = [p for ps in pages.values() for p in ps], write_results()
     links = {n: at for p in every for n, at in p.links.items() if re.search('[A-Z_]', n)}  # plain words stay words
     links |= {n: p.url for p in every for n in (p.name, p.source)} | {r.rpartition('/')[0]: r for r in results}
@@ -127,7 +130,7 @@ def main(
     trees = {'how to': pages.pop('guide'), 'tutorials': pages.pop('tutorials'), 'results': results, **pages,
              'index': ['names.md']}
     trees = [toctree({'.': 'command line'}.get(title, title), ps) for title, ps in trees.items()]
-    write(site/'index.md', linked((root/'README.md').read_text(encoding='utf-8'), links, ''), *trees)
+    write(site/'index.md', linked(readme, links, ''), *trees)
     options = ['-D', f"nb_execution_mode={'cache' if execute else 'off'}", '-q', '-W', '--keep-going']
     status = build_main([*options, '-c', str(root/'scripts'/'site'), str(site), str(site.parent/'html')])
     shutil.copytree(site.parent/'html', out)

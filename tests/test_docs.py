@@ -1,4 +1,5 @@
 "The documentation as a site: built as it is, without a network; a link that leads nowhere is found."
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,7 @@ def test_a_page_for_every_notebook_and_result(site, root):
     text = ''.join(f.read_text(encoding='utf-8') for f in site.glob('results/*/*.html'))
     files = [f for f in (root/'results').rglob('*') if f.is_file() and f.suffix not in ('.html', '.md')]
     assert not [f for f in files if f'/{f.name}"' not in text]
+    assert not [f for f in site.rglob('*.html') if re.search('<img[^>]*src="http', f.read_text(encoding='utf-8'))]
 
 
 def test_exported_names_are_documented(site):
