@@ -161,6 +161,11 @@ class Evidence:
         "By name."
         return draw_figures(self)
 
+    @property
+    def looked_into(self) -> tuple[tuple[str,str],...]:
+        "The cells whose classes are shown: those of the focus, or the only one that there is."
+        return self.focus or tuple(self.outcomes)*self.single
+
     @cached_property
     def class_changes(self) -> pd.DataFrame:
         "What changed class by class in the comparison in focus."
@@ -175,14 +180,14 @@ class Evidence:
     def confusions(self,
         n:int=12 # Rows
     ) -> pd.DataFrame: # Formatted
-        "The most frequent confusions of both sides of the focus, for data sets of many classes."
-        a, b = (confusion_percent(self.outcomes[c], len(self.classes)) for c in self.focus)
-        wrong = np.where(np.eye(len(a)) > 0, -1, np.maximum(a, b))
-        cell, reference = (f'{self.name(c)}, %' for c in self.focus)
+        "The most frequent confusions of the cells that are looked into, for data sets of many classes."
+        n_classes, cells = len(self.classes), self.looked_into[::-1]
+        of = {f'{self.name(c)}, %': confusion_percent(self.outcomes[c], n_classes) for c in cells}
+        wrong = np.where(np.eye(n_classes) > 0, -1, np.max([*of.values()], axis=0))
         def row(t, p):
-            shares = {reference: f'{b[t,p]:.1f}', cell: f'{a[t,p]:.1f}'}
+            shares = {cell: f'{percent[t,p]:.1f}' for cell,percent in of.items()}
             return {'true': self.classes[t], 'taken for': self.classes[p], **shares}
-        return pd.DataFrame([row(*divmod(int(i), len(a))) for i in wrong.ravel().argsort()[::-1][:n]])
+        return pd.DataFrame([row(*divmod(int(i), n_classes)) for i in wrong.ravel().argsort()[::-1][:n]])
 
     def splits(self) -> list[str]:
         "A sentence for every cell off the reference row and column: where its difference comes from."

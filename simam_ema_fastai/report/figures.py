@@ -71,7 +71,7 @@ def _tradeoffs(e) -> Iterator[ReportFigure]:
     for cost, label in plots.cost_descriptions.items():
         if cost not in runs or cost.replace('_ms', '_ratio') in runs and cost.endswith('_ms'): continue
         known = runs[runs[cost].notna() & ~(runs.latency_noisy if cost=='latency_ms' else False)]
-        if not len(known) or known.variant.nunique() < 2 and not e.single: continue
+        if known.variant.nunique() < 2: continue
         means = known.groupby(['variant','strategy'], sort=False)[[cost, e.metric]].mean()
         places = plots.pareto_front(means[cost].tolist(), means[e.metric].tolist())
         front = '; '.join(e.name(means.index[i]) for i in places)
@@ -103,8 +103,9 @@ def _classes(e) -> Iterator[ReportFigure]:
                f'({worst["class"]}) to {format_points(best.change)} ({best["class"]}). Solid where p stays below 0.05 '
                f'after Holm over {len(changes)} classes: {int((changes.p_holm < .05).sum())}.')
     yield ReportFigure(plots.plot_classes(changes, e.palette.color(cell[0])), 'classes', 'Change by class', caption)
-    if len(e.classes) > 20: return
-    for side, c in (('b', reference), ('a', cell)): yield _confusion(e, side, c)
+
+def _confusions(e) -> Iterator[ReportFigure]:
+    if len(e.classes) <= 20: yield from (_confusion(e, side, c) for side,c in [*zip('ab', e.looked_into)][::-1])
 
 def _confusion(e, side:str, cell) -> ReportFigure:
     matrix = plots.confusion_percent(e.outcomes[cell], len(e.classes))
@@ -121,9 +122,9 @@ def _reliability(e) -> Iterator[ReportFigure]:
     shown = {c: by_seed[0] for c,by_seed in e.calibrations.items() if not e.focus or c in e.focus}
     bins = len(next(iter(e.calibrations.values()))[0].table)
     yield ReportFigure(plots.plot_reliability(shown, e.palette), 'reliability', 'Reliability',
-                       f'Accuracy by confidence in {bins} bins that hold equally many images, first seed of the two '
-                       'sides of the largest difference, with 95% Wilson intervals. Below the diagonal a network is '
-                       'too sure.')
+                       f'Accuracy by confidence in {bins} bins that hold equally many images, first seed'
+                       + ' of the two sides of the largest difference'*bool(e.focus) + ', with 95% Wilson intervals. '
+                       'Below the diagonal a network is too sure.')
 
 def _coverage(e) -> Iterator[ReportFigure]:
     if not e.selections: return
@@ -134,7 +135,7 @@ def _coverage(e) -> Iterator[ReportFigure]:
                        'Line: the surest first, as measured. Dots: what the answers above each threshold reach at '
                        'least, with 95% confidence for all together. First seed.', said)
 
-_drawers = _differences, _learning_curves, _tradeoffs, _factors, _classes, _reliability, _coverage
+_drawers = _differences, _learning_curves, _tradeoffs, _factors, _classes, _confusions, _reliability, _coverage
 _parts = {f.__name__: f for f in _drawers}
 
 def report_figure(

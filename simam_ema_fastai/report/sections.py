@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
@@ -175,6 +176,26 @@ def _classes(e):
 @section('Confusion')
 def _confusion(e):
     if e.focus: return dict(comparison=_comparison(e))
+    if e.looked_into: return dict(classes=_recall_table(e))
+
+def _recall_table(e) -> pd.DataFrame: # Formatted
+    "The classes of the only cell, the worst first."
+    o, = e.outcomes.values()
+    right, n = o.top1.mean(0), np.bincount(o.true, minlength=len(e.classes))
+    recall = np.bincount(o.true, right, len(e.classes))/np.maximum(n, 1)
+    rows = [{'class': e.classes[i], 'images': f'{n[i]:,}', 'found %': f'{100*recall[i]:.1f}'}
+            for i in recall.argsort(kind='stable') if n[i]]
+    return pd.DataFrame(rows)
+
+@section('Its surest mistakes', nav='Mistakes')
+def _mistakes(e):
+    if e.focus or not e.looked_into: return
+    o, = e.outcomes.values()
+    wrong = np.flatnonzero(~o.top1[0].astype(bool))
+    surest = wrong[np.argsort(-o.confidence[0,wrong], kind='stable')][:12]
+    rows = [{'image': o.files[i], 'true class': e.classes[o.true[i]], 'taken for': e.classes[o.pred[0,i]],
+             'probability %': f'{100*o.confidence[0,i]:.1f}'} for i in surest]
+    return dict(mistakes=pd.DataFrame(rows), run=o.runs[0], wrong=len(wrong), of=o.top1.shape[1])
 
 @section('Can the probabilities be trusted?', nav='Calibration')
 def _calibration(e):
