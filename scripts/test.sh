@@ -20,7 +20,9 @@ fi
 echo "== ruff"
 ruff check .
 echo "== nbdev-test"
-for part in nbs/*/; do nbdev-test "$part" --n-workers 2 --timing; done  # new processes for each wing: memory is given back
-nbdev-test nbs --skip-folder-re . --n-workers 2 --timing
+notebooks() { nbdev-test "$@" --n-workers 1 --timing; }
+export -f notebooks
+# two wings at a time, the largest first; new processes for each: memory is given back
+{ du -s nbs/*/ | sort -rn | cut -f 2; echo nbs --skip-folder-re .; } | xargs -P 2 -I {} bash -c 'notebooks {}'
 echo "== pytest"
 python -m pytest -n 2 --dist loadfile "$@"
