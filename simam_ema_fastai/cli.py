@@ -51,7 +51,7 @@ def _say(e:BaseException) -> int:
     return getattr(e, 'status', 2)
 
 _in_several = 'train', 'ablate', 'evaluate'
-_with_pytorch = *_in_several, 'tune', 'export', 'diagnose', 'benchmark'
+_with_pytorch = *_in_several, 'tune', 'export', 'explain', 'diagnose', 'benchmark'
 
 def _joined(name:str):
     "Share a command out where `accelerate launch` or `torchrun` started several processes; import nothing otherwise."

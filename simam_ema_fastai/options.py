@@ -48,7 +48,8 @@ def _add(to, o:_Option, flag:str, positional:bool, can_be_undone:bool):
     required = o.default is inspect.Parameter.empty
     text = o.help.replace('%', '%%')
     if positional or required:
-        return to.add_argument(o.name, nargs=None if required else '?', default=argparse.SUPPRESS, help=text)
+        nargs = '+' if o.kind == 'list' else None if required else '?'
+        return to.add_argument(o.name, nargs=nargs, default=argparse.SUPPRESS, help=text)
     how = dict(dest=o.name, default=argparse.SUPPRESS)
     if o.kind == 'bool':
         action = argparse.BooleanOptionalAction if can_be_undone else 'store_true'

@@ -6,10 +6,11 @@
 __all__ = []
 
 # %% ../../nbs/commands/02_models.ipynb #6b18305f
+import itertools
 from pathlib import Path
 
 from ..core.errors import UserError, one_of
-from ..core.files import write_text
+from ..core.files import atomic_path, write_text
 from ..options import Command, commands, register_command
 from ..runtime.predict import predict, predict_parser
 
@@ -123,6 +124,27 @@ def _calibration_images(model:Path, folder:str|None, n:int, needed:bool) -> list
         if not needed: return None
         raise UserError('eight bits need real images to find their scales on: '
                         f'give a folder of some with --pictures ({e})') from None
+
+@register_command(positional='items', examples=('runs/mine/hybrid-uniform-s1 part1.png part2.png --out explained.png',))
+def explain(
+    model:Path, # The folder of a run or of an exported learner, or a .pkl
+    items:list[str], # Images, or folders of images
+    n:int=8, # Of how many of them
+    trust:bool=False, # Open a .pkl, which can run any code: only where you trust who wrote it
+    out:Path='explained.png', # Write this PNG
+):
+    """Show where a model looks: images with their answers, Grad-CAM and the weights of its gates, in one picture.
+
+    Each map goes from its lowest to its highest value."""
+    from simam_ema_fastai.deploy.explain import plot_explained
+    from simam_ema_fastai.deploy.load import load_exported
+    from simam_ema_fastai.runtime.images import find_images
+    if n < 1: raise UserError(f'n {n}: at least 1 image is wanted.')
+    files = list(itertools.islice(find_images(items), n))
+    if not files: raise UserError(f"no image in {', '.join(map(str, items))}.")
+    figure = plot_explained(load_exported(model, trust), files)
+    with atomic_path(Path(out)) as tmp: figure.savefig(tmp, dpi=150, format='png')
+    print(f'{len(files)} explained: {out}')
 
 commands['predict'] = Command(predict, predict_parser)  # of the slim installation too, which has no fastcore
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from fastai.learner import Learner
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ from ..models.insert import gate_modules
 from ..models.libraries import is_library_arch, probe_stages
 
 # %% auto #0
-__all__ = ['gate_maps', 'grad_cam', 'heat_png', 'explain_images']
+__all__ = ['gate_maps', 'grad_cam', 'heat_png', 'explain_images', 'plot_explained']
 
 # %% ../../nbs/deploy/11_explain.ipynb #2c05731e
 _min_side = 4  # places; below this a map shows nothing
@@ -145,3 +146,20 @@ def explain_images(
     return [dict(answer=str(learn.dls.vocab[int(a)]), prob=float(p), picture=_overlay(im, size=size),
                  **{k: _overlay(im, h[i], size) for k,h in heats.items()})
             for i,(im,a,p) in enumerate(zip(images, answers, probs))]
+
+def _image_of(url:str) -> Image.Image: return Image.open(io.BytesIO(base64.b64decode(url.split(',')[1])))
+
+def plot_explained(
+    learn:Learner, # From `deploy.load.load_exported`
+    files:Sequence[Path] # Images; a row for each
+) -> Figure: # The image with the answer, Grad-CAM, and each kind of gate
+    "Plot what `explain_images` finds. Raises `UserError` as that does."
+    explained = explain_images(learn, files, size=288)
+    kinds = [k for k in explained[0] if k not in ('answer', 'prob')]
+    fig = Figure(figsize=(1.9*len(kinds), 2.15*len(files)), layout='constrained')
+    for axes, o in zip(fig.subplots(len(files), len(kinds), squeeze=False), explained):
+        for ax, kind in zip(axes, kinds):
+            ax.imshow(_image_of(o[kind]))
+            ax.set_title(kind if kind != 'picture' else f"{o['answer']}, {100*o['prob']:.0f}%", fontsize=9)
+            ax.axis('off')
+    return fig
