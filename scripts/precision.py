@@ -1,4 +1,4 @@
-"""Whether training in bf16 costs accuracy: the same runs in fp32 and in bf16, compared seed by seed and image by image.
+"""Whether training in bf16 costs accuracy: the same runs in fp32 and in bf16, compared image by image, over seeds.
 
     simam_ema ablate … --seeds 1,2,3,4,5 --layout channels_last --precision fp32 --out runs/fp32
     simam_ema ablate … --seeds 1,2,3,4,5 --layout channels_last --precision bf16 --out runs/bf16
