@@ -103,7 +103,8 @@ def test_folders_of_earlier_versions(simam_ema, copied):
     assert (copied/'report'/'figures'/'cost_latency_ms.svg').exists()
 
 
-def test_one_network_is_measured_absolutely(compare, tmp_path):
+def test_one_network_is_measured_absolutely(compare, tmp_path, monkeypatch):
+    monkeypatch.setenv('COLUMNS', '200')  # of the terminal: the table leaves out columns for which it has no room
     said = compare(tmp_path, 'hybrid', command='train')
     assert 'training step ms' in said and '×' not in said
     assert (load_costs(tmp_path).ratio == 1).all()
