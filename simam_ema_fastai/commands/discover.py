@@ -11,8 +11,8 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from simam_ema_fastai.core.errors import one_of
-from simam_ema_fastai.options import commands, register_command
+from ..core.errors import one_of
+from ..options import commands, register_command
 
 # %% ../../nbs/commands/05_discover.ipynb #134a43e0
 def _variants() -> Iterator[tuple[str,str]]:
@@ -82,11 +82,11 @@ def list(
 
 # %% ../../nbs/commands/05_discover.ipynb #09a0fe46
 _kind_of = dict(variant='variants', variants='variants', arch='networks', data='data', recipe='recipes', grid='grids',
-                metric='metrics', kind='kinds')
+                metric='metrics')
 
 def _names(kind:str) -> tuple[str,...]:
     "What an option of that kind can be; without what only stands for a name."
-    return tuple(_kinds) if kind == 'kinds' else tuple(n for n,_ in _kinds[kind]() if 'NAME' not in n)
+    return tuple(n for n,_ in _kinds[kind]() if 'NAME' not in n)
 
 def _about(text:str) -> str:
     "The first part of a help text, as an argument of a shell."
