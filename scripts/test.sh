@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/venv.sh dev
 export CUDA_VISIBLE_DEVICES= MPLBACKEND=agg OMP_NUM_THREADS=1  # one thread in each of two processes
+export PYTHONDONTWRITEBYTECODE=  # or each of some hundred processes compiles PyTorch and fastai anew
 TMPDIR=$(mktemp -d) && export TMPDIR
 trap 'rm -rf "$TMPDIR"' EXIT  # notebooks that end with their process leave gigabytes there
 

@@ -19,7 +19,8 @@ __all__ = ['write_costs', 'load_costs', 'costs_by_variant', 'busy_elsewhere', 'd
 _columns = ['variant', 'network', 'task', 'form', 'bs', 'ratio', 'low', 'high', 'ms', 'mib', 'rounds', 'error',
             'reference', 'size', 'classes', 'device', 'machine', 'cores', 'threads', 'precision', 'layout', 'kernels',
             'compiled', 'opt', 'trainable', 'torch', 'others']
-_numbers = ('bs', 'ratio', 'low', 'high', 'ms', 'mib', 'others', 'cores', 'threads', 'size')
+_counts = ('bs', 'cores', 'threads', 'size')
+_measured = ('ratio', 'low', 'high', 'ms', 'mib', 'others')
 
 def write_costs(
     folder:str|Path, # A run folder
@@ -36,7 +37,8 @@ def load_costs(
     try:
         df = pd.read_csv(file, dtype=str, keep_default_na=False)
         if missing := [c for c in _columns if c not in df]: raise ValueError(f'it has no {missing[0]}')
-        for c in _numbers: df[c] = pd.to_numeric(df[c])
+        for c in _counts + _measured: df[c] = pd.to_numeric(df[c])
+        df = df.astype(dict.fromkeys(_measured, float))  # also where all happen to be whole
     except (ValueError, OSError) as e:
         why = ' '.join(str(e).split())
         raise UserError(f'{file} is damaged ({why}): delete it; the command that made it measures again.') from e
