@@ -35,8 +35,8 @@ def _plot_ratios(
     df = df[(df.variant != 'baseline') & df.task.isin(timed_tasks)]
     settings = list(dict.fromkeys(zip(df.task, df['size'], df.bs)))
     labels = list(dict.fromkeys(f'{v}, {f}' for f,v in zip(df.form, df.variant)))[::-1]
-    fig, axes = plt.subplots(1, len(settings), figsize=(3.4*len(settings) + 1.5, 3.6), layout='constrained',
-                             sharey=True, squeeze=False)
+    fig, axes = plt.subplots(1, len(settings), figsize=(3.4*len(settings) + 1.5, 1 + .24*len(labels)),
+                             layout='constrained', sharey=True, squeeze=False)
     for ax, (task, size, bs) in zip(axes[0], settings):
         _panel(ax, df[(df.task == task) & (df['size'] == size) & (df.bs == bs)], labels)
         ax.set(title=f'{task}, {size} px, batch {bs}', yticks=range(len(labels)), yticklabels=labels,
@@ -55,7 +55,8 @@ def _panel(ax, g:pd.DataFrame, labels:list[str]):
 # %% ../../nbs/experiments/24_benchmark.ipynb #29765dfd
 _caption = ("Time (loaders: throughput; memory: peak of a training step) over the baseline's in the same form, "
             "loaders over fastai's without workers; candidates take turns, median of the ratio in each turn with its "
-            "95% interval (loaders: range).")
+            "95% interval (loaders: range). Gates of the form copy only copy their map, forward and backward: what any "
+            "gate in these places costs at least.")
 _share = ('- {form} {variant}, {setting}: {percent:.0f}% of what this machine\'s matrix product and copy allow; '
           '{speedup:.2f} times as fast as the published modules in eager mode.')
 _columns = ('ratio', 'low', 'high', 'roofline_share', 'speedup', 'error')
@@ -67,7 +68,8 @@ def _cell(r) -> str:
 def _ratio_table(df:pd.DataFrame) -> list[str]:
     "Lines of Markdown: a row per form and variant, a column per setting."
     table = df.pivot(index=['form','variant'], columns='setting', values='cell')
-    table = table.reindex(columns=df.setting.unique()).fillna('').reset_index()
+    as_measured = df.set_index(['form','variant']).index.unique()
+    table = table.reindex(index=as_measured, columns=df.setting.unique()).fillna('').reset_index()
     rule = ['---']*2 + ['--:']*(len(table.columns) - 2)
     return [f"| {' | '.join(cells)} |" for cells in (table.columns, rule, *table.itertuples(index=False))]
 

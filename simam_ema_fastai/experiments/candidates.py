@@ -19,6 +19,7 @@ from fastai.torch_core import default_device
 from torch import nn
 
 from ..core.errors import UserError, one_of
+from ..core.memory import keep_freed_memory
 from ..data.datasets import datasets
 from ..data.dls import get_dls
 from ..data.throughput import compare_loaders, torchvision_loader
@@ -34,13 +35,32 @@ __all__ = ['timed_tasks', 'tasks', 'make_each', 'forward_pass', 'training_step',
            'time_loaders']
 
 # %% ../../nbs/experiments/13_candidates.ipynb #24a045ed
-_timm_gates = ('se', 'eca', 'cbam')
+_forms = dict(published=(('ema',), lambda p: replace(p, options={**p.options, 'plain': True})),
+              timm=(('se', 'eca', 'cbam'), lambda p: replace(p, gate=f'timm.{p.gate}', options={})))
 
-def _published(variant:str, arch:str) -> Variant:
-    "`variant` with EMA computed step by step."
-    v = get_variant(variant, arch)
-    plain = [replace(p, options={**p.options, 'plain': True}) if p.gate == 'ema' else p for p in v.placements]
-    return replace(v, placements=tuple(plain))
+def _in_form(v:Variant, form:str) -> Variant:
+    gates, change = _forms[form]
+    return replace(v, placements=tuple(change(p) if p.gate in gates else p for p in v.placements))
+
+class _Copied(torch.autograd.Function):
+    "A new map of `x`, and a new gradient of both: what a gate reads and writes at least."
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g): return g + ctx.saved_tensors[0]
+
+class _Copy(nn.Module):
+    is_gate = True
+    def forward(self, x): return _Copied.apply(x)
+
+def _copying(model:nn.Module) -> nn.Module:
+    "Put a copy in the place of every gate."
+    gates = [(m, name) for m in model.modules() for name,part in m.named_children() if getattr(part, 'is_gate', False)]
+    for m,name in gates: setattr(m, name, _Copy())
+    return model
 
 def make_each(
     of:dict, # Name to what something is made of
@@ -55,11 +75,16 @@ def make_each(
 
 def _networks(variants:Sequence[str], arch:str, device, failed:dict=None) -> dict[tuple[str,str],nn.Module]:
     "(form, name) to network, all with the weights they would start training from."
-    def make(v): return create_model(get_variant(v, arch), 200).to(device)
-    wanted = {('eager', v): v for v in dict.fromkeys(['baseline', *variants])}
-    wanted |= {('published', v): p for v in variants if (p := _published(v, arch)) != get_variant(v, arch)}
-    wanted |= {('timm', a): f'timm.{a}@residual34' for a in _timm_gates}
-    return make_each(wanted, make, failed)
+    of = {v: get_variant(v, arch) for v in dict.fromkeys(['baseline', *variants])}
+    def make(key):
+        form, v = key
+        model = create_model(_in_form(of[v], form) if form in _forms else of[v], 200).to(device)
+        return _copying(model) if form == 'copy' else model
+    wanted = [('eager', v) for v in of]
+    wanted += [(f, v) for f,(gates, _) in _forms.items() for v in of if any(p.gate in gates for p in of[v].placements)]
+    places = {tuple((p.site, p.stages) for p in of[v].placements): v for v in reversed(of)}
+    wanted += [('copy', v) for v in of if v != 'baseline' and v in places.values()]
+    return make_each(dict(zip(wanted, wanted)), make, failed)
 
 # %% ../../nbs/experiments/13_candidates.ipynb #0c663bfe
 def forward_pass(
@@ -81,6 +106,7 @@ def training_step(
     """A step on one batch, forward, backward and optimizer, in training mode, in which `model` is from now on.
 
     Its learning rate is 0: norms alone change."""
+    if x.device.type == 'cpu': keep_freed_memory()  # as `variant_learner` does
     model.train()
     y = torch.zeros(len(x), dtype=torch.long, device=x.device)
     opt = opt_funcs[opt]([p for p in model.parameters() if p.requires_grad], lr=0., wd=0.)
@@ -109,7 +135,7 @@ def _training(nets:dict, x:torch.Tensor, compiled:bool, failed:dict=None,
     nets = {k: copy.deepcopy(m).to(memory_format=torch.channels_last).train() for k,m in nets.items()}
     if compiled:
         nets |= {(f'{form}, compiled', v): torch.compile(copy.deepcopy(m))
-                 for (form, v),m in nets.items() if form != 'timm'}
+                 for (form, v),m in nets.items() if form not in ('timm', 'copy')}
     return {k: training_step(m, x, dtype=dtype or _mixed(x.device)) for k,m in nets.items()}
 
 def _mixed(device:torch.device) -> torch.dtype|None: return torch.bfloat16 if device.type == 'cuda' else None

@@ -12,6 +12,7 @@ from numbers import Real
 from pathlib import Path
 
 import numpy as np
+import torch
 from fastai.callback.core import Callback
 from fastai.callback.schedule import (  # Learner with fit_one_cycle and lr_find
     Learner,
@@ -30,6 +31,7 @@ from fastai.optimizer import OptimWrapper
 from fastai.torch_core import default_device, set_seed
 from fastcore.foundation import L
 
+from ..core.memory import keep_freed_memory
 from ..models.create import build_model
 from ..models.insert import Placement
 from ..models.variants import Variant, get_variant
@@ -84,6 +86,7 @@ def build_learner(
     cbs = L(check_data, *_callbacks(recipe, variant, dls)) + L(cbs)
     learn = Learner(dls, model, cbs=cbs, **_arguments(recipe, given, n_out, dls), **kwargs)
     learn.recipe = recipe
+    if _device(dls).type == 'cpu': keep_freed_memory()  # of one step for the next
     if given and is_rank0():
         print("instead of the recipe's:", ', '.join(f'{k} {_name(o)}' for k,o in sorted(given.items())))
     return record_on_device(learn)
@@ -110,6 +113,8 @@ def variant_learner(
     return build_learner(dls, v, load_weights(weights, v.arch), recipe, cbs, **kwargs)
 
 # %% ../../nbs/training/09_learner.ipynb #3472fabf
+def _device(dls:DataLoaders) -> torch.device: return torch.device(getattr(dls, 'device', None) or default_device())
+
 def _callbacks(recipe:Recipe, variant:Variant, dls:DataLoaders) -> list[Callback]:
     "What `recipe` adds to a fastai `Learner`."
     cbs = [SeedEpochs(recipe.seed), LastMixedPrecision()]
@@ -124,7 +129,7 @@ def _callbacks(recipe:Recipe, variant:Variant, dls:DataLoaders) -> list[Callback
     cbs += _of_one_training(recipe, frozen=any(isinstance(cb, FreezeAttention) for cb in cbs))
     if recipe.mixup or recipe.cutmix: cbs.append(MixUpCutMix(recipe.mixup, recipe.cutmix))
     if recipe.compile: cbs.append(Compile())
-    return cbs + form_callbacks(recipe.precision, recipe.layout, getattr(dls, 'device', None) or default_device())
+    return cbs + form_callbacks(recipe.precision, recipe.layout, _device(dls))
 
 def _of_one_training(recipe:Recipe, frozen:bool) -> list[Callback]:
     "What no comparison does, see `stopping`."
