@@ -5,7 +5,8 @@
 # %% ../../nbs/report/11_answers.ipynb #0c90d29e
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 
@@ -13,7 +14,8 @@ from .differences import format_margin
 from .intervals import format_p, format_points
 
 # %% auto #0
-__all__ = ['and_more', 'explain_verdict', 'describe_differences', 'headline', 'detection_limits']
+__all__ = ['and_more', 'explain_verdict', 'describe_differences', 'headline', 'detection_limits', 'absolute_figures',
+           'next_steps']
 
 # %% ../../nbs/report/11_answers.ipynb #46a944b4
 def and_more(
@@ -171,3 +173,50 @@ def _undetectable(rows:pd.DataFrame, alone:bool) -> list[str]:
     who = 'No' if alone else f'For {and_more(rows.variant)} no'
     left = f'what {and_more(rows.reference)} leaves to be gained (about {rows.left.max():.1f} points)'
     return [f'{who} realistic gain is detectable with these data: too few images or seeds for {left}.']
+
+# %% ../../nbs/report/11_answers.ipynb #573b8104
+def absolute_figures(
+    runs:pd.DataFrame, # A row per run, with a column `metric`
+    diffs:pd.DataFrame, # From `differences`
+    metric:str, # A name in `training.metrics`
+    label:str # The same in words
+) -> str: # Empty where nothing was compared
+    "What the reference and the best of the others reach, in a sentence."
+    if diffs.empty: return ''
+    r, mean = diffs.loc[diffs.value.idxmax()], runs.groupby(['variant','strategy'])[metric].mean()
+    best = ', the best of the others,' if len(diffs) > 1 else ''
+    of, than = (f'{mean[cell]:.1f}%' for cell in ((r.variant, r.strategy), (r.reference, r.reference_strategy)))
+    return f'{label}: {r.reference} {than}, {r.variant}{best} {of}.'
+
+def next_steps(
+    diffs:pd.DataFrame, # From `differences`
+    best_run:Callable[[tuple[str,str]],str], # (variant, strategy) to the folder of its best run
+    command:str='' # What trained the runs, if that is known
+) -> list[tuple[str,str]]: # Each in words, and as a command where there is one
+    "What to do after a comparison, for what it says."
+    if diffs.empty or (diffs.verdict=='void').any(): return []
+    seeds = max(max(s) for s in diffs.seeds)
+    more = _with_seeds(command, 3 if seeds < 2 else 2*seeds)
+    if (diffs.verdict=='one seed').all():
+        return [('Train more seeds: what one of each shows may be chance.', more)]
+    better = diffs[diffs.verdict.isin(['helps', 'above']) & ~diffs.confounded]
+    if len(better):
+        r = better.loc[better.value.idxmax()]
+        run = best_run((r.variant, r.strategy))
+        return [(f'Take {r.variant}, if it is worth what it costs.', _export(command, run))]
+    r = diffs.loc[diffs.value.idxmin()]
+    kept = best_run((r.reference, r.reference_strategy))
+    steps = [(f'Keep {r.reference}: nothing is shown to be better.', _export(command, kept))]
+    undecided = diffs.verdict.isin(['open', 'perhaps', 'one seed']).any()
+    return [*steps, ('Train more seeds, if smaller differences matter.', more)] if undecided else steps
+
+def _with_seeds(command:str, n:int) -> str:
+    "The same command with seeds 1 to `n`, which keeps what is finished; empty if it is none that takes seeds."
+    if not command.startswith('simam_ema ablate'): return ''
+    seeds = '--seeds ' + ','.join(map(str, range(1, n + 1)))
+    return re.sub(r'--seeds[ =]\S+', seeds, command) if '--seeds' in command else f'{command} {seeds}'
+
+def _export(command:str, run:str) -> str:
+    "How a run of a grid is exported; empty if its folder is not known."
+    out = re.search(r'--out[ =](\S+)', command)
+    return f'simam_ema export {out[1]}/{run} --onnx model.onnx' if out else ''

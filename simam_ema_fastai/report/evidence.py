@@ -5,12 +5,15 @@
 # %% ../../nbs/report/19_evidence.ipynb #1acf549b
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from ..core.errors import UserError
+from ..experiments.environment import environments
 from ..experiments.gates import load_gates
 from ..experiments.identity import split_label
 from simam_ema_fastai.experiments.results import (
@@ -26,7 +29,7 @@ from simam_ema_fastai.experiments.results import (
 from ..experiments.runs import failures
 from ..experiments.search import Search, load_search
 from ..models.cost_table import load_costs
-from .answers import detection_limits, headline
+from .answers import absolute_figures, detection_limits, headline, next_steps
 from .calibration import Calibration, Selective, calibration, selective
 from .checks import Finding, void_reason
 from .differences import differences, factor_effects, teacher_references
@@ -232,6 +235,27 @@ class Evidence:
     def limits(self) -> str:
         "How large a difference would have to be to be detected."
         return '' if self.void else detection_limits(self.diffs)
+
+    @property
+    def absolute(self) -> str:
+        "What the reference and the best of the others reach; empty where nothing was compared."
+        return '' if self.void else absolute_figures(self.runs, self.diffs, self.metric, self.metric_label)
+
+    @property
+    def steps(self) -> list[tuple[str,str]]:
+        "What to do now, each in words and as a command where there is one."
+        def best_run(cell):
+            of_cell = self.runs[(self.runs.variant == cell[0]) & (self.runs.strategy == cell[1])]
+            return self.folders(of_cell.loc[of_cell[self.metric].idxmax(), 'run'])[0]
+        return next_steps(self.diffs, best_run, next(reversed(self.commands), ''))
+
+    @cached_property
+    def commands(self) -> list[str]:
+        "What started the runs."
+        noted = []
+        for run in self.progress.run:
+            with suppress(UserError): noted += environments(self.folder/run)  # damaged, or not there yet
+        return list(dict.fromkeys(env['command'] for env in noted if 'command' in env))
 
     @property
     def extent(self) -> list[str]:

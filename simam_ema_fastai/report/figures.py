@@ -40,6 +40,8 @@ class ReportFigure:
     def inline(self) -> Markup: return Markup(inline_svg(self.svg, self.name, self.title, self.values or self.caption))
 
 # %% ../../nbs/report/18_figures.ipynb #05056f60
+_in_order = 12 # Of more differences, the highest come first
+
 def _differences(e) -> Iterator[ReportFigure]:
     if not len(e.diffs): return
     legend = 'No verdict: the runs are not comparable.' if e.void else 'Filled: established. Open: not.'
@@ -51,8 +53,9 @@ def _differences(e) -> Iterator[ReportFigure]:
     def said(r):
         value, low, high = map(format_points, (r.value, r.low, r.high))
         return f'{r.variant}, {r.strategy}: {value} [{low}, {high}], {verdict_label(r)}.'
-    values = ' '.join(said(r) for r in e.diffs.itertuples())
-    yield ReportFigure(plots.plot_differences(e.diffs, e.palette, e.metric_label), 'differences',
+    rows = e.diffs if len(e.diffs) <= _in_order else e.diffs.sort_values('value', ascending=False)
+    values = ' '.join(said(r) for r in rows.itertuples())
+    yield ReportFigure(plots.plot_differences(rows, e.palette, e.metric_label), 'differences',
                        f'Difference to {to}, with 95% interval', legend, values)
 
 _curves = dict(accuracy=('Validation Top-1 by epoch', '{:.1f}%', 100),

@@ -98,12 +98,17 @@ def _warnings(e) -> list[Finding]:
     failed = [Finding('stop', 'failed', f'{r}: {line}') for r,line in e.failures.items()]
     return failed or [Finding('stop', 'nothing finished', 'No run is finished yet: curves are all there is.')]
 
+def _most_telling(diffs:pd.DataFrame, most:int=8) -> pd.DataFrame:
+    "All rows in their order; of more, those with the highest values."
+    return diffs if len(diffs) <= most else diffs.sort_values('value', ascending=False)[:most]
+
 @section('In short', quiet=True)
 def _answer(e):
     def one(r):
         return dict(name=e.name((r.variant, r.strategy)), verdict=r.verdict, label=verdict_label(r),
                     interval=_interval(r), why=explain_verdict(r))
-    return dict(answers=[one(r) for r in e.diffs.itertuples()], warnings=_warnings(e),
+    shown = _most_telling(e.diffs)
+    return dict(answers=[one(r) for r in shown.itertuples()], unshown=len(e.diffs) - len(shown), warnings=_warnings(e),
                 more='notes' if len(e.runs) else 'reproduce')
 
 @section('Still to be done', nav='Progress')
@@ -270,7 +275,6 @@ def _reproduce(e):
     runs = [e.folder/r for r in e.progress.run]
     configs = [c for r in runs if (c := _or(None, read_config, r))]
     envs = [env for r in runs for env in _or([], environments, r)]
-    return dict(commands=list(dict.fromkeys(env['command'] for env in envs if 'command' in env)),
-                runs=pd.DataFrame([_run_row(r) for r in e.runs.itertuples()]),
+    return dict(runs=pd.DataFrame([_run_row(r) for r in e.runs.itertuples()]),
                 trained=format_duration(e.runs.train_seconds.sum()) if len(e.runs) else '',
                 settings=_settings_table(configs), environment=_environment_table(envs))

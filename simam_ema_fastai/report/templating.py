@@ -23,13 +23,19 @@ def _rows(df:pd.DataFrame) -> list[list[str]]:
     "The cells of a table as text."
     return [[one_line(c) for c in row] for row in df.fillna('–').itertuples(index=False)]
 
+def _results_first(df:pd.DataFrame) -> pd.DataFrame:
+    "Without a strategy that all rows share, and with seeds and references last: results stand beside the names."
+    shared = ['strategy'] if {'variant', 'strategy'} <= {*df} and df.strategy.nunique() == 1 else []
+    last = [c for c in ('seeds', 'against') if c in df]
+    return df[[c for c in df if c not in (*shared, *last)] + last]
+
 def _code(text:str) -> Markup:
     "Text whose parts in backticks are code."
     return Markup(re.sub(r'`(.+?)`', r'<code>\1</code>', str(escape(text))))
 
 templates = Environment(loader=PackageLoader('simam_ema_fastai.report'), trim_blocks=True, lstrip_blocks=True,
                         keep_trailing_newline=True, autoescape=select_autoescape(default_for_string=True))
-templates.filters.update(rows=_rows, code=_code, md=escape_markdown)
+templates.filters.update(rows=_rows, results_first=_results_first, code=_code, md=escape_markdown)
 templates.globals.update(style=Markup(style), over_images=over_images, over_seeds=over_seeds,
                          over_seeds_and_images=over_seeds_and_images)
 

@@ -1,4 +1,4 @@
-// Tables sort by their headings. Without JavaScript they are tables.
+// Tables sort by their headings, commands can be copied. Without JavaScript they are tables and text.
 
 const numberIn = text => parseFloat(text.replace('−', '-').replace(/[,\s]/g, ''))
 
@@ -30,4 +30,23 @@ function makeSortable() {
   }
 }
 
+function makeCopyable() { // commands
+  if (!navigator.clipboard) return
+  for (const pre of document.querySelectorAll('pre')) {
+    const box = document.createElement('div')
+    const button = document.createElement('button')
+    box.className = 'copyable'
+    button.type = 'button'
+    button.textContent = 'Copy'
+    button.addEventListener('click', async () => {
+      await navigator.clipboard.writeText(pre.innerText)
+      button.textContent = 'Copied'
+      setTimeout(() => { button.textContent = 'Copy' }, 2000)
+    })
+    pre.replaceWith(box)
+    box.append(pre, button)
+  }
+}
+
 makeSortable()
+makeCopyable()
