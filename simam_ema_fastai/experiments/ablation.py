@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 from fastai.data.core import DataLoaders
-from fastai.data.transforms import get_c
 from fastai.torch_core import default_device
 
 from ..attention.cpp_training import build_gates
@@ -40,7 +39,7 @@ from simam_ema_fastai.experiments.parts import (
     prepare,
     prepare_weights,
 )
-from .probe import fastest_form, forms, steps_to_probe
+from .probe import form_for, in_form
 from .results import load_progress, planned_metric
 from .runner import alone_on_first, load_finished, prepare_and_run
 from .runs import Failure, ends_grid, failures, find_damage, forget_failure, read_config
@@ -107,29 +106,17 @@ def _build_gates(todo:Sequence[RunConfig], folder:Path, shared:dict):
         shown += c.recipe.epochs*len(dls.train)*c.recipe.bs*(dls.size/64)**2
         if shown >= _worth_building: return build_gates()
 
-_worth_a_probe = 20 # Times as many steps as it takes
-
 def _form_begun(folder:Path) -> Form|None:
     "The form in which the runs of `folder` are trained; None if there is none."
     for file in folder.glob('*/config.json'):
         recipe = read_config(file.parent)['recipe']
         return Form(recipe.get('precision', 'auto'), recipe.get('layout', 'auto'))
 
-def _in_form(configs:Sequence[RunConfig], form:Form|None) -> list[RunConfig]:
-    "`configs`, with what they leave to the machine as in `form`."
-    def filled(r): return replace(r, **{k: v for k,v in form._asdict().items() if getattr(r, k) == 'auto'})
-    return [replace(c, recipe=filled(c.recipe)) for c in configs] if form else list(configs)
-
 def _probe(todo:Sequence[RunConfig], folder:Path, shared:dict) -> Form|None:
-    "Look which form suits this CPU best, if the runs are long enough to gain by it; None where it is not looked for."
+    "Look which form suits these runs best; None where it is not looked for."
     if default_device().type != 'cpu' or not todo: return None
-    c = max(todo, key=lambda c: len(c.variant.placements))  # of the dearest network
-    candidates = forms(c.recipe.precision, c.recipe.layout)
     loads = [(c.recipe.epochs*len(dls.train), dls) for c, dls in _with_dls(todo, folder, shared)]
-    if sum(n for n,_ in loads) < _worth_a_probe*steps_to_probe(candidates): return None
-    dls = loads[0][1]
-    found = fastest_form(c.variant, get_c(dls), dls.size, c.recipe.bs, candidates) if is_rank0() else None
-    return broadcast_object(found)
+    return form_for(todo, sum(n for n,_ in loads), loads[0][1])
 
 def _check_folder(
     configs:Sequence[RunConfig],
@@ -211,14 +198,14 @@ def ablate(
     if metric: check_metric(metric)
     if margin is not None: check_margin(margin)
     with alone_on_first(folder):
-        configs = _in_form(configs, broadcast_object(_form_begun(folder)))
+        configs = in_form(configs, broadcast_object(_form_begun(folder)))
         for c in configs: check_same(c, folder/c.name)
         todo = _to_do(configs, folder)
         _check_folder(configs, folder, _prepare_all(todo, folder, shared))
         _build_gates(todo, folder, shared)
         if executor is None:  # where others compute, their machines may be of other kinds
             form = _probe(todo, folder, shared)
-            configs, todo = _in_form(configs, form), _in_form(todo, form)
+            configs, todo = in_form(configs, form), in_form(todo, form)
         plan = folder/'grid.json'
         before = plan.read_bytes() if plan.exists() else None
         in_order = [*(c for c in configs if c not in todo), *todo]  # what is done comes first

@@ -5,19 +5,25 @@
 # %% ../../nbs/experiments/16_probe.ipynb #0f54df3b
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import product
 
 import torch
+from fastai.data.core import DataLoaders
+from fastai.data.transforms import get_c
+from fastai.torch_core import default_device
 
 from .candidates import training_step
+from .config import RunConfig
 from .timing import fewest_rounds, interleaved, paired_ratios
 from ..models.create import create_model
 from ..models.variants import Variant
 from ..training.callbacks import Form
+from ..training.ranks import broadcast_object, is_rank0
 
 # %% auto #0
-__all__ = ['cpu_has_bf16', 'forms', 'steps_to_probe', 'fastest_form']
+__all__ = ['cpu_has_bf16', 'forms', 'steps_to_probe', 'fastest_form', 'form_for', 'in_form']
 
 # %% ../../nbs/experiments/16_probe.ipynb #3b390364
 def cpu_has_bf16() -> bool:
@@ -64,3 +70,27 @@ def fastest_form(
     print(f'training in {best}: {1/ratios[best]:.2f} times as fast as in {plain}' if best != plain else
           f'training in {plain}, than which nothing is clearly faster here', flush=True)
     return best
+
+# %% ../../nbs/experiments/16_probe.ipynb #f4142ab5
+_worth_a_probe = 20 # Times as many steps as it takes
+
+def form_for(
+    configs:Sequence[RunConfig], # Of one recipe
+    steps:int, # Of training, in all of them
+    dls:DataLoaders # Of one of them
+) -> Form|None: # None where it is not looked for: on a GPU, and for so few steps that it would not gain by it
+    "Look which form suits this CPU best, by the dearest of the networks. Of several processes, one looks."
+    if default_device().type != 'cpu': return None
+    c = max(configs, key=lambda c: len(c.variant.placements))
+    candidates = forms(c.recipe.precision, c.recipe.layout)
+    if steps < _worth_a_probe*steps_to_probe(candidates): return None
+    found = fastest_form(c.variant, get_c(dls), dls.size, c.recipe.bs, candidates) if is_rank0() else None
+    return broadcast_object(found)
+
+def in_form(
+    configs:Sequence[RunConfig],
+    form:Form|None # None leaves them as they are
+) -> list[RunConfig]:
+    "`configs`, with what they leave to the machine as in `form`."
+    def filled(r): return replace(r, **{k: v for k,v in form._asdict().items() if getattr(r, k) == 'auto'})
+    return [replace(c, recipe=filled(c.recipe)) for c in configs] if form else list(configs)

@@ -13,11 +13,13 @@ from ..core.errors import UserError, import_extra
 from .ablation import distinct_runs
 from .config import RunConfig, check_comparable
 from .parts import Parts, prepare
+from .probe import form_for, in_form
 from .runner import alone_on_first
 from .runs import read_config
 from .search import Search, Trial, check_same_search, load_search
 from .space import Space, default_space, parse_space
 from .trial import do_trial, with_settings
+from ..training.callbacks import Form
 from ..training.metrics import check_metric, metric_label
 
 # %% auto #0
@@ -116,6 +118,7 @@ def search_settings(
     held = [replace(c, data={**c.data, 'holdout': holdout}) for c in configs]
     parts = [prepare(c, shared=shared) for c in [*held, *configs]]  # what comes after the search is missed before it
     with alone_on_first(folder):
+        held = in_form(held, _form(held, parts[0].dls, trials, load_search(folder), executor))
         search = _go_on(_new_search(held, parts[0], space, trials, metric), folder)
         ended = {(t.variant, t.number) for t in search.ended}
         todo = [(c, i) for i in range(trials) for c in held if (c.variant.name, i) not in ended]
@@ -128,6 +131,12 @@ def search_settings(
             _say(search, t)
     for v in search.variants: search.best(v)
     return search
+
+def _form(configs, dls, trials:int, begun:Search|None, executor) -> Form|None:
+    "That of the search that has begun, else what is fastest here; where others compute, their machines may differ."
+    if begun: return begun.form
+    epochs = trials*sum(c.recipe.epochs for c in configs)
+    return None if executor else form_for(configs, epochs*len(dls.train), dls)
 
 def _announce(search:Search, todo:Todo):
     (n, judged), names = search.images, ', '.join(search.about['space'])
@@ -147,4 +156,4 @@ def tuned_runs(
         tuned = dict(search=search.id, trial=best.number, of=search.budget, settings=sorted(best.settings))
         c = with_settings(c, best.settings)
         return replace(c, recipe=replace(c.recipe, seed=seed), tuned=tuned)
-    return [run(c, seed) for seed in seeds for c in configs]
+    return [run(c, seed) for seed in seeds for c in in_form(configs, search.form)]
