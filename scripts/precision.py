@@ -1,7 +1,7 @@
 """Whether training in bf16 costs accuracy: the same runs in fp32 and in bf16, compared image by image, over seeds.
 
-    simam_ema ablate … --seeds 1,2,3,4,5 --layout channels_last --precision fp32 --out runs/fp32
-    simam_ema ablate … --seeds 1,2,3,4,5 --layout channels_last --precision bf16 --out runs/bf16
+    simam_ema ablate … --seeds 1,2,3,… --layout channels_last --precision fp32 --out runs/fp32
+    simam_ema ablate … --seeds 1,2,3,… --layout channels_last --precision bf16 --out runs/bf16
     python scripts/precision.py runs/fp32 runs/bf16 --out results/precision
 
 Writes report.md and differences.csv. The verdict is that of every report: “no worse” by two one-sided tests."""
@@ -45,7 +45,7 @@ rows = [{'network': r.variant.removesuffix(' bf16'), 'strategy': r.strategy, 'me
          'seeds': min(r.seeds), 'images': r.n, 'verdict': verdict_label(r),
          'bf16 − fp32, points [95%]': f'{r.value:+.2f} [{r.low:+.2f}, {r.high:+.2f}]'} for r in every.itertuples()]
 about = Evidence(a.bf16)
-noted = [environments(f/folders_of(runs)[0])[0] for f, runs in ((a.fp32, slow), (a.bf16, fast))]
+noted = [environments(f/folders_of(runs)[-1])[-1] for f, runs in ((a.fp32, slow), (a.bf16, fast))]  # last
 ratio = slow.train_seconds.median()/fast.train_seconds.median()
 text = f"""# Training in bf16 against fp32
 

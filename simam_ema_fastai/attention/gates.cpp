@@ -24,10 +24,8 @@ vec load(const Tensor& t, int64_t first, int64_t c, float other) {
 
 // The HW rows of one vector of channels: y = x·σ((x-μ)²/(4(v+λ)) + ½), mixed with x, then y·scale + shift.
 void simam_rows(vec* x, int64_t HW, float e_lambda, Mix mix, vec scale, vec shift) {
-  vec mean = {}, squares = {};
-  for (int64_t p = 0; p < HW; p++) mean += x[p];
-  mean /= float(HW);
-  for (int64_t p = 0; p < HW; p++) { vec d = x[p] - mean; squares += d*d; }
+  const vec mean = total(HW, [&](int64_t p) { return x[p]; })/float(HW);
+  const vec squares = total(HW, [&](int64_t p) { vec d = x[p] - mean; return d*d; });
   const vec k = .25f/(squares/float(std::max<int64_t>(HW - 1, 1)) + e_lambda);
   for (int64_t p = 0; p < HW; p++) { vec d = x[p] - mean; x[p] = x[p]*mix(sigmoid(d*d*k + .5f))*scale + shift; }
 }

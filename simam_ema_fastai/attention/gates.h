@@ -7,6 +7,7 @@
 #include <torch/library.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/util/BFloat16.h>
 #include <cmath>
@@ -33,6 +34,15 @@ inline float sum(vec v) {
 #pragma omp simd reduction(+:s)
   for (int64_t i = 0; i < LANES; i++) s += v[i];
   return s;
+}
+
+// Σ f(p) for p < n, in four sums: one alone would wait for itself.
+template <class F> vec total(int64_t n, F f) {
+  vec s[4] = {};
+  int64_t p = 0;
+  for (; p + 4 <= n; p += 4) for (int64_t i = 0; i < 4; i++) s[i] += f(p + i);
+  for (; p < n; p++) s[0] += f(p);
+  return (s[0] + s[1]) + (s[2] + s[3]);
 }
 
 // Lane i of the result is the sum of v[i]: in pairs at a distance of half the vectors, then of a quarter, …
@@ -106,6 +116,7 @@ inline Tensor dense(const Tensor& x) { return channels_last(x) ? x : x.contiguou
 inline Tensor result(const Tensor& x) { return at::empty_like(dense(x)); }
 
 using Eight = std::integral_constant<int64_t, 8>;
+using Sixteen = std::integral_constant<int64_t, 16>;
 
 // Where the values of one group lie, in memory and in scratch.
 struct Group {
@@ -124,7 +135,7 @@ struct Group {
   }
 
   template <class T> void load(const T* x, vec* s) const {
-    if (channel == 1) c == 8 ? load_rows(x, s, Eight{}) : load_rows(x, s, c);
+    if (channel == 1) c == 8 ? load_rows(x, s, Eight{}) : c == 16 ? load_rows(x, s, Sixteen{}) : load_rows(x, s, c);
     else for (int64_t i = 0; i < c; i++) for (int64_t h = 0; h < H; h++) {
       const T* from = x + i*channel + h*W;
       float* to = row(s, h, 0) + i;
@@ -147,7 +158,8 @@ struct Group {
 
   template <bool ADD, bool RELU, class T> void write(vec* s, const T* shortcut, T* y) const {
     if (channel == 1) {
-      c == 8 ? write_rows<ADD, RELU>(s, shortcut, y, Eight{}) : write_rows<ADD, RELU>(s, shortcut, y, c);
+      c == 8 ? write_rows<ADD, RELU>(s, shortcut, y, Eight{}) :
+      c == 16 ? write_rows<ADD, RELU>(s, shortcut, y, Sixteen{}) : write_rows<ADD, RELU>(s, shortcut, y, c);
     } else for (int64_t i = 0; i < c; i++) for (int64_t h = 0; h < H; h++) {
       const float* from = row(s, h, 0) + i;
       for (int64_t w = 0; w < W; w++) finish<ADD, RELU>(from[w*blocks*LANES], shortcut, y, i*channel + h*W + w);
@@ -174,6 +186,35 @@ struct Mix {
   vec operator()(vec s) const { return s*gamma + rest; }
 };
 
+// Groups of eight channels go in pairs, as one group of sixteen, where half of every vector would be empty. Both share
+// all but what is one number per group: `parts` such numbers, 1 or 2, belong to the halves of a row.
+inline int64_t parts_of(int64_t c, int64_t C) { return 2*c == PAD && C%PAD == 0 ? 2 : 1; }
+
+inline vec low(vec v, vec other) {  // its lower half, the upper of the other
+  ivec lower;
+  for (int32_t i = 0; i < LANES; i++) lower[i] = i < LANES/2 ? -1 : 0;
+  return lower ? v : other;
+}
+
+// The numbers of the parts, `stride` apart, in the lanes of vector `b` of a row.
+template <int K> vec spread(const float* m, int64_t stride, int64_t b) {
+  if (K == 1) return vec{} + m[0];
+  if (2*LANES <= PAD) return vec{} + m[2*b*LANES/PAD*stride];
+  return low(vec{} + m[0], vec{} + m[stride]);
+}
+
+// Add what belongs to each part of vector `b` of a row to `to[part*stride]`.
+template <int K> void split(vec v, int64_t b, vec* to, int64_t stride) {
+  if (K == 1) to[0] += v;
+  else if (2*LANES <= PAD) to[2*b*LANES/PAD*stride] += v;
+  else { to[0] += low(v, vec{}); to[stride] += low(vec{}, v); }
+}
+
+template <int K> void add_sums(vec v, int64_t b, float* to) {
+  vec of[K] = {};
+  split<K>(v, b, of, 1);
+  for (int k = 0; k < K; k++) to[k] += sum(of[k]);
+}
 
 // out = bias + in·w for R rows of `parts`·c values, each part padded to `blocks` vectors. The R sums stay in registers.
 template <int R>
@@ -224,24 +265,29 @@ inline void summaries(const Group& g, vec* x, vec* strips, vec* windows) {
   }
 }
 
-// Softmax of the c values in `v`, in place. The padding's weights are not counted, and not zero either.
-inline void softmax(vec* v, int64_t c, int64_t B) {
+// Softmax of the c values in `v`, in place, of each part by itself. The padding's weights are not counted, and not zero.
+template <int K> void softmax(vec* v, int64_t c, int64_t B) {
   const float* value = reinterpret_cast<const float*>(v);
-  float top = value[0], total = 0;
-  for (int64_t i = 1; i < c; i++) top = std::max(top, value[i]);
-  for (int64_t b = 0; b < B; b++) v[b] = exp(v[b] - top);
-  for (int64_t i = 0; i < c; i++) total += value[i];
-  for (int64_t b = 0; b < B; b++) v[b] /= total;
+  const int64_t n = c/K;
+  float top[K], total[K] = {};
+  for (int k = 0; k < K; k++) {
+    top[k] = value[k*n];
+    for (int64_t i = 1; i < n; i++) top[k] = std::max(top[k], value[k*n + i]);
+  }
+  for (int64_t b = 0; b < B; b++) v[b] = exp(v[b] - spread<K>(top, 1, b));
+  for (int k = 0; k < K; k++) for (int64_t i = 0; i < n; i++) total[k] += value[k*n + i];
+  for (int64_t b = 0; b < B; b++) v[b] /= spread<K>(total, 1, b);
 }
 
-// The normalized branch b·x₁ as a sum over the gated channels with weights `coef`, plus a constant, which is returned.
-// `soft` is b, `bias` that of the 3×3 kernel with one output; behind it stand gamma and beta, 0 in the padding. `stats`,
-// if not null, gets mean, 1/deviation and b.
-inline float norm_weights(const Group& g, const vec* x, const vec* rows, const vec* cols, const vec* soft,
-                          const vec* bias, float eps, vec* coef, vec* stats) {
+// The normalized branch b·x₁ as a sum over the gated channels with weights `coef`, plus a constant per part. `soft` is
+// b, `bias` that of the 3×3 kernel with one output; behind it stand gamma and beta, 0 in the padding. `stats`, if not
+// null, gets mean, 1/deviation and b.
+template <int K>
+void norm_weights(const Group& g, const vec* x, const vec* rows, const vec* cols, const vec* soft, const vec* bias,
+                  float eps, vec* coef, float* constant, vec* stats) {
   const int64_t H = g.H, W = g.W, B = g.blocks;
   const vec *gamma = bias + B, *beta = bias + 2*B;
-  float constant = 0;
+  for (int k = 0; k < K; k++) constant[k] = 0;
   for (int64_t b = 0; b < B; b++) {
     vec mean = {}, var = {};
     for (int64_t h = 0; h < H; h++) {
@@ -250,57 +296,83 @@ inline float norm_weights(const Group& g, const vec* x, const vec* rows, const v
       mean += sum*rows[h*B + b];
     }
     mean /= float(H*W);
-    for (int64_t h = 0; h < H; h++) for (int64_t w = 0; w < W; w++) {
-      vec d = x[(h*g.pitch + w)*B + b]*cols[w*B + b]*rows[h*B + b] - mean;
-      var += d*d;
+    for (int64_t h = 0; h < H; h++) {
+      const vec row = rows[h*B + b];
+      vec sum = {};
+      for (int64_t w = 0; w < W; w++) { vec d = x[(h*g.pitch + w)*B + b]*cols[w*B + b]*row - mean; sum += d*d; }
+      var += sum;
     }
     vec deviation = var/float(H*W) + eps;
     for (int64_t i = 0; i < LANES; i++) deviation[i] = std::sqrt(deviation[i]);
     coef[b] = soft[b]*gamma[b]/deviation;
     if (stats) { stats[b] = mean; stats[B + b] = 1.f/deviation; stats[2*B + b] = soft[b]; }
-    constant += sum(soft[b]*beta[b] - coef[b]*mean + bias[b]);
+    add_sums<K>(soft[b]*beta[b] - coef[b]*mean + bias[b], b, constant);
   }
-  return constant;
 }
 
 // Multiply the group in `x` by its gate. `frame` is x with its border of zeros, `strips` are σ(sʰ) and σ(sʷ), `mean2`
-// is the mean of the 3×3 convolution and `tap` its kernel with one output; `coef` and `map` are scratch memory. `saved`
-// and `stats`, if not null, get the gate itself and what `norm_weights` says.
-inline void gate(const Group& g, vec* x, const vec* frame, const vec* strips, vec* mean2, const vec* tap,
-                 const vec* bias, float eps, Mix mix, vec* coef, vec* map, float* saved, vec* stats) {
-  const int64_t H = g.H, W = g.W, B = g.blocks;
+// is the mean of the 3×3 convolution and `tap` its kernel with one output; `coef` and `map`, a map per part, are scratch
+// memory. `saved` and `stats`, if not null, get the gate itself and what `norm_weights` says.
+template <int K>
+void gate(const Group& g, vec* x, const vec* frame, const vec* strips, vec* mean2, const vec* tap, const vec* bias,
+          float eps, Mix mix, vec* coef, vec* map, float* saved, vec* stats) {
+  const int64_t H = g.H, W = g.W, B = g.blocks, lines = (H*W + LANES - 1)/LANES;
   const vec *rows = strips, *cols = strips + H*B;
-  softmax(mean2, g.c, B);
-  const float constant = norm_weights(g, x, rows, cols, mean2, bias, eps, coef, stats);
-  float* m = reinterpret_cast<float*>(map);
-  vec *weight = coef + B, line[LANES] = {};
+  float constant[K];
+  softmax<K>(mean2, g.c, B);
+  norm_weights<K>(g, x, rows, cols, mean2, bias, eps, coef, constant, stats);
+  const float* m = reinterpret_cast<const float*>(map);
+  vec *weight = coef + B, line[K*LANES] = {};
   for (int64_t h = 0; h < H; h++) {
     for (int64_t b = 0; b < B; b++) weight[b] = coef[b]*rows[h*B + b];
     for (int64_t w = 0; w < W; w++) {
-      vec one = {}, two = {};  // b·x₁ and a·x₂
-      for (int64_t b = 0; b < B; b++) one += x[(h*g.pitch + w)*B + b]*weight[b]*cols[w*B + b];
-      for (int64_t i = 0; i < 3; i++)
-        for (int64_t b = 0; b < 3*B; b++) two += frame[((h + i)*g.pitch + w)*B + b]*tap[i*3*B + b];
-      const int64_t p = h*W + w;
-      line[p%LANES] = one + two;
-      if (p%LANES == LANES - 1 || p == H*W - 1) map[p/LANES] = sigmoid(sums(line) + constant);
+      const int64_t p = h*W + w, at = p%LANES;
+      vec of[K] = {};
+      for (int64_t b = 0; b < B; b++) {
+        vec s = x[(h*g.pitch + w)*B + b]*weight[b]*cols[w*B + b];  // b·x₁ and a·x₂
+        for (int64_t i = 0; i < 3; i++) for (int64_t j = 0; j < 3; j++)
+          s += frame[((h + i)*g.pitch + w + j)*B + b]*tap[(i*3 + j)*B + b];
+        split<K>(s, b, of, 1);
+      }
+      for (int k = 0; k < K; k++) line[k*LANES + at] = of[k];
+      if (at == LANES - 1 || p == H*W - 1)
+        for (int k = 0; k < K; k++) map[k*lines + p/LANES] = sigmoid(sums(line + k*LANES) + constant[k]);
     }
   }
-  if (saved) std::memcpy(saved, m, H*W*sizeof(float));
-  for (int64_t p = 0; p < H*W; p += LANES) map[p/LANES] = mix(map[p/LANES]);
+  if (saved) for (int k = 0; k < K; k++) std::memcpy(saved + k*H*W, m + k*lines*LANES, H*W*sizeof(float));
+  for (int64_t i = 0; i < K*lines; i++) map[i] = mix(map[i]);
   for (int64_t h = 0; h < H; h++) for (int64_t w = 0; w < W; w++)
-    for (int64_t b = 0; b < B; b++) x[(h*g.pitch + w)*B + b] *= m[h*W + w];
+    for (int64_t b = 0; b < B; b++) x[(h*g.pitch + w)*B + b] *= spread<K>(m + h*W + w, lines*LANES, b);
 }
 
-// What `pack_ema` packs: 10c + 14 rows of B vectors.
+// What `pack_ema` packs, 10c + 14 rows of B vectors, for groups that go in pairs: the matrices of one group twice on the
+// diagonal, all other rows twice.
+inline Tensor paired(const Tensor& t) {
+  const int64_t c = (t.size(0) - 14)/10, P = t.size(1);
+  Tensor out = at::zeros({20*c + 14, P}, t.options());
+  const float* from = t.const_data_ptr<float>();
+  float* to = out.mutable_data_ptr<float>();
+  for (int64_t row = 0; row < 10*c + 14; row++) for (int64_t k = 0; k < 2; k++) {
+    const int64_t there = row < 10*c ? (row/c*2 + k)*c + row%c : row + 10*c;
+    std::memcpy(to + there*P + k*c, from + row*P, c*sizeof(float));
+  }
+  return out;
+}
+
 struct Constants {
-  int64_t c, B;
+  int64_t parts, c, B;
+  Tensor t;
   const vec *w1, *w3, *tap, *b1, *b3, *rest;  // `rest`: the bias of the kernel with one output, gamma, beta
 
-  Constants(const Tensor& t, int64_t C): c((t.size(0) - 14)/10), B(t.size(1)/LANES) {
-    TORCH_CHECK(t.is_contiguous() && t.scalar_type() == at::kFloat && t.size(0) == 10*c + 14 && c > 0
-                && t.size(1) == (c + PAD - 1)/PAD*PAD && C%c == 0,
-                "EMA's constants ", t.sizes(), " do not fit ", C, " channels");
+  Constants(const Tensor& packed, int64_t C) {
+    c = (packed.size(0) - 14)/10;
+    TORCH_CHECK(packed.is_contiguous() && packed.scalar_type() == at::kFloat && packed.size(0) == 10*c + 14 && c > 0
+                && packed.size(1) == (c + PAD - 1)/PAD*PAD && C%c == 0,
+                "EMA's constants ", packed.sizes(), " do not fit ", C, " channels");
+    parts = parts_of(c, C);
+    t = parts == 2 ? paired(packed) : packed;
+    c *= parts;
+    B = t.size(1)/LANES;
     w1 = reinterpret_cast<const vec*>(t.const_data_ptr<float>());
     w3 = w1 + c*B;
     tap = w3 + 9*c*B;
@@ -312,7 +384,7 @@ struct Constants {
 
 // EMA of `x`, mixed with it, then the sum with `plus`, then ReLU. `strips`, `gates` and `stats`, if not null, keep for
 // every group what the backward pass needs: the strips' sigmoids, the gate, and mean, 1/deviation and b per channel.
-template <class T>
+template <int K, class T>
 void ema_forward(const Tensor& x, const Constants& k, float eps, Mix mix, const T* plus, bool relu, T* to,
                  vec* kept_strips, float* kept_gate, vec* kept_stats) {
   const int64_t C = x.size(1), H = x.size(2), W = x.size(3), HW = H*W, c = k.c, B = k.B;
@@ -323,7 +395,7 @@ void ema_forward(const Tensor& x, const Constants& k, float eps, Mix mix, const 
   const int64_t batch = frame*8 <= 131072/LANES ? 8 : frame*4 <= 131072/LANES ? 4 : 1;
   const int64_t work = c*(20*HW + (9 + H + W)*c), grain = std::max<int64_t>(1, 8*GRAIN/work);
   at::parallel_for(0, x.size(0)*(C/c), grain, [&](int64_t begin, int64_t end) {
-    vec* frames = scratch(batch*(frame + 2*strips + 10*B) + 2*B + HW/LANES + 1);
+    vec* frames = scratch(batch*(frame + 2*strips + 10*B) + 2*B + K*(HW/LANES + 1));
     vec *means = frames + batch*frame, *gates = means + batch*strips, *windows = gates + batch*strips;
     vec *logits = windows + batch*9*B, *coef = logits + batch*B, *map = coef + 2*B;
     std::memset(frames, 0, batch*frame*sizeof(vec));  // the borders stay zero
@@ -340,11 +412,18 @@ void ema_forward(const Tensor& x, const Constants& k, float eps, Mix mix, const 
       if (kept_strips) std::memcpy(kept_strips + unit*strips, gates, n*strips*sizeof(vec));
       affine(n, windows, 9, c, B, k.w3, k.b3, logits);
       for (int64_t i = 0; i < n; i++) {
-        gate(g, inside(i), frames + i*frame, gates + i*strips, logits + i*B, k.tap, k.rest, eps, mix, coef, map,
-             kept_gate ? kept_gate + (unit + i)*HW : nullptr, kept_stats ? kept_stats + (unit + i)*3*B : nullptr);
+        gate<K>(g, inside(i), frames + i*frame, gates + i*strips, logits + i*B, k.tap, k.rest, eps, mix, coef, map,
+                kept_gate ? kept_gate + (unit + i)*K*HW : nullptr, kept_stats ? kept_stats + (unit + i)*3*B : nullptr);
         g.store(inside(i), plus ? plus + at(i) : nullptr, relu, to + at(i));
       }
     }
   });
+}
+
+template <class T>
+void ema_forward(const Tensor& x, const Constants& k, float eps, Mix mix, const T* plus, bool relu, T* to,
+                 vec* kept_strips, float* kept_gate, vec* kept_stats) {
+  const auto run = k.parts == 2 ? ema_forward<2, T> : ema_forward<1, T>;
+  run(x, k, eps, mix, plus, relu, to, kept_strips, kept_gate, kept_stats);
 }
 }  // namespace

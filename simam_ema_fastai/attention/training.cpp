@@ -6,7 +6,6 @@
 #include "gates.h"
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 #include <tuple>
 
 namespace {
@@ -73,7 +72,7 @@ template <bool PLANAR> struct Unit {
     for (int64_t i = 0; i < HW; i++) narrow(from[i], to + i);
   }
 
-  static vec total(vec v) { return PLANAR ? vec{} + sum(v) : v; }
+  static vec whole(vec v) { return PLANAR ? vec{} + sum(v) : v; }
 
   // x - μ, 0 beyond the map
   vec deviation(vec x, vec mean, int64_t p) const {
@@ -82,16 +81,11 @@ template <bool PLANAR> struct Unit {
   }
 
   // μ, then k = 1/(4(v + λ))
-  vec mean(const vec* x) const {
-    vec s = {};
-    for (int64_t p = 0; p < rows; p++) s += x[p];
-    return total(s)/float(HW);
-  }
+  vec mean(const vec* x) const { return whole(total(rows, [&](int64_t p) { return x[p]; }))/float(HW); }
 
   vec k(const vec* x, vec mean, float e_lambda) const {
-    vec s = {};
-    for (int64_t p = 0; p < rows; p++) { vec d = deviation(x[p], mean, p); s += d*d; }
-    return .25f/(total(s)/float(std::max<int64_t>(HW - 1, 1)) + e_lambda);
+    const vec s = total(rows, [&](int64_t p) { vec d = deviation(x[p], mean, p); return d*d; });
+    return .25f/(whole(s)/float(std::max<int64_t>(HW - 1, 1)) + e_lambda);
   }
 };
 
@@ -141,8 +135,8 @@ Tensor simam_backward(const Tensor& x, const Tensor& g, float e_lambda, Mix mix,
       out[p] *= mix(s);
       through[p] = qd;
     }
-    A = u.total(A)/float(u.HW);
-    B = u.total(B)*(4.f*k/float(std::max<int64_t>(u.HW - 1, 1)));
+    A = u.whole(A)/float(u.HW);
+    B = u.whole(B)*(4.f*k/float(std::max<int64_t>(u.HW - 1, 1)));
     const vec k2 = 2.f*mix.gamma*k;
     for (int64_t p = 0; p < u.rows; p++) {
       vec d = v[p] - mean;
@@ -265,10 +259,10 @@ void outer(int64_t rows, const vec* in, int64_t parts, int64_t c, const vec* d, 
 }
 
 // The matrices of `affine` transposed: of the strips, then of the nine taps
-Tensor transposed(const Constants& k, const Tensor& packed) {
-  const int64_t c = k.c, P = packed.size(1);
-  Tensor t = at::zeros({10*c, P}, packed.options());
-  const float* from = packed.const_data_ptr<float>();
+Tensor transposed(const Constants& k) {
+  const int64_t c = k.c, P = k.t.size(1);
+  Tensor t = at::zeros({10*c, P}, k.t.options());
+  const float* from = k.t.const_data_ptr<float>();
   float* to = t.mutable_data_ptr<float>();
   for (int64_t m = 0; m < 10; m++) for (int64_t i = 0; i < c; i++) for (int64_t o = 0; o < c; o++)
     to[(m*c + o)*P + i] = from[(m*c + i)*P + o];
@@ -283,82 +277,90 @@ struct Grads {
                                        gamma(b3 + 2*B), beta(gamma + B) {}
 };
 
-// A group of the backward pass
-struct Backward {
+// A group of the backward pass, or a pair of groups. `frame` and `lines` are the sizes of a part's map in a frame of
+// zeros and without one.
+template <int K> struct Backward {
   const Group g;
   const Constants& k;
   const Mix mix;
-  int64_t H, W, HW, B;
+  int64_t H, W, HW, B, frame, lines;
 
-  // The gradient of the map in a frame of zeros, `q`, and its sum; `weight` gets the gate mixed, `part` γ's gradient.
-  float map_grad(const vec* x, const vec* grad, const float* gate, float* ds, float* weight, float* q,
-                 float& part) const {
-    vec line[LANES] = {};
+  // The gradient of the map in a frame of zeros, `q`, and its sum, of every part; `weight` gets the gate mixed, `left`
+  // γ's gradient.
+  void map_grad(const vec* x, const vec* grad, const float* gate, float* ds, float* weight, float* q, float* Q,
+                float* left) const {
+    vec line[K*LANES] = {};
     for (int64_t p = 0; p < HW; p++) {
-      vec s = {};
-      for (int64_t b = 0; b < B; b++) s += x[p*B + b]*grad[p*B + b];
-      line[p%LANES] = s;
-      if (p%LANES == LANES - 1 || p == HW - 1) reinterpret_cast<vec*>(ds)[p/LANES] = sums(line);
+      const int64_t at = p%LANES;
+      vec of[K] = {};
+      for (int64_t b = 0; b < B; b++) split<K>(x[p*B + b]*grad[p*B + b], b, of, 1);
+      for (int part = 0; part < K; part++) line[part*LANES + at] = of[part];
+      if (at == LANES - 1 || p == HW - 1) for (int part = 0; part < K; part++)
+        reinterpret_cast<vec*>(ds + part*lines)[p/LANES] = sums(line + part*LANES);
     }
-    float total = 0, left = 0;
-#pragma omp simd reduction(+:total, left)
-    for (int64_t p = 0; p < HW; p++) {
-      const float s = gate[p];
-      left += ds[p]*(s - 1);
-      weight[p] = mix.gamma*s + mix.rest;
-      total += ds[p] *= mix.gamma*s*(1 - s);
+    for (int part = 0; part < K; part++, gate += HW, ds += lines, weight += lines, q += frame) {
+      float total = 0, rest = 0;
+#pragma omp simd reduction(+:total, rest)
+      for (int64_t p = 0; p < HW; p++) {
+        const float s = gate[p];
+        rest += ds[p]*(s - 1);
+        weight[p] = mix.gamma*s + mix.rest;
+        total += ds[p] *= mix.gamma*s*(1 - s);
+      }
+      for (int64_t h = 0; h < H; h++) std::memcpy(q + (h + 1)*(W + 2) + 1, ds + h*W, W*sizeof(float));
+      Q[part] = total;
+      left[part] = rest;
     }
-    for (int64_t h = 0; h < H; h++) std::memcpy(q + (h + 1)*(W + 2) + 1, ds + h*W, W*sizeof(float));
-    part = left;
-    return total;
   }
 
   // ∂u of the logits, and T
-  void softmax_grad(const vec* x, const vec* rows, const vec* cols, const float* ds, float Q, const vec* stats, vec* T,
-                    vec* du, const Grads& d) const {
+  void softmax_grad(const vec* x, const vec* rows, const vec* cols, const float* ds, const float* Q, const vec* stats,
+                    vec* T, vec* du, const Grads& d) const {
     const vec *mean = stats, *rstd = stats + B, *soft = stats + 2*B, *gamma = k.rest + B, *beta = k.rest + 2*B;
-    float dot = 0;
+    float dot[K] = {};
     for (int64_t b = 0; b < B; b++) {
+      const vec sum = spread<K>(Q, 1, b);
       vec t = {};
       for (int64_t h = 0; h < H; h++) {
         vec s = {};
-        for (int64_t w = 0; w < W; w++) s += x[(h*W + w)*B + b]*cols[w*B + b]*ds[h*W + w];
+        for (int64_t w = 0; w < W; w++) s += x[(h*W + w)*B + b]*cols[w*B + b]*spread<K>(ds + h*W + w, lines, b);
         t += s*rows[h*B + b];
       }
-      T[b] = rstd[b]*(t - mean[b]*Q);
-      du[b] = gamma[b]*T[b] + beta[b]*Q;
-      dot += sum(soft[b]*du[b]);
+      T[b] = rstd[b]*(t - mean[b]*sum);
+      du[b] = gamma[b]*T[b] + beta[b]*sum;
+      add_sums<K>(soft[b]*du[b], b, dot);
       d.gamma[b] += soft[b]*T[b];
-      d.beta[b] += soft[b]*Q;
+      d.beta[b] += soft[b]*sum;
     }
-    for (int64_t b = 0; b < B; b++) d.b3[b] += du[b] = soft[b]*(du[b] - dot);
+    for (int64_t b = 0; b < B; b++) d.b3[b] += du[b] = soft[b]*(du[b] - spread<K>(dot, 1, b));
   }
 
   // What reaches x directly, through the norm and through the convolution to one map, in place of `grad`; the strips'
-  // gradients before their sigmoids; ∂w̄.
-  void direct(const vec* x, vec* grad, const vec* rows, const vec* cols, const float* weight, const float* q, float Q,
-              const vec* stats, const vec* T, vec* pi, const Grads& d) const {
+  // gradients before their sigmoids; ∂w̄. `seen` is scratch memory for a frame.
+  void direct(const vec* x, vec* grad, const vec* rows, const vec* cols, const float* weight, const float* q,
+              const float* Q, const vec* stats, const vec* T, vec* pi, vec* seen, const Grads& d) const {
     vec *pi_h = pi, *pi_w = pi + H*B;
     for (int64_t b = 0; b < B; b++) {
       const vec mean = stats[b], rstd = stats[B + b];
       const vec coef = stats[2*B + b]*k.rest[B + b]*rstd, by_t = -coef*rstd*T[b]/float(HW);
-      const vec rest = -(coef*(Q/float(HW)) + by_t*mean);
+      const vec rest = -(coef*(spread<K>(Q, 1, b)/float(HW)) + by_t*mean);
       vec tap[9], dtap[9];
       for (int j = 0; j < 9; j++) { tap[j] = k.tap[j*B + b]; dtap[j] = vec{}; }
+      if (K > 1) for (int64_t i = 0; i < (H + 2)*(W + 2); i++) seen[i] = spread<K>(q + i, frame, b);
+      auto around = [&](int64_t i) { return K > 1 ? seen[i] : vec{} + q[i]; };
       for (int64_t w = 0; w < W; w++) pi_w[w*B + b] = vec{};
       for (int64_t h = 0; h < H; h++) {
         const vec row = rows[h*B + b];
-        const float* frame = q + h*(W + 2);
         vec along = {};
         for (int64_t w = 0; w < W; w++) {
-          const int64_t p = h*W + w;
+          const int64_t p = h*W + w, at = h*(W + 2) + w;
           const vec v = x[p*B + b], col = cols[w*B + b], f = row*col;
-          const vec dt = coef*frame[W + 3 + w] + by_t*(v*f) + rest, by_v = dt*v;
+          const vec dt = coef*around(at + W + 3) + by_t*(v*f) + rest, by_v = dt*v;
           along += by_v*col;
           pi_w[w*B + b] += by_v*row;
-          vec out = grad[p*B + b]*weight[p] + dt*f;
+          vec out = grad[p*B + b]*spread<K>(weight + p, lines, b) + dt*f;
           for (int u = 0; u < 3; u++) for (int i = 0; i < 3; i++) {
-            const float value = frame[(2 - u)*(W + 2) + w + 2 - i];
+            const vec value = around(at + (2 - u)*(W + 2) + 2 - i);
             out += tap[3*u + i]*value;
             dtap[3*u + i] += v*value;
           }
@@ -393,31 +395,33 @@ struct Backward {
   }
 };
 
-template <class T>
-void ema_backward(const Tensor& x, const Tensor& grad, const Tensor& dx, const Constants& k, const Tensor& packed,
-                  const Tensor& kept_strips, const Tensor& kept_gate, const Tensor& kept_stats, Mix mix, bool params,
-                  const Tensor& sums, float* part) {
+template <int K, class T>
+void ema_backward(const Tensor& x, const Tensor& grad, const Tensor& dx, const Constants& k, const Tensor& kept_strips,
+                  const Tensor& kept_gate, const Tensor& kept_stats, Mix mix, bool params, const Tensor& sums,
+                  float* left) {
   const int64_t C = x.size(1), H = x.size(2), W = x.size(3), HW = H*W, c = k.c, B = k.B, strips = (H + W)*B;
-  const Backward back{group(x, c, B, W), k, mix, H, W, HW, B};
+  const int64_t map = HW*B, lines = (HW + LANES - 1)/LANES, frame = ((H + 2)*(W + 2) + LANES - 1)/LANES;
+  const Backward<K> back{group(x, c, B, W), k, mix, H, W, HW, B, frame*LANES, lines*LANES};
   const Group& g = back.g;
   const T *from = x.const_data_ptr<T>(), *from_g = grad.const_data_ptr<T>();
   T* to = dx.mutable_data_ptr<T>();
-  const Tensor turned = transposed(k, packed);
+  const Tensor turned = transposed(k);
   const vec *w1 = vectors(turned), *w3 = w1 + c*B, *strips_of = vectors(kept_strips), *stats_of = vectors(kept_stats);
   const float* gate_of = kept_gate.const_data_ptr<float>();
-  const int64_t map = HW*B, floats = (HW + LANES - 1)/LANES, frame = ((H + 2)*(W + 2) + LANES - 1)/LANES;
   const int64_t batch = map*8 <= 65536/LANES ? 8 : map*4 <= 65536/LANES ? 4 : 1;
   const int64_t work = c*(40*HW + (18 + 3*(H + W))*c), grain = std::max<int64_t>(1, 8*GRAIN/work);
   at::parallel_for(0, x.size(0)*(C/c), grain, [&](int64_t begin, int64_t end) {
-    vec* v = scratch(map + 2*floats + frame + B + batch*(map + 3*strips + 19*B) + B);
+    vec* v = scratch(map + K*(2*lines + frame) + (K - 1)*frame*LANES + B + batch*(map + 3*strips + 19*B) + B);
     vec *outs = v + map, *means = outs + batch*map, *pis = means + batch*strips, *alongs = pis + batch*strips;
     vec *windows = alongs + batch*strips, *dS = windows + batch*9*B, *du = dS + batch*9*B;
-    vec *norm_T = du + batch*B, *zero = norm_T + B;
-    float *ds = reinterpret_cast<float*>(zero + B), *weight = ds + floats*LANES, *q = weight + floats*LANES;
+    vec *norm_T = du + batch*B, *zero = norm_T + B, *seen = zero + B;
+    float *ds = reinterpret_cast<float*>(seen + (K - 1)*frame*LANES), *weight = ds + K*back.lines;
+    float* q = weight + K*back.lines;
     std::memset(v, 0, (map + batch*map)*sizeof(vec));  // the padding stays zero
     std::memset(zero, 0, B*sizeof(vec));
-    std::memset(q, 0, frame*sizeof(vec));
+    std::memset(q, 0, K*frame*sizeof(vec));
     const Grads d(vectors(sums) + at::get_thread_num()*(10*c + 14)*B, c, B);
+    float Q[K];
     for (int64_t unit = begin; unit < end; unit += batch) {
       const int64_t n = std::min(batch, end - unit);
       auto at = [&](int64_t i) { return (unit + i)/(C/c)*C*HW + (unit + i)%(C/c)*c*g.channel; };
@@ -427,9 +431,9 @@ void ema_backward(const Tensor& x, const Tensor& grad, const Tensor& dx, const C
         g.load(from + at(i), v);
         g.load(from_g + at(i), out);
         if (params) summaries(g, v, means + i*strips, windows + i*9*B);
-        const float Q = back.map_grad(v, out, gate_of + (unit + i)*HW, ds, weight, q, part[unit + i]);
+        back.map_grad(v, out, gate_of + (unit + i)*K*HW, ds, weight, q, Q, left + (unit + i)*K);
         back.softmax_grad(v, rows, cols, ds, Q, stats, norm_T, du + i*B, d);
-        back.direct(v, out, rows, cols, weight, q, Q, stats, norm_T, pi, d);
+        back.direct(v, out, rows, cols, weight, q, Q, stats, norm_T, pi, seen, d);
       }
       affine(n*(H + W), pis, 1, c, B, w1, zero, alongs);
       for (int64_t j = 0; j < 9; j++) affine(n, du, 1, c, B, w3 + j*c*B, zero, dS + j*n*B);
@@ -446,11 +450,23 @@ void ema_backward(const Tensor& x, const Tensor& grad, const Tensor& dx, const C
   });
 }
 
+// What pairs of groups leave, as single ones would: the other way round than `paired`.
+Tensor unpaired(const Tensor& t) {
+  const int64_t P = t.size(1), c = P/2;
+  Tensor out = at::zeros({10*c + 14, P}, t.options());
+  const float* from = t.const_data_ptr<float>();
+  float* to = out.mutable_data_ptr<float>();
+  for (int64_t row = 0; row < 10*c + 14; row++) for (int64_t k = 0; k < 2; k++) {
+    const int64_t there = row < 10*c ? (row/c*2 + k)*c + row%c : row + 10*c;
+    for (int64_t o = 0; o < c; o++) to[row*P + o] += from[there*P + k*c + o];
+  }
+  return out;
+}
+
 // The parameters' gradients from their sums over the groups: w̄ = Σ a_o W_o and a·b₃ with a = softmax(β) go back to W₃,
 // b₃ and β.
-std::vector<Tensor> unpack(const Tensor& sums, const Tensor& packed, int64_t c) {
+std::vector<Tensor> unpack(const Tensor& t, const Tensor& packed, int64_t c) {
   const int64_t P = packed.size(1);
-  const Tensor t = sums.sum(0);
   const float *d = t.const_data_ptr<float>(), *taps = d + 10*c*P, *rest = taps + 9*P;
   const float *k = packed.const_data_ptr<float>(), *bias = k + (10*c + 10)*P;
   const Tensor soft = packed[10*c + 13].narrow(0, 0, c).softmax(0);
@@ -487,17 +503,16 @@ EmaGrads ema_grads(const Tensor& input, const Tensor& grad, const Tensor& packed
                 const Tensor& gates, const Tensor& stats, Optional mix, bool params) {
   Tensor x = dense(input), dx = at::empty_like(x), g = like(x, grad);
   const Constants k(packed, x.size(1));
-  const int64_t groups = x.size(0)*(x.size(1)/k.c);
-  Tensor parts = floats({groups}, x), sums = at::zeros({at::get_num_threads(), packed.size(0), packed.size(1)},
-                                                       packed.options());
+  Tensor left = floats({x.size(0)*(x.size(1)/k.c)*k.parts}, x);
+  Tensor sums = at::zeros({at::get_num_threads(), k.t.size(0), k.t.size(1)}, packed.options());
   if (x.numel()) DISPATCH(x, "ema_train", [&] {
-    ema_backward<scalar_t>(x, g, dx, k, packed, strips, gates, stats, Mix(mix), params, sums,
-                           parts.mutable_data_ptr<float>());
+    const auto run = k.parts == 2 ? ema_backward<2, scalar_t> : ema_backward<1, scalar_t>;
+    run(x, g, dx, k, strips, gates, stats, Mix(mix), params, sums, left.mutable_data_ptr<float>());
   });
   std::vector<Tensor> d;
-  if (params) d = unpack(sums, packed, k.c);
+  if (params) d = unpack(k.parts == 2 ? unpaired(sums.sum(0)) : sums.sum(0), packed, k.c/k.parts);
   else for (int i = 0; i < 6; i++) d.push_back(floats({0}, x));
-  return {dx, d[0], d[1], d[2], d[3], d[4], d[5], mix_grad(mix, x, parts)};
+  return {dx, d[0], d[1], d[2], d[3], d[4], d[5], mix_grad(mix, x, left)};
 }
 
 // ------------------------------------------------------------------------------------------------------- Without running
