@@ -65,6 +65,8 @@ def _crop_and_flip(x:Tensor, draws:Tensor, crop, dihedral:bool) -> Tensor: # (B,
     return torch.where(transpose[:,None,None,None], x.transpose(2, 3), x) if dihedral else x
 
 # %% ../../nbs/data/06_loader.ipynb #58f9753c
+_most_kept = 2**29 # Bytes of validation images that are kept as they are fed
+
 class DecodedDL(TfmdDL):
     """A `TfmdDL` that takes the images of `dataset` from memory.
 
@@ -76,9 +78,10 @@ class DecodedDL(TfmdDL):
         on_device:bool=None, # Keep all images on the device; None: as `fits_on_device` says
         shard:tuple[int,int]=(0,1), # (rank, world), see `shard_of`; crops and flips are those of the whole batch
         num_workers:int=0, # Processes that fill batches; none where the images are on the device
+        kept:dict=None, # Validation images as they were fed before, by how they were cropped
         **kwargs # Passed to `TfmdDL`
     ):
-        self.images, self.targets, self.shard = images, targets, shard
+        self.images, self.targets, self.shard, self.kept = images, targets, shard, {} if kept is None else kept
         super().__init__(dataset, num_workers=num_workers, **kwargs)
         if on_device is None: on_device = self._flip_and_crop() is not None and fits_on_device(self.device, images)
         self.on_device = on_device
@@ -88,7 +91,7 @@ class DecodedDL(TfmdDL):
         "As fastai's: of the same images unless there is another `dataset`."
         if dataset is None or dataset is self.dataset:
             same = dict(images=self.images, targets=self.targets, on_device=self.on_device, shard=self.shard)
-            kwargs = same | kwargs
+            kwargs = same | ({} if 'images' in kwargs else dict(kept=self.kept)) | kwargs
         elif 'images' not in kwargs: cls = cls or TfmdDL
         return super().new(dataset, cls, **kwargs)
 
@@ -103,6 +106,7 @@ class DecodedDL(TfmdDL):
         split, known = self.after_item.split_idx, self._flip_and_crop()
         if known and self.on_device and split in (0, 1): return self._on_device(samps, split, *known)
         if known and split == 0: return self._on_host(samps, *known)
+        if known and split == 1 and self._can_keep(known[1]): return self._validation(samps, known[1])
         return super().create_batches(shard_of(samps, *self.shard))
 
     def _flip_and_crop(self) -> tuple|None:
@@ -126,13 +130,27 @@ class DecodedDL(TfmdDL):
                 crop.before_call(SimpleNamespace(size=a.shape[1::-1]), 0)
                 if n%world == rank: yield i, a, crop.tl, crop.cp_size
         for chunk in self.chunkify(boxes()):
-            x = torch.empty(len(chunk), 3, h, w, dtype=torch.uint8)
+            x = torch.empty(len(chunk), h, w, 3, dtype=torch.uint8).permute(0,3,1,2)  # as resized images lie
             for row, (_,a,(left,top),(nw,nh)) in zip(x, chunk):
                 nw, nh = max(nw, 1), max(nh, 1)  # of a thin image the crop may be 0 wide
                 left, top = min(left, a.shape[1] - 1), min(top, a.shape[0] - 1)
                 box = torch.from_numpy(a[None, top:top+nh, left:left+nw].copy()).permute(0,3,1,2)  # (1, C, nh, nw)
                 row.copy_(F.interpolate(box, (h,w), mode=crop.mode.name.lower(), antialias=True)[0])
             yield TensorImage(x), TensorCategory(self.targets[[i for i,*_ in chunk]])
+
+    def _can_keep(self, crop) -> bool:
+        w,h = crop.size
+        return self.fake_l.num_workers == 0 and 3*len(self.images)*h*w <= _most_kept
+
+    def _validation(self, samps:Iterable[int], crop) -> Iterator:
+        "Batches as the reference transforms make them, which look at an image once: it always comes out the same."
+        n, (w,h), how = len(self.images), crop.size, (crop.size, crop.mode, crop.val_xtra)
+        if how not in self.kept: self.kept[how] = torch.empty(n, 3, h, w, dtype=torch.uint8), np.zeros(n, bool)
+        x, known = self.kept[how]
+        for chunk in self.chunkify(shard_of(samps, *self.shard)):
+            for i in chunk:
+                if not known[i]: x[i], known[i] = self.do_item(i)[0], True
+            yield TensorImage(x[chunk]), TensorCategory(self.targets[chunk])
 
     def _on_device(self, samps:Iterable[int], split:int, flip, crop) -> Iterator:
         "Batches out of a tensor on the device, an epoch's at a time: `show_batch(unique=True)` gives `samps` no end."
@@ -176,7 +194,9 @@ class DecodedDL(TfmdDL):
     def _finish(self, b:tuple) -> tuple:
         """`after_batch`, but fastai's own two transforms work in place: the batch is nobody else's.
 
-        On a CPU new memory costs twenty times their arithmetic."""
+        In training they are one product and one sum, which come out differently in the last digit."""
         if [type(f) for f in self.after_batch.fs] != [IntToFloatTensor, Normalize]: return self.after_batch(b)
         (x, *y), (to_float, normalize) = b, self.after_batch.fs
-        return x.float().div_(to_float.div).sub_(normalize.mean).div_(normalize.std), *y
+        x, mean, std = x.to(torch.float, memory_format=torch.contiguous_format), normalize.mean, normalize.std
+        if self.after_item.split_idx == 0: return x.mul_(1/(to_float.div*std)).sub_(mean/std), *y
+        return x.div_(to_float.div).sub_(mean).div_(std), *y
