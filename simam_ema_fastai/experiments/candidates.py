@@ -215,6 +215,7 @@ def time_loaders(
     workers:Sequence[int]=(0,2) # Numbers of worker processes to try
 ) -> pd.DataFrame: # A row per loader: ratio of throughput, with its lowest and highest over the turns
     "Compare the throughput of training batches, in turns."
+    if default_device().type == 'cpu': keep_freed_memory()  # as a training does
     loaders = {}
     for n in workers:
         files, decoded = (get_dls(**data, size=size, bs=bs, num_workers=n, loader=l) for l in ('files','decoded'))
