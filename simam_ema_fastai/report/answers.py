@@ -186,7 +186,7 @@ def absolute_figures(
     r, mean = diffs.loc[diffs.value.idxmax()], runs.groupby(['variant','strategy'])[metric].mean()
     best = ', the best of the others,' if len(diffs) > 1 else ''
     of, than = (f'{mean[cell]:.1f}%' for cell in ((r.variant, r.strategy), (r.reference, r.reference_strategy)))
-    return f'{label}: {r.reference} {than}, {r.variant}{best} {of}.'
+    return f'{label[0].upper()}{label[1:]}: {r.reference} {than}, {r.variant}{best} {of}.'
 
 def next_steps(
     diffs:pd.DataFrame, # From `differences`
@@ -206,7 +206,8 @@ def next_steps(
         return [(f'Take {r.variant}, if it is worth what it costs.', _export(command, run))]
     r = diffs.loc[diffs.value.idxmin()]
     kept = best_run((r.reference, r.reference_strategy))
-    steps = [(f'Keep {r.reference}: nothing is shown to be better.', _export(command, kept))]
+    named = 'the baseline' if r.reference == 'baseline' else r.reference
+    steps = [(f'Keep {named}: nothing is shown to be better.', _export(command, kept))]
     undecided = diffs.verdict.isin(['open', 'perhaps', 'one seed']).any()
     return [*steps, ('Train more seeds, if smaller differences matter.', more)] if undecided else steps
 
