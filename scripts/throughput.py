@@ -11,14 +11,17 @@ import io
 from pathlib import Path
 
 import pandas as pd
+import torch
 from fastai.callback.core import Callback, CancelFitException
 
 from simam_ema_fastai.attention.cpp_training import build_gates
 from simam_ema_fastai.core.files import write_text
 from simam_ema_fastai.data.dls import get_dls
+from simam_ema_fastai.experiments.candidates import training_step
 from simam_ema_fastai.experiments.environment import environment, provenance
 from simam_ema_fastai.experiments.probe import fastest_form, forms
 from simam_ema_fastai.experiments.timing import interleaved, paired_ratios
+from simam_ema_fastai.models.create import create_model
 from simam_ema_fastai.models.variants import get_variant
 from simam_ema_fastai.report.formats import to_markdown
 from simam_ema_fastai.training.learner import variant_learner
@@ -56,20 +59,31 @@ def training(arch, size, bs, variant, loader, form):
     return turn
 
 
+def bare(arch, size, bs, form):
+    "As many steps on one batch that is there."
+    model = create_model(get_variant('hybrid', arch), a.n_classes or 200).to(memory_format=form.memory_format)
+    step = training_step(model, torch.randn(bs, 3, size, size), dtype=form.dtype)
+
+    def turn():
+        for _ in range(a.batches): step()
+    return turn
+
+
 build_gates()
 rows = []
 for setting in a.settings:
     arch, size, bs = setting.split(':')[0], *map(int, setting.split(':')[1:])
     found = fastest_form(get_variant('hybrid', arch), a.n_classes or 200, size, bs, forms())
     plain = forms()[0]
-    turns = {'fastai, published modules': training(arch, size, bs, published, 'files', plain),
-             'ours': training(arch, size, bs, 'hybrid', 'decoded', found)}
+    turns = {'fastai': training(arch, size, bs, published, 'files', plain),
+             'ours': training(arch, size, bs, 'hybrid', 'decoded', found), 'bare': bare(arch, size, bs, found)}
     t = interleaved(turns, a.seconds)
-    times = 1/paired_ratios(t, 'fastai, published modules').loc['ours']
+    faster, of_bare = (1/paired_ratios(t, name).loc['ours'] for name in ('fastai', 'bare'))
     per_s = a.batches*bs/t.median()
     rows.append({'network': arch, 'pixels': size, 'images per batch': bs, 'trained in': str(found),
-                 'images/s, fastai': round(per_s.iloc[0], 1), 'images/s, ours': round(per_s.iloc[1], 1),
-                 'times as fast [95%]': f'{times.ratio:.2f} [{times.high:.2f}, {times.low:.2f}]'})
+                 'images/s, fastai': round(per_s.fastai, 1), 'images/s, ours': round(per_s.ours, 1),
+                 'times as fast [95%]': f'{faster.ratio:.2f} [{faster.high:.2f}, {faster.low:.2f}]',
+                 'of the bare steps [95%]': f'{of_bare.ratio:.0%} [{of_bare.high:.0%}, {of_bare.low:.0%}]'})
     print(setting, rows[-1]['times as fast [95%]'], flush=True)
 
 about = environment()
@@ -81,7 +95,8 @@ write_text(a.out/'report.md', f"""# Training a Hybrid, images a second
 
 In fastai's training loop, loaders included, each image once an epoch; the two take turns of {a.batches} batches, the
 ratio of each turn, median and 95% interval. fastai: the modules step by step, float32, PyTorch's default layout, images
-read and decoded in each epoch. Ours: C++ gates, decoded images, the form that a probe of this network chose.
+read and decoded in each epoch. Ours: C++ gates, decoded images, the form that a probe of this network chose. Bare
+steps: forward, backward and optimizer, on one batch that is there.
 
 Machine: {provenance(about)}
 

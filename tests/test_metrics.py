@@ -29,7 +29,7 @@ def test_a_training_keeps_what_its_metrics_are_made_of(simam_ema, digits_args, t
     aurocs = [skm.roc_auc_score(p.true == c, scores[:,c]) for c in range(10)]
     assert np.isclose(m['auroc'], 100*np.mean(aurocs), atol=.01)
     assert np.isclose(m['balanced_accuracy'], 100*skm.balanced_accuracy_score(p.true, p.pred1))
-    assert (scores.argmax(1) == p.pred1).mean() > .98  # of equal ones in 16 bits the first
+    assert (scores[range(len(p)), p.pred1] == scores.max(1)).all()  # in 16 bits others may equal it
     plan = json.loads((tmp_path/'grid.json').read_text())
     assert (plan['metric'], plan['margin']) == ('auroc', 2.)
     e = Evidence(tmp_path)

@@ -175,7 +175,7 @@ def tune(
 
     Interrupted, the same command goes on."""
     from simam_ema_fastai.experiments.probe import in_form
-    from simam_ema_fastai.experiments.tune import search_settings, tuned_runs
+    from simam_ema_fastai.experiments.tune import search_settings, searched_form, tuned_runs
     if not 1 <= holdout <= 90: raise UserError(f'--holdout {holdout:g}: percent are wanted, from 1 to 90, e.g. 20.')
     given = dict(variants=('baseline', 'simam', 'ema', 'hybrid')) | settings(**options)
     if variants is not None: given['variants'] = split_commas(variants, str, 'variants')
@@ -183,7 +183,7 @@ def tune(
     do_runs, do_trials = _executors(executor, run_cpus, run_gpus)
     common, configs = _grid(given), _grid(given | dict(seeds=[given['recipe'].seed]))
     search = search_settings(configs, out, trials, space, holdout/100, metric or 'top1', do_trials)
-    common = in_form(common, search.form)
+    common = in_form(common, searched_form(search))
     tuned = tuned_runs(search, configs, [*dict.fromkeys(c.recipe.seed for c in common)])
     if not no_common: _compare_untuned(common, Path(out)/'common', do_runs, metric, margin)
     _ablate(tuned, out, log, not no_report, do_runs, metric=metric, margin=margin)

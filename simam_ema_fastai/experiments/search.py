@@ -13,7 +13,6 @@ from pathlib import Path
 from ..core.errors import UserError
 from ..core.files import read_json, write_json
 from .identity import changed_settings, describe_changes, identity
-from ..training.callbacks import Form
 from ..training.recipe import Recipe
 
 # %% auto #0
@@ -57,11 +56,6 @@ class Search:
     def recipe(self) -> Recipe:
         "As given; a strategy that was left out is each variant's own."
         return Recipe(**self.about['recipe'])
-
-    @property
-    def form(self) -> Form:
-        "In which form its trials are trained, and what comes of them."
-        return Form(self.recipe.precision, self.recipe.layout)
 
     @property
     def ended(self) -> list[Trial]:

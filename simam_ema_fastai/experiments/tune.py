@@ -23,7 +23,7 @@ from ..training.callbacks import Form
 from ..training.metrics import check_metric, metric_label
 
 # %% auto #0
-__all__ = ['Todo', 'trials_in_turn', 'search_settings', 'tuned_runs']
+__all__ = ['Todo', 'trials_in_turn', 'search_settings', 'searched_form', 'tuned_runs']
 
 # %% ../../nbs/experiments/23_tune.ipynb #9373d24f
 def _common_recipe(configs:Sequence[RunConfig]):
@@ -132,9 +132,15 @@ def search_settings(
     for v in search.variants: search.best(v)
     return search
 
+def searched_form(
+    search:Search # From `search_settings`
+) -> Form:
+    "In which form the trials of a search are trained, and what comes of them."
+    return Form(search.recipe.precision, search.recipe.layout)
+
 def _form(configs, dls, trials:int, begun:Search|None, executor) -> Form|None:
     "That of the search that has begun, else what is fastest here; where others compute, their machines may differ."
-    if begun: return begun.form
+    if begun: return searched_form(begun)
     epochs = trials*sum(c.recipe.epochs for c in configs)
     return None if executor else form_for(configs, epochs*len(dls.train), dls)
 
@@ -156,4 +162,4 @@ def tuned_runs(
         tuned = dict(search=search.id, trial=best.number, of=search.budget, settings=sorted(best.settings))
         c = with_settings(c, best.settings)
         return replace(c, recipe=replace(c.recipe, seed=seed), tuned=tuned)
-    return [run(c, seed) for seed in seeds for c in in_form(configs, search.form)]
+    return [run(c, seed) for seed in seeds for c in in_form(configs, searched_form(search))]
