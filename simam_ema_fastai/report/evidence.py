@@ -250,12 +250,17 @@ class Evidence:
         return next_steps(self.diffs, best_run, next(reversed(self.commands), ''))
 
     @cached_property
-    def commands(self) -> list[str]:
-        "What started the runs."
+    def environments(self) -> list[dict]:
+        "What trained the runs, as they noted it."
         noted = []
         for run in self.progress.run:
             with suppress(UserError): noted += environments(self.folder/run)  # damaged, or not there yet
-        return list(dict.fromkeys(env['command'] for env in noted if 'command' in env))
+        return noted
+
+    @property
+    def commands(self) -> list[str]:
+        "What started the runs."
+        return list(dict.fromkeys(env['command'] for env in self.environments if 'command' in env))
 
     @property
     def extent(self) -> list[str]:

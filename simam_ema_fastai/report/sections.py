@@ -15,7 +15,6 @@ from markupsafe import Markup
 from ..core.errors import UserError
 from ..core.files import read_json
 from ..core.progress import format_duration
-from ..experiments.environment import environments
 from ..experiments.runs import read_config
 from ..models.cost_table import busy_elsewhere, describe_machine
 from .answers import explain_verdict
@@ -274,7 +273,6 @@ def _run_row(r) -> dict:
 def _reproduce(e):
     runs = [e.folder/r for r in e.progress.run]
     configs = [c for r in runs if (c := _or(None, read_config, r))]
-    envs = [env for r in runs for env in _or([], environments, r)]
     return dict(runs=pd.DataFrame([_run_row(r) for r in e.runs.itertuples()]),
                 trained=format_duration(e.runs.train_seconds.sum()) if len(e.runs) else '',
-                settings=_settings_table(configs), environment=_environment_table(envs))
+                settings=_settings_table(configs), environment=_environment_table(e.environments))
