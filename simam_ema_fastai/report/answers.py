@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import pandas as pd
 
@@ -175,49 +175,62 @@ def _undetectable(rows:pd.DataFrame, alone:bool) -> list[str]:
     return [f'{who} realistic gain is detectable with these data: too few images or seeds for {left}.']
 
 # %% ../../nbs/report/11_answers.ipynb #573b8104
+def _highest(mean:pd.Series, cells:Iterable[tuple[str,str]]) -> tuple[str,str]: return mean[[*cells]].idxmax()
+
+def _compared(diffs:pd.DataFrame) -> tuple[list,list]:
+    "The references and the others, as (variant, strategy)."
+    def cells(*names): return list(dict.fromkeys(zip(*(diffs[n] for n in names), strict=True)))
+    kept = cells('reference', 'reference_strategy')
+    return kept, [c for c in cells('variant', 'strategy') if c not in kept]
+
 def absolute_figures(
-    runs:pd.DataFrame, # A row per run, with a column `metric`
+    mean:pd.Series, # What is judged, in percent, by (variant, strategy)
     diffs:pd.DataFrame, # From `differences`
-    metric:str, # A name in `training.metrics`
-    label:str # The same in words
+    label:str # The metric in words
 ) -> str: # Empty where nothing was compared
-    "What the reference and the best of the others reach, in a sentence."
+    "What the best reference and the best of the others reach, in a sentence."
     if diffs.empty: return ''
-    r, mean = diffs.loc[diffs.value.idxmax()], runs.groupby(['variant','strategy'])[metric].mean()
-    best = ', the best of the others,' if len(diffs) > 1 else ''
-    of, than = (f'{mean[cell]:.1f}%' for cell in ((r.variant, r.strategy), (r.reference, r.reference_strategy)))
-    return f'{label[0].upper()}{label[1:]}: {r.reference} {than}, {r.variant}{best} {of}.'
+    several = mean.index.unique('strategy').size > 1
+    def says(cell, which=''): return f'{cell[0]}{which} {mean[cell]:.1f}%' + (f' ({cell[1]})' if several else '')
+    kept, others = _compared(diffs)
+    which = ', the best of the others,' if len(dict(others)) > 1 else ''
+    reached = [says(_highest(mean, kept)), *([says(_highest(mean, others), which)] if others else [])]
+    return f'{label[0].upper()}{label[1:]}: {", ".join(reached)}.'
 
 def next_steps(
+    mean:pd.Series, # What is judged, in percent, by (variant, strategy)
     diffs:pd.DataFrame, # From `differences`
     best_run:Callable[[tuple[str,str]],str], # (variant, strategy) to the folder of its best run
-    command:str='' # What trained the runs, if that is known
+    commands:Sequence[str]=() # What trained the runs, where that is known
 ) -> list[tuple[str,str]]: # Each in words, and as a command where there is one
     "What to do after a comparison, for what it says."
     if diffs.empty or (diffs.verdict=='void').any(): return []
     seeds = max(max(s) for s in diffs.seeds)
-    more = _with_seeds(command, 3 if seeds < 2 else 2*seeds)
+    more = _with_seeds(commands, 3 if seeds < 2 else 2*seeds)
     if (diffs.verdict=='one seed').all():
         return [('Train more seeds: what one of each shows may be chance.', more)]
     better = diffs[diffs.verdict.isin(['helps', 'above']) & ~diffs.confounded]
+    kept = _highest(mean, _compared(diffs)[0])
+    named, why = 'the baseline' if kept[0] == 'baseline' else kept[0], 'nothing is shown to be better'
     if len(better):
-        r = better.loc[better.value.idxmax()]
-        run = best_run((r.variant, r.strategy))
-        return [(f'Take {r.variant}, if it is worth what it costs.', _export(command, run))]
-    r = diffs.loc[diffs.value.idxmin()]
-    kept = best_run((r.reference, r.reference_strategy))
-    named = 'the baseline' if r.reference == 'baseline' else r.reference
-    steps = [(f'Keep {named}: nothing is shown to be better.', _export(command, kept))]
+        best = _highest(mean, zip(better.variant, better.strategy, strict=True))
+        if mean[best] > mean[kept]:
+            return [(f'Take {best[0]}, if it is worth what it costs.', _export(commands, best_run(best)))]
+        why = f'under {kept[1]} it lies above {best[0]} under {best[1]}'
+    steps = [(f'Keep {named}: {why}.', _export(commands, best_run(kept)))]
     undecided = diffs.verdict.isin(['open', 'perhaps', 'one seed']).any()
     return [*steps, ('Train more seeds, if smaller differences matter.', more)] if undecided else steps
 
-def _with_seeds(command:str, n:int) -> str:
-    "The same command with seeds 1 to `n`, which keeps what is finished; empty if it is none that takes seeds."
-    if not command.startswith('simam_ema ablate'): return ''
+def _with_seeds(commands:Sequence[str], n:int) -> str:
+    "The same commands with seeds 1 to `n`, which keep what is finished; empty if none takes seeds."
     seeds = '--seeds ' + ','.join(map(str, range(1, n + 1)))
-    return re.sub(r'--seeds[ =]\S+', seeds, command) if '--seeds' in command else f'{command} {seeds}'
+    def more(c): return re.sub(r'--seeds[ =]\S+', seeds, c) if '--seeds' in c else f'{c} {seeds}'
+    once = {}
+    for c in (more(c) for c in commands if c.startswith('simam_ema ablate')):
+        once.setdefault(re.sub(r' --out[ =]\S+', '', c), c)  # folders may have been put together
+    return '\n'.join(once.values())
 
-def _export(command:str, run:str) -> str:
+def _export(commands:Sequence[str], run:str) -> str:
     "How a run of a grid is exported; empty if its folder is not known."
-    out = re.search(r'--out[ =](\S+)', command)
+    out = re.search(r'--out[ =](\S+)', ' '.join(commands))
     return f'simam_ema export {out[1]}/{run} --onnx model.onnx' if out else ''

@@ -237,9 +237,15 @@ class Evidence:
         return '' if self.void else detection_limits(self.diffs)
 
     @property
+    def _means(self) -> pd.Series:
+        "What is judged, by (variant, strategy)."
+        if self.runs.empty: return pd.Series(dtype=float)
+        return self.runs.groupby(['variant','strategy'])[self.metric].mean()
+
+    @property
     def absolute(self) -> str:
         "What the reference and the best of the others reach; empty where nothing was compared."
-        return '' if self.void else absolute_figures(self.runs, self.diffs, self.metric, self.metric_label)
+        return '' if self.void else absolute_figures(self._means, self.diffs, self.metric_label)
 
     @property
     def steps(self) -> list[tuple[str,str]]:
@@ -247,7 +253,7 @@ class Evidence:
         def best_run(cell):
             of_cell = self.runs[(self.runs.variant == cell[0]) & (self.runs.strategy == cell[1])]
             return self.folders(of_cell.loc[of_cell[self.metric].idxmax(), 'run'])[0]
-        return next_steps(self.diffs, best_run, next(reversed(self.commands), ''))
+        return next_steps(self._means, self.diffs, best_run, self.commands)
 
     @cached_property
     def environments(self) -> list[dict]:

@@ -24,10 +24,12 @@ def _rows(df:pd.DataFrame) -> list[list[str]]:
     return [[one_line(c) for c in row] for row in df.fillna('–').itertuples(index=False)]
 
 def _results_first(df:pd.DataFrame) -> pd.DataFrame:
-    "Without a strategy that all rows share, and with seeds and references last: results stand beside the names."
-    shared = ['strategy'] if {'variant', 'strategy'} <= {*df} and df.strategy.nunique() == 1 else []
+    "With the strategy in the variant's cell, unless all share it, and seeds last: results stand beside the names."
+    if [*df][:2] == ['variant', 'strategy']:
+        named = df.variant if df.strategy.nunique() == 1 else df.variant + ', ' + df.strategy.fillna('–')
+        df = df.assign(variant=named).drop(columns='strategy')
     last = [c for c in ('seeds', 'against') if c in df]
-    return df[[c for c in df if c not in (*shared, *last)] + last]
+    return df[[c for c in df if c not in last] + last]
 
 def _code(text:str) -> Markup:
     "Text whose parts in backticks are code."
