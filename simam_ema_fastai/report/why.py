@@ -162,29 +162,35 @@ _conclusions = {
     'some': 'The data support only in part that fresh gates do harm because they rescale pretrained branches.',
     'open': 'Whether fresh gates do harm because they rescale pretrained branches is left open by these data.'}
 
+def _of_all_pairs(overall:_Overall|None) -> str:
+    "What the identity start brings back over all pairs: 'all', 'none' or 'open'; empty where they show no loss."
+    if not overall or overall.published.high >= 0: return ''
+    return 'all' if overall.step.low > 0 else 'none' if overall.step.high < -overall.published.value/2 else 'open'
+
+def _concluded(together:str, kinds:set[str]) -> str: # A key of `_conclusions`
+    "What all pairs come to, which find more than one does, unless one of them contradicts."
+    if together in ('all', 'none'): return 'some' if kinds & {'all', 'none'} - {together} else together
+    in_part = 'some' if 'all' in kinds else 'open'
+    return next(iter(kinds)) if len(kinds) == 1 else in_part
+
 def explain_harm(
     e:Evidence,
     starts:pd.DataFrame # From `compare_starts`
 ) -> list[str]: # The conclusion first
     "Say whether fresh gates do harm because they rescale pretrained branches, as far as the runs tell."
     if e.void: return ['The runs are not comparable, so nothing follows from what their gates do.']
-    losses, rank, overall = _losses(e), _rank(e), _over_all(e, starts)
-    if losses.empty and overall and overall.published.high < 0:
-        lost, step = -overall.published.value, overall.step
-        kind = 'all' if step.low > 0 else 'none' if step.high < lost/2 else 'open'
-        together = 'No variant with the published start is shown to be below the baseline by itself; all together are.'
-        return [_conclusions[kind], together, *filter(None, [rank])]
-    if losses.empty:
+    losses, rank, together = _losses(e), _rank(e), _of_all_pairs(_over_all(e, starts))
+    if losses.empty and not together:
         known = len(e.diffs) and (e.diffs.about == over_seeds_and_images).any()
         none = 'No variant with the published start is shown to be below the baseline, so there is no harm to explain.'
         once = 'With one seed no variant is shown to be below the baseline, so there is no harm to explain yet.'
         return [none if known else once, *filter(None, [rank])]
     found = [_brought_back(r, starts) for r in losses.itertuples()]
-    kinds = {kind for kind,_ in found}
-    in_part = 'some' if 'all' in kinds else 'open'
-    conclusion = next(iter(kinds)) if len(kinds) == 1 else in_part
-    hint = ['`simam_ema ablate --grid start` trains both starts.'] if starts.empty else []
-    return [_conclusions[conclusion], *(text for _,text in found[:6]), *hint, *filter(None, [rank])]
+    alone = 'No variant with the published start is shown to be below the baseline by itself; all together are.'
+    hint = '' if len(starts) else '`simam_ema ablate --grid start` trains both starts.'
+    conclusion = _conclusions[_concluded(together, {kind for kind,_ in found})]
+    return [conclusion, *([text for _,text in found[:6]] or [alone]), *filter(None, [hint, rank])]
+
 
 # %% ../../nbs/report/24_why.ipynb #41151db9
 _most_rows = 24
