@@ -135,10 +135,10 @@ def _print_report(folder:Path, whole:list[str]):
     if not values: return
     best = max(values, key=values.get)
     model = folder/best
-    print(f'best:   {model} ({e.metric_label} {values[best]:.2f}%)\nnext:   simam_ema predict {model} IMAGE\n'
-          f'        simam_ema serve {model}\n        simam_ema export {model} --onnx model.onnx')
-    if e.runs.variant.nunique() > 1 and e.runs.seed.nunique() == 1:
-        print('        the same command with --seeds 1,2,3: one seed tells little')
+    steps = e.steps or [('', f'simam_ema export {model} --onnx model.onnx')]
+    lines = [line for text, command in steps for line in (text, *command.split('\n')) if line]
+    lines += f'simam_ema predict {model} IMAGE', f'simam_ema serve {model}'
+    print(f'best:   {model} ({e.metric_label} {values[best]:.2f}%)\nnext:   ' + '\n        '.join(lines))
 
 def _fitting(table) -> str:
     "A table as text, without the last columns where the terminal is too narrow for them: the report has them."
