@@ -66,6 +66,7 @@ class Page:
         for cell in self.nb.cells:
             directive = (re.findall(r'^#\| ?(\w+)', cell.source) or [''])[0]
             if directive in ('export', 'exporti', 'hide', 'default_exp'): cell.metadata.tags = ['remove-cell']
+            if directive == 'echo': cell.metadata.tags = ['remove-input']
             if directive == 'eval': cell.metadata.tags = ['skip-execution']
             if cell.cell_type == 'markdown':
                 if re.search('(?m)^## ', cell.source): level = 3

@@ -1,4 +1,4 @@
-// The report: the answer on the first screen, and tables that sort.
+// The report: the answer on the first screen, tables that sort, a legend that lights up, words that are explained.
 import { check } from './browser.mjs'
 
 await check(async ({ page, say, height, shoot }) => {
@@ -18,4 +18,29 @@ await check(async ({ page, say, height, shoot }) => {
     return [String(up) === String(want), aria === 'ascending', String(texts()) === String(want.reverse())]
   })
   if (sorted.includes(false)) say(`a table does not sort: ${sorted}`)
+  const lit = await page.evaluate(() => {
+    const button = document.querySelector('#curves .legend button'),
+      name = button.parentElement.classList[0]
+    const lines = () => [...document.querySelectorAll('#curves svg [class^="of-"]')]
+    const clear = () => new Set(lines().filter((l) => getComputedStyle(l).opacity > 0.5).map((l) => l.classList[0]))
+    button.focus()
+    const focused = clear()
+    button.blur()
+    return [focused.size === 1 && focused.has(name), clear().size > 1, lines().length > 3]
+  })
+  if (lit.includes(false)) say(`the legend does not light up: ${lit}`)
+  const words = await page.evaluate(() => {
+    const links = [...document.querySelectorAll('a.term')]
+    return [links.length > 3, links.every((a) => document.getElementById(decodeURIComponent(a.hash).slice(1))?.tagName === 'DT')]
+  })
+  if (words.includes(false)) say(`words are not explained: ${words}`)
+  const printed = await page.evaluate(() => {
+    const open = () => [...document.querySelectorAll('details')].map((d) => d.open)
+    const folded = open()
+    dispatchEvent(new Event('beforeprint'))
+    const whole = open()
+    dispatchEvent(new Event('afterprint'))
+    return [folded.includes(false), !whole.includes(false), String(open()) === String(folded)]
+  })
+  if (printed.includes(false)) say(`what is folded is not printed: ${printed}`)
 })

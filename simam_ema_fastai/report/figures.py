@@ -17,7 +17,7 @@ import simam_ema_fastai.report.plots as plots
 from .answers import and_more
 from .differences import format_margin, verdict_label
 from .intervals import format_points, over_seeds_and_images
-from .style import inline_svg, to_svg
+from .style import inline_svg, legend_height, to_svg
 from .tables import pool_latency
 
 # %% auto #0
@@ -32,12 +32,15 @@ class ReportFigure:
     title:str
     caption:str
     values:str='' # For those who do not see it; the caption if empty
+    shared:bool=False # The page has one legend for it and its neighbors
 
     @cached_property
     def svg(self) -> str: return to_svg(self.plot)
 
     @property
-    def inline(self) -> Markup: return Markup(inline_svg(self.svg, self.name, self.title, self.values or self.caption))
+    def inline(self) -> Markup:
+        cut = legend_height(self.plot) if self.shared else 0
+        return Markup(inline_svg(self.svg, self.name, self.title, self.values or self.caption, cut))
 
 # %% ../../nbs/report/18_figures.ipynb #05056f60
 _in_order = 12 # Of more differences, the highest come first
@@ -67,7 +70,8 @@ def _learning_curves(e) -> Iterator[ReportFigure]:
     for column, (title, value, scale) in _curves.items():
         said = ', '.join(f'{e.name(c)} {value.format(scale*g[column].mean())}' for c,g in last)
         yield ReportFigure(plots.plot_curves(e.history, e.palette, column), f'curves_{column}', title,
-                           'Line: mean over seeds; band: lowest to highest seed.', f'After the last epoch: {said}.')
+                           'Line: mean over seeds; band: lowest to highest seed.', f'After the last epoch: {said}.',
+                           shared=True)
 
 def _tradeoffs(e) -> Iterator[ReportFigure]:
     runs = pool_latency(e.runs)
@@ -83,13 +87,14 @@ def _tradeoffs(e) -> Iterator[ReportFigure]:
         values = '; '.join(f'{e.name(c)}: {m[cost]:.4g}, {m[e.metric]:.1f}%' for c,m in means.iterrows())
         yield ReportFigure(plots.plot_tradeoff(known, e.palette, cost, e.metric), f'cost_{cost}',
                            f'{e.metric_label} against {label}',
-                           f'On the line, the Pareto front: {front}. Small: single runs.{left_out}', values)
+                           f'On the line, the Pareto front: {front}. Small: single runs.{left_out}', values,
+                           shared=True)
 
 def _factors(e) -> Iterator[ReportFigure]:
     if e.effects is None: return
     yield ReportFigure(plots.plot_factorial(e.outcomes, e.palette, e.metric), 'factors',
                        f'{e.metric_label} by strategy and variant',
-                       'Parallel lines mean that the strategy brings the same to every variant.')
+                       'Parallel lines mean that the strategy brings the same to every variant.', shared=True)
     one_seed = ', dotted where a cell has one seed: these say nothing about other trainings, and none is established'
     dotted = '' if (e.effects.about==over_seeds_and_images).all() else one_seed
     yield ReportFigure(plots.plot_effects(e.effects, e.palette, e.metric_label), 'effects',

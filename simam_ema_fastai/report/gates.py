@@ -118,12 +118,12 @@ def plot_gains(
     several = stages.groupby(['variant','strategy']).gate.nunique().max() > 1
     fig, ax = row_figure(len(rows))
     for i,((variant, *_), g) in enumerate(rows):
-        color = palette.color(variant)
+        color, gid = palette.color(variant), palette.name(variant)
         for r in g.itertuples():
             y = i + .15*((0 if pd.isna(r.stage) else r.stage) - 2.5)
-            ax.plot([r.start, r.end], [y, y], color=color, lw=1.6, alpha=.7)
-            ax.plot(r.start, y, 'o', color=color, mfc='none', ms=4, mew=1.2)
-            ax.plot(r.end, y, 'o', color=color, ms=4)
+            ax.plot([r.start, r.end], [y, y], color=color, lw=1.6, alpha=.7, gid=gid)
+            ax.plot(r.start, y, 'o', color=color, mfc='none', ms=4, mew=1.2, gid=gid)
+            ax.plot(r.end, y, 'o', color=color, ms=4, gid=gid)
     ax.axvline(1, color=ink, lw=1)
     def label(v, s, gate): return f'{palette.label(v, s)}: {gate}' if several else palette.label(v, s)
     ax.set_yticks(range(len(rows)), [label(*key) for key,_ in rows])

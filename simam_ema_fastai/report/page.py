@@ -31,7 +31,7 @@ from simam_ema_fastai.report.tables import (
     imbalance_table,
     selection_tables,
 )
-from .templating import fill
+from .templating import fill, link_terms
 from .tuning import describe_search, search_table, trials_table
 from .why import describe_gates
 
@@ -47,7 +47,11 @@ def render(
     e = evidence or Evidence(folder)
     shown = [s for s in (section(e) for section in sections.values()) if s]
     images = [f'{int(e.runs.n.iloc[0]):,} validation images'] if len(e.runs) else []
-    return fill('page.html', e=e, sections=shown, setting=' · '.join([e.title, *e.extent, *images]))
+    words = {}
+    for s in shown: s['html'] = link_terms(s['html'], words)
+    words = {w: words[w] for w in sorted(words, key=str.casefold)}
+    setting = ' · '.join([e.title, *e.extent, *images])
+    return fill('page.html', e=e, sections=shown, words=words, setting=setting)
 
 # %% ../../nbs/report/26_page.ipynb #60a16518
 def report(

@@ -46,12 +46,13 @@ def plot_differences(
     for i,r in enumerate(diffs.itertuples()):
         color, established = palette.color(r.variant), r.verdict in ('helps','hurts','above','below')
         line = ':' if r.verdict == 'one seed' else '-'
-        ax.plot([r.low, r.high], [i,i], color=color, lw=2.4, ls=line, solid_capstyle='round')
+        drawn = ax.plot([r.low, r.high], [i,i], color=color, lw=2.4, ls=line, solid_capstyle='round')
         look = dict(mfc=color if established else 'none')
         if r.verdict == 'no worse':
-            ax.plot([r.low90, r.high90], [i,i], color=color, lw=5, alpha=.5, solid_capstyle='butt')
+            drawn += ax.plot([r.low90, r.high90], [i,i], color=color, lw=5, alpha=.5, solid_capstyle='butt')
             look = dict(fillstyle='right', mfc=color, mfcalt='white')
-        ax.plot(r.value, i, palette.marker(r.strategy), color=color, ms=8, mew=2, **look)
+        drawn += ax.plot(r.value, i, palette.marker(r.strategy), color=color, ms=8, mew=2, **look)
+        palette.mark(r.variant, drawn)
     _interval_rows(ax, [palette.label(r.variant, r.strategy) + ' *'*r.confounded for r in diffs.itertuples()], metric)
     return fig
 
@@ -72,9 +73,10 @@ def plot_curves(
         by_epoch = scale*g.groupby('epoch')[column].agg(['mean','min','max'])
         epochs, shown = by_epoch.index + 1, v in palette.shown
         ax.plot(epochs, by_epoch['mean'], color=palette.color(v), ls=palette.line(s), marker=palette.marker(s),
-                ms=3.5 if len(epochs) < 30 and shown else 0, **palette.weight(v))
+                ms=3.5 if len(epochs) < 30 and shown else 0, gid=palette.name(v), **palette.weight(v))
         if g.seed.nunique() > 1 and shown:
-            ax.fill_between(epochs, by_epoch['min'], by_epoch['max'], color=palette.color(v), alpha=.16, lw=0)
+            ax.fill_between(epochs, by_epoch['min'], by_epoch['max'], color=palette.color(v), alpha=.16, lw=0,
+                            gid=palette.name(v))
     ax.set(xlabel='epoch', ylabel=_curve_labels[column])
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     palette.legend(ax, list(zip(history.variant, history.strategy)))
@@ -114,9 +116,9 @@ def plot_tradeoff(
     ax.step([xs[i] for i in front], [ys[i] for i in front], where='post', color=ink, lw=1, alpha=.6)
     for ((v, s), g), x, y in zip(cells, xs, ys):
         color, shown = palette.color(v), v in palette.shown
-        ax.plot(scale*g[cost], g[metric], palette.marker(s), color=color, ms=3.5, alpha=.5)
-        size, above = (9, 3) if shown else (6, 2)
-        ax.plot(x, y, palette.marker(s), color=color, ms=size, mfc=palette.fill(color, s), mew=2, zorder=above)
+        look, (size, above) = dict(color=color, gid=palette.name(v)), (9, 3) if shown else (6, 2)
+        ax.plot(scale*g[cost], g[metric], palette.marker(s), ms=3.5, alpha=.5, **look)
+        ax.plot(x, y, palette.marker(s), ms=size, mfc=palette.fill(color, s), mew=2, zorder=above, **look)
     ax.set(xlabel=cost_descriptions[cost], ylabel=f'{metric_label(metric)}, %')
     ax.margins(.12)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=4))
@@ -142,8 +144,9 @@ def plot_factorial(
         intervals = [accuracy_interval(outcomes[v,s].values(metric)) for s in strategies]
         y, low, high = (np.array([getattr(i, k) for i in intervals]) for k in ('value', 'low', 'high'))
         x = np.arange(len(strategies)) + min(.05, .3/len(variants))*(j - (len(variants) - 1)/2)
-        ax.errorbar(x, y, _distances(y, low, high), color=palette.color(v), marker='o', capsize=3, elinewidth=1,
-                    **palette.weight(v))
+        drawn = ax.errorbar(x, y, _distances(y, low, high), color=palette.color(v), marker='o', capsize=3, elinewidth=1,
+                            **palette.weight(v))
+        palette.mark(v, drawn.get_children())
     ax.set(ylabel=f'{metric_label(metric)}, % (95% interval)', xlim=(-.3, len(strategies) - .7))
     ax.set_xticks(range(len(strategies)), [shorten(s) for s in strategies])
     palette.legend(ax, [(v, strategies[0]) for v in variants], strategies=False)
@@ -165,9 +168,10 @@ def plot_effects(
     for i,r in enumerate(df.itertuples()):
         color = ink if r.kind == 'strategy' else palette.color(r.architecture)
         line = '-' if r.about==over_seeds_and_images else ':'
-        ax.plot([r.low, r.high], [i,i], color=color, lw=2.2, ls=line, solid_capstyle='round')
+        look = dict(color=color, gid=palette.name(r.architecture))
+        ax.plot([r.low, r.high], [i,i], lw=2.2, ls=line, solid_capstyle='round', **look)
         established = r.verdict in ('raises','lowers')
-        ax.plot(r.value, i, _effect_markers[r.kind], color=color, ms=8, mew=2, mfc=color if established else 'none')
+        ax.plot(r.value, i, _effect_markers[r.kind], ms=8, mew=2, mfc=color if established else 'none', **look)
     _interval_rows(ax, [shorten(_effect_name(r, df.strategy.dropna().nunique() > 1)) for r in df.itertuples()], metric)
     return fig
 
@@ -239,8 +243,9 @@ def plot_reliability(
     ax.plot([0,100], [0,100], color=ink, lw=1, ls=':', alpha=.7)
     for (v, s), c in calibrations.items():
         t = c.table
-        ax.errorbar(t.confidence, t.accuracy, _distances(t.accuracy, t.low, t.high), color=palette.color(v),
-                    ls=palette.line(s), marker=palette.marker(s), ms=4, lw=1.4, elinewidth=.6)
+        drawn = ax.errorbar(t.confidence, t.accuracy, _distances(t.accuracy, t.low, t.high), color=palette.color(v),
+                            ls=palette.line(s), marker=palette.marker(s), ms=4, lw=1.4, elinewidth=.6)
+        palette.mark(v, drawn.get_children())
     ax.set(xlabel='confidence, %', ylabel='accuracy, %', ylim=(-2,102), aspect='equal')
     palette.legend(ax, list(calibrations))
     return fig
@@ -254,8 +259,9 @@ def plot_coverage(
     fig, ax = new_figure(3.6, 3.6)
     for (v, s), o in selections.items():
         t = o.thresholds
-        ax.plot(100*o.answered, 100*o.accuracy, color=palette.color(v), ls=palette.line(s), lw=1.4)
-        ax.plot(100*t.n/len(o.answered), 100*t.lower, palette.marker(s), color=palette.color(v), ms=4)
+        look = dict(color=palette.color(v), gid=palette.name(v))
+        ax.plot(100*o.answered, 100*o.accuracy, ls=palette.line(s), lw=1.4, **look)
+        ax.plot(100*t.n/len(o.answered), 100*t.lower, palette.marker(s), ms=4, **look)
     ax.set(xlabel='answered, % of the images', ylabel='right, % of the answers', xlim=(0, 102))
     palette.legend(ax, list(selections))
     return fig

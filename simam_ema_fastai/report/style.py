@@ -8,18 +8,20 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
 import matplotlib as mpl
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from .formats import one_line
 
 # %% auto #0
-__all__ = ['ink', 'in_style', 'new_figure', 'row_figure', 'shorten', 'Palette', 'to_svg', 'inline_svg', 'save_pdf']
+__all__ = ['ink', 'in_style', 'new_figure', 'row_figure', 'shorten', 'Palette', 'to_svg', 'legend_height', 'inline_svg',
+           'save_pdf']
 
 # %% ../../nbs/report/16_style.ipynb #f918b2c2
 ink = '#010203' # Stands for the page's text color
@@ -71,6 +73,17 @@ class Palette:
         self.colors = {v: _colors[self.shown.index(v)] if v in self.shown else _gray for v in variants} # By variant
 
     def color(self, variant) -> str: return self.colors.get(variant, ink)
+    def name(self, variant) -> str|None:
+        "The class of what is drawn of a variant, as a `gid`: a page can find it in all figures."
+        return f'of-{[*self.colors].index(variant)}' if variant in self.colors else None
+    @property
+    def others(self) -> list[str]: return [v for v in self.colors if v not in self.shown]
+    def sample(self, strategy) -> str:
+        "Its line and marker as text."
+        i = self.strategies.index(strategy)
+        return ['─', '╌', '┈', '╴·'][i % 4] + ('●■◆▲' if i == 0 else '○□◇△')[i % 4]
+    def mark(self, variant, artists:Iterable[Artist]):
+        for a in artists: a.set_gid(self.name(variant))
     def weight(self, variant) -> dict:
         return dict(lw=1.8, zorder=3) if variant in self.shown else dict(lw=.8, zorder=2, alpha=.6)
     def line(self, strategy) -> str: return ['-', '--', ':', '-.'][self.strategies.index(strategy) % 4]
@@ -114,13 +127,19 @@ def to_svg(fig:Figure) -> str:
     "The figure as SVG: black on nothing, and the same text every time."
     buffer = io.StringIO()
     _save(fig, buffer, format='svg', metadata=dict(Date=None, Creator=None, Format=None, Type=None))
-    return buffer.getvalue()
+    return re.sub(r'\bid="(of-\d+)"', r'class="\1"', buffer.getvalue())
+
+def legend_height(fig:Figure) -> float: # Points; 0 without a legend
+    "What a figure's legend takes, below everything else."
+    legend = fig.axes[0].get_legend()
+    return legend.get_window_extent().height*72/fig.dpi if legend else 0
 
 def inline_svg(
     svg:str, # From `to_svg`
     name:str, # Unique on the page
     title:str, # What it is
-    text:str='' # What it shows, for those who do not see it
+    text:str='', # What it shows, for those who do not see it
+    cut:float=0 # Height of its legend in points, to go without
 ) -> str:
     "SVG for an HTML page: it scales with the page, takes its text color and font, and has ids of its own."
     svg = svg[svg.index('<svg'):].replace(ink, 'currentColor')
@@ -128,12 +147,14 @@ def inline_svg(
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
     svg = re.sub(r'(xlink:href="#|url\(#)', rf'\1{name}-', svg)
     svg = re.sub(r"font:\s*([^;\"]*?)'[^;\"]*", r'font: \1system-ui, sans-serif', svg)
+    if cut: svg = svg.replace(f'<g id="{name}-legend_1"', f'<g display="none" id="{name}-legend_1"')
     opening = re.match(r'<svg[^>]*>', svg)[0]
-    return f'{_opening(opening, name)}{_words(name, title, text)}{svg[len(opening):]}'.strip()
+    return f'{_opening(opening, name, cut)}{_words(name, title, text)}{svg[len(opening):]}'.strip()
 
-def _opening(tag:str, name:str) -> str:
+def _opening(tag:str, name:str, cut:float) -> str:
     "The opening tag of an inline figure for that of a file: no wider than it was drawn."
-    box, width = re.search(r'viewBox="[^"]+"', tag)[0], float(re.search(r'width="([\d.]+)pt"', tag)[1])
+    left, top, width, height = map(float, re.search(r'viewBox="([^"]+)"', tag)[1].split())
+    box = f'viewBox="{left:g} {top:g} {width:g} {height - cut:g}"'
     return (f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" {box} role="img" '
             f'aria-labelledby="{name}-t {name}-d" style="max-width:{width*4/3:.0f}px">')
 

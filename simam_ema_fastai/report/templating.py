@@ -5,7 +5,9 @@
 # %% ../../nbs/report/20_templating.ipynb #c8ef9a29
 from __future__ import annotations
 
+import json
 import re
+from importlib.resources import files
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, select_autoescape
@@ -16,7 +18,7 @@ from .formats import escape_markdown, one_line
 from .intervals import over_images, over_seeds, over_seeds_and_images
 
 # %% auto #0
-__all__ = ['templates', 'fill']
+__all__ = ['terms', 'templates', 'link_terms', 'fill']
 
 # %% ../../nbs/report/20_templating.ipynb #ad485039
 def _rows(df:pd.DataFrame) -> list[list[str]]:
@@ -35,9 +37,39 @@ def _code(text:str) -> Markup:
     "Text whose parts in backticks are code."
     return Markup(re.sub(r'`(.+?)`', r'<code>\1</code>', str(escape(text))))
 
+# What a reader may not know, and what it means
+terms = json.loads(files('simam_ema_fastai.report').joinpath('templates/terms.json').read_text('utf-8'))
+_longest_first = '|'.join(map(re.escape, sorted(terms, key=len, reverse=True)))
+_any_term = re.compile(rf'(?<![\w+-])({_longest_first})(?![\w+-])')
+_as_they_are = {'svg', 'code', 'pre', 'a', 'button', 'h2', 'h3', 'summary', 'b'}
+
+def _anchor(term:str) -> str: return 'word-' + re.sub(r'\W+', '-', term)
+
+def link_terms(
+    html:str, # Of a section
+    used:dict[str,str] # Gets the terms that stand there, with their meaning
+) -> Markup:
+    "Explain every term where it first stands: a link to its meaning, in the headings of tables the meaning itself."
+    inside, heading, seen = 0, False, set()
+    def explained(m):
+        term = m[1]
+        if term in seen: return term
+        seen.add(term)
+        used[term] = terms[term]
+        if heading: return f'<abbr title="{escape(terms[term])}">{term}</abbr>'
+        return f'<a class="term" href="#{_anchor(term)}" title="{escape(terms[term])}">{term}</a>'
+    def part(text):
+        nonlocal inside, heading
+        if not text.startswith('<'): return text if inside else _any_term.sub(explained, text)
+        tag, opens = re.match(r'</?(\w*)', text)[1], not text.startswith('</')
+        inside += (1 if opens else -1)*(tag in _as_they_are)
+        if tag == 'th': heading = opens
+        return text
+    return Markup(''.join(map(part, re.split(r'(<[^>]+>)', html))))
+
 templates = Environment(loader=PackageLoader('simam_ema_fastai.report'), trim_blocks=True, lstrip_blocks=True,
                         keep_trailing_newline=True, autoescape=select_autoescape(default_for_string=True))
-templates.filters.update(rows=_rows, results_first=_results_first, code=_code, md=escape_markdown)
+templates.filters.update(rows=_rows, results_first=_results_first, code=_code, md=escape_markdown, anchor=_anchor)
 templates.globals.update(style=Markup(style), over_images=over_images, over_seeds=over_seeds,
                          over_seeds_and_images=over_seeds_and_images)
 

@@ -1,4 +1,5 @@
-// Tables sort by their headings, commands can be copied. Without JavaScript they are tables and text.
+// Tables sort by their headings, commands can be copied, a name in a legend stands out in the figures, and what is folded is
+// printed. Without JavaScript they are tables, text and a legend.
 
 const numberIn = text => parseFloat(text.replace('−', '-').replace(/[,\s]/g, ''))
 
@@ -48,5 +49,42 @@ function makeCopyable() { // commands
   }
 }
 
+function makeLegends() { // point at a name or a line to see it among the others; a click keeps it
+  const drawn = [...document.querySelectorAll('[class^="of-"]')]
+  let kept = ''
+  const show = name => {
+    for (const element of drawn) element.classList.toggle('dim', name !== '' && element.classList[0] !== name)
+  }
+  const nameAt = event => event.target.closest?.('[class^="of-"]')?.classList[0] ?? kept
+  const buttons = []
+  for (const text of document.querySelectorAll('.legend [class^="of-"] > span')) {
+    const button = document.createElement('button')
+    button.type = 'button'
+    button.append(...text.childNodes)
+    button.setAttribute('aria-pressed', 'false')
+    button.addEventListener('click', event => {
+      kept = kept === nameAt(event) ? '' : nameAt(event)
+      for (const b of buttons) b.setAttribute('aria-pressed', b.parentElement.classList[0] === kept)
+      show(kept)
+    })
+    text.replaceWith(button)
+    buttons.push(button)
+  }
+  document.addEventListener('pointerover', event => show(nameAt(event)))
+  document.addEventListener('focusin', event => show(nameAt(event)))
+  document.addEventListener('focusout', () => show(kept))
+}
+
+function printAll() { // what is folded too
+  addEventListener('beforeprint', () => {
+    for (const details of document.querySelectorAll('details:not([open])')) {
+      details.open = true
+      addEventListener('afterprint', () => { details.open = false }, { once: true })
+    }
+  })
+}
+
 makeSortable()
 makeCopyable()
+makeLegends()
+printAll()
