@@ -81,7 +81,7 @@ class Palette:
     def sample(self, strategy) -> str:
         "Its line and marker as text."
         i = self.strategies.index(strategy)
-        return ['─', '╌', '┈', '╴·'][i % 4] + ('●■◆▲' if i == 0 else '○□◇△')[i % 4]
+        return ['─', '╌', '┈', '╴·'][i % 4] + '●□◇△'[i % 4]
     def mark(self, variant, artists:Iterable[Artist]):
         for a in artists: a.set_gid(self.name(variant))
     def weight(self, variant) -> dict:

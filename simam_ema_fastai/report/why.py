@@ -191,7 +191,6 @@ def explain_harm(
     conclusion = _conclusions[_concluded(together, {kind for kind,_ in found})]
     return [conclusion, *([text for _,text in found[:6]] or [alone]), *filter(None, [hint, rank])]
 
-
 # %% ../../nbs/report/24_why.ipynb #41151db9
 _most_rows = 24
 
