@@ -100,6 +100,16 @@ def test_kill_9_twenty_times(forked, ablation, tmp_path, undisturbed):
     assert inside >= 8
 
 
+def test_killed_when_all_is_written(forked, ablation, tmp_path, undisturbed):
+    "What the run had not cleared away yet goes when it is met as done."
+    command = [*ablation[:2], 'baseline', *ablation[3:], tmp_path]
+    status, *texts = forked(*command, faults=[*spare, (killed_writing, 'metrics.json', 1, 'after')])
+    assert status == -signal.SIGKILL and (tmp_path/baseline/'.lock').exists(), texts
+    status, out, err = forked(*command, faults=spare)
+    assert status == 0 and f'{baseline}: done before' in out, out + err
+    assert_same(tmp_path, undisturbed[0], baseline)
+
+
 def stopped_after(forked, command, out, epochs):
     "A training that was killed when so many epochs were done."
     status, *texts = forked(*command, out, faults=[*spare, (killed_writing, 'history.csv', epochs, 'after')])

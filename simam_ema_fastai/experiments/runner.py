@@ -171,6 +171,7 @@ def load_finished(
     "Load the metrics of a finished run. Raises `UserError` if a part of it is missing."
     Checkpoint(folder).remove()
     forget_failure(folder)
+    with contextlib.suppress(UserError), lock_folder(folder): pass  # with it goes the lock of a process that was killed
     if damage := find_damage(folder): raise UserError(damage)
     if measured and is_rank0() and not (folder/'efficiency.json').exists(): _count_bundle(folder)
     return read_json(folder/'metrics.json')
