@@ -99,8 +99,9 @@ def _any_judged(g) -> bool:
     return any(min(len(s), len(g.seeds[ref])) > 1 for s,ref in pairs if ref)
 
 def _trained_once(g, consequence:str) -> str:
-    once = '; '.join(f'{v}, {s}' for (v,s),seeds in g.seeds.items() if len(seeds)==1)
-    return (f'{once}: trained once. Two trainings that differ in nothing but their seed differ too, and one cannot '
+    once = [f'{v} ({s})' for (v,s),seeds in g.seeds.items() if len(seeds)==1]
+    which = 'Every variant was' if len(once) == len(g.seeds) else f'{and_more(once)}:'
+    return (f'{which} trained once. Two trainings that differ in nothing but their seed differ too, and one cannot '
             f'show by how much: {consequence}')
 
 @check('stop', 'one seed')

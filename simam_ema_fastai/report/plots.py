@@ -123,6 +123,7 @@ def plot_tradeoff(
     ax.margins(.12)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=4))
     ax.ticklabel_format(useOffset=False)
+    palette.annotate(ax, [(v, x, y) for ((v,_),_), x, y in zip(cells, xs, ys) if v in palette.shown])
     palette.legend(ax, [c for c,_ in cells], lines=False)
     return fig
 
@@ -140,6 +141,7 @@ def plot_factorial(
     "A metric by strategy, a line per variant: parallel lines mean that the strategy brings the same to all."
     fig, ax = new_figure()
     strategies, variants = palette.strategies, list(palette.colors)
+    ends = []
     for j,v in enumerate(variants):
         intervals = [accuracy_interval(outcomes[v,s].values(metric)) for s in strategies]
         y, low, high = (np.array([getattr(i, k) for i in intervals]) for k in ('value', 'low', 'high'))
@@ -147,8 +149,10 @@ def plot_factorial(
         drawn = ax.errorbar(x, y, _distances(y, low, high), color=palette.color(v), marker='o', capsize=3, elinewidth=1,
                             **palette.weight(v))
         palette.mark(v, drawn.get_children())
-    ax.set(ylabel=f'{metric_label(metric)}, % (95% interval)', xlim=(-.3, len(strategies) - .7))
+        if v in palette.shown: ends.append((v, len(strategies) - .86, y[-1]))
+    ax.set(ylabel=f'{metric_label(metric)}, % (95% interval)', xlim=(-.3, len(strategies) - .4))
     ax.set_xticks(range(len(strategies)), [shorten(s) for s in strategies])
+    palette.annotate(ax, ends, ['right'], 'center')
     palette.legend(ax, [(v, strategies[0]) for v in variants], strategies=False)
     return fig
 

@@ -16,6 +16,7 @@ import matplotlib as mpl
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.transforms import Bbox
 
 from .formats import one_line
 
@@ -91,6 +92,27 @@ class Palette:
     def fill(self, color, strategy) -> str: return color if strategy==self.strategies[0] else 'none'
     def label(self, variant, strategy) -> str:
         return shorten(variant if len(self.strategies)==1 else f'{variant}, {strategy}')
+
+    def annotate(self,
+        ax, # With everything drawn
+        points:Sequence[tuple[str,float,float]], # Variants with the places of their points, in the order of importance
+        sides:Sequence[str]=('right', 'left'), # Of a point, where its name may stand
+        va:str='bottom' # The point is at the bottom of the name, or at its center
+    ):
+        "Names beside points, where there is room."
+        ax.autoscale_view()
+        frame, size = ax.get_window_extent(), ax.figure.dpi*.07
+        taken = [Bbox([at - size, at + size]) for at in ax.transData.transform([at for _,*at in points])]
+        for v, *at in points:
+            for side in sides:
+                away, ha = (9, 'left') if side == 'right' else (-9, 'right')
+                t = ax.annotate(shorten(v), at, (away, 0), textcoords='offset points', ha=ha, va=va, fontsize=10,
+                                gid=self.name(v))
+                box = t.get_window_extent()
+                if frame.x0 <= box.x0 and box.x1 <= frame.x1 and not box.count_overlaps(taken):
+                    taken.append(box)
+                    break
+                t.remove()
 
     def legend(self,
         ax,
