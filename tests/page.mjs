@@ -1,7 +1,7 @@
 // The report: the answer on the first screen, tables that sort, a legend that lights up, words that are explained.
 import { check } from './browser.mjs'
 
-await check(async ({ page, say, height, shoot }) => {
+await check(async ({ page, say, width, height, shoot }) => {
   const first = await page.evaluate(() => document.querySelector('.headline').getBoundingClientRect().bottom)
   if (first > height) say('the answer is not on the first screen')
   await shoot('')
@@ -18,6 +18,13 @@ await check(async ({ page, say, height, shoot }) => {
     return [String(up) === String(want), aria === 'ascending', String(texts()) === String(want.reverse())]
   })
   if (sorted.includes(false)) say(`a table does not sort: ${sorted}`)
+  const cards = await page.evaluate(() => {
+    const cells = [...document.querySelectorAll('table.cards td')],
+      told = (c) => getComputedStyle(c, '::before').content === JSON.stringify(c.dataset.label) && c.dataset.label
+    const seen = cells.filter((c) => told(c) && c.getBoundingClientRect().right <= innerWidth)
+    return [cells.length > 9, seen.length === (innerWidth < 480 ? cells.length : 0)]
+  })
+  if (cards.includes(false)) say(`short tables are ${width < 480 ? 'no' : ''} cards: ${cards}`)
   const lit = await page.evaluate(() => {
     const button = document.querySelector('#curves .legend button'),
       name = button.parentElement.classList[0]
