@@ -24,7 +24,8 @@ def and_more(
 ) -> str:
     "Names in a list, as many as a reader can take in."
     names = list(dict.fromkeys(names))
-    return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
+    *first, last = names if len(names) <= most else [*names[:most], f'{len(names) - most} more']
+    return f'{", ".join(first)} and {last}' if first else last
 
 def explain_verdict(
     r # A row of `differences`
