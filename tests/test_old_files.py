@@ -1,11 +1,11 @@
 "What version 0.1 wrote (fixtures/v0.1/make.py) opens today, and answers as it did."
 import json
 import sys
-import tarfile
 
 import numpy as np
 import pytest
 
+from simam_ema_fastai.core.downloads import unpack_tar
 from simam_ema_fastai.core.errors import UserError
 from simam_ema_fastai.deploy.load import load_exported
 from simam_ema_fastai.deploy.predict import predict_images
@@ -17,7 +17,7 @@ runs = ['runs/baseline-uniform-s1', 'runs/hybrid-discriminative+freeze-s1']
 def old(root, tmp_path_factory):
     pytest.importorskip('timm')  # all but the pickle are MobileNets
     folder = tmp_path_factory.mktemp('v0.1')
-    with tarfile.open(root/'tests'/'fixtures'/'v0.1'/'models.tar.xz') as t: t.extractall(folder, filter='data')
+    unpack_tar(root/'tests'/'fixtures'/'v0.1'/'models.tar.xz', folder)
     return folder
 
 

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from simam_ema_fastai.core.downloads import unpack_tar
 from simam_ema_fastai.core.errors import UserError
 from simam_ema_fastai.models.weights import Weights
 
@@ -140,7 +141,7 @@ def test_a_sitting_to_the_end(gpu, packed, tmp_path):
 
 def test_the_parts(packed, tmp_path):
     for part in packed.glob('*.tar.gz'):
-        with tarfile.open(part) as tar: tar.extractall(tmp_path, filter='data')
+        unpack_tar(part, tmp_path)
     assert len(list((tmp_path/'data').rglob('*.JPEG'))) == 1530 and (tmp_path/'data'/'wnids.txt').exists()
     weights = torch.load(tmp_path/'weights.pth', weights_only=True)
     assert {k: v.dtype for k, v in weights['state_dict'].items()} == {'conv': torch.float16, 'norm': torch.float32}

@@ -5,13 +5,13 @@
 RESULTS holds a folder with a results.tar.gz per sitting. RUNS gets a folder per image size, for `simam_ema report`."""
 import shutil
 import sys
-import tarfile
 import tempfile
 from collections import defaultdict
 from pathlib import Path
 
 import pandas as pd
 
+from simam_ema_fastai.core.downloads import unpack_tar
 from simam_ema_fastai.core.errors import UserError
 from simam_ema_fastai.core.files import atomic_path, read_json, write_json, write_text
 
@@ -42,7 +42,7 @@ def merge(results, runs, tables):
     rows = defaultdict(list)
     for archive in sorted(results.glob('*/results.tar.gz')):
         with tempfile.TemporaryDirectory() as d:
-            with tarfile.open(archive) as tar: tar.extractall(d, filter='data')
+            unpack_tar(archive, d)
             commit = (Path(d)/'commit.txt').read_text()
             for file in sorted(Path(d).glob('*/*/step.json')):
                 of = dict(sitting=archive.parent.name, step='/'.join(file.parts[-3:-1]), commit=commit)

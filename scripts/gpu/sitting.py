@@ -26,7 +26,7 @@ def unpack(pack, work):
         if not part.exists(): missing.append(name)
         elif hashlib.sha256(part.read_bytes()).hexdigest() != digest: damaged.append(name)
         else:
-            with tarfile.open(part) as tar: tar.extractall(work, filter='data')
+            with tarfile.open(part) as tar: tar.extractall(work)  # verified; not every Python has a filter
             mark.touch()
     if missing or damaged: print(f'not here yet: {missing}; damaged, to be copied again: {damaged}', flush=True)
     return missing, damaged

@@ -11,6 +11,7 @@ import hashlib
 import http.client
 import os
 import re
+import tarfile
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -21,7 +22,7 @@ from .locks import locked
 from .progress import progress
 
 # %% auto #0
-__all__ = ['download']
+__all__ = ['download', 'unpack_tar']
 
 # %% ../../nbs/core/05_downloads.ipynb #310fc8b7
 def _first_byte(
@@ -103,3 +104,13 @@ def download(
         begun_elsewhere = list(dest.parent.glob(f'{glob.escape(dest.name)}*.part'))
         for left in begun_elsewhere: left.unlink(missing_ok=True)
     return dest
+
+# %% ../../nbs/core/05_downloads.ipynb #3d6da23b
+def unpack_tar(
+    archive:str|Path, # Verified before
+    folder:str|Path # Where to put what is in it
+):
+    "Unpack `archive`; where Python can, refuse members that would lie outside `folder`, with `tarfile.FilterError`."
+    with tarfile.open(archive) as tar:
+        tar.extraction_filter = getattr(tarfile, 'data_filter', None)
+        tar.extractall(folder)

