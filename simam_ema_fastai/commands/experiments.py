@@ -125,7 +125,7 @@ def _do_and_report(configs, out, log, measured, executor, metric, margin):
     return failed
 
 def _print_report(folder:Path, whole:list[str]):
-    "Write the report; print what it comes to, which of the runs that are `whole` is best, and what to do with it."
+    "Write the report; print what it comes to, which of the runs that are `whole` is best, and what to do now."
     from simam_ema_fastai.report.evidence import Evidence
     from simam_ema_fastai.report.page import report
     from simam_ema_fastai.report.tables import comparison_table
@@ -134,11 +134,11 @@ def _print_report(folder:Path, whole:list[str]):
     values = {name: r[e.metric] for _,r in e.runs.iterrows() for name in e.folders(r.run) if name in whole}
     if not values: return
     best = max(values, key=values.get)
-    model = folder/best
+    model = folder/(e.advised_run or best)
     steps = e.steps or [('', f'simam_ema export {model} --onnx model.onnx')]
     lines = [line for text, command in steps for line in (text, *command.split('\n')) if line]
     lines += f'simam_ema predict {model} IMAGE', f'simam_ema serve {model}'
-    print(f'best:   {model} ({e.metric_label} {values[best]:.2f}%)\nnext:   ' + '\n        '.join(lines))
+    print(f'best:   {folder/best} ({e.metric_label} {values[best]:.2f}%)\nnext:   ' + '\n        '.join(lines))
 
 def _fitting(table) -> str:
     "A table as text, without the last columns where the terminal is too narrow for them: the report has them."

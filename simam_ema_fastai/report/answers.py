@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
@@ -15,7 +15,7 @@ from .intervals import format_p, format_points
 
 # %% auto #0
 __all__ = ['and_more', 'explain_verdict', 'describe_differences', 'headline', 'detection_limits', 'absolute_figures',
-           'next_steps']
+           'advised_cell', 'next_steps']
 
 # %% ../../nbs/report/11_answers.ipynb #46a944b4
 def and_more(
@@ -198,10 +198,22 @@ def absolute_figures(
     reached = [says(_highest(mean, kept)), *([says(_highest(mean, others), which)] if others else [])]
     return f'{label[0].upper()}{label[1:]}: {", ".join(reached)}.'
 
+def _better(diffs:pd.DataFrame) -> pd.DataFrame:
+    return diffs[diffs.verdict.isin(['helps', 'above']) & ~diffs.confounded]
+
+def advised_cell(
+    mean:pd.Series, # What is judged, in percent, by (variant, strategy)
+    diffs:pd.DataFrame # From `differences`
+) -> tuple[str,str]|None: # Variant and strategy; None where nothing can be said
+    "What to take after a comparison: the best of what is shown to be better, if it lies above the best reference."
+    if diffs.empty or (diffs.verdict=='void').any() or (diffs.verdict=='one seed').all(): return None
+    better = _better(diffs)
+    return _highest(mean, [_highest(mean, _compared(diffs)[0]), *zip(better.variant, better.strategy, strict=True)])
+
 def next_steps(
     mean:pd.Series, # What is judged, in percent, by (variant, strategy)
     diffs:pd.DataFrame, # From `differences`
-    best_run:Callable[[tuple[str,str]],str], # (variant, strategy) to the folder of its best run
+    run:str|None, # The best run of what `advised_cell` says
     commands:Sequence[str]=() # What trained the runs, where that is known
 ) -> list[tuple[str,str]]: # Each in words, and as a command where there is one
     "What to do after a comparison, for what it says."
@@ -210,15 +222,13 @@ def next_steps(
     more = _with_seeds(commands, 3 if seeds < 2 else 2*seeds)
     if (diffs.verdict=='one seed').all():
         return [('Train more seeds: what one of each shows may be chance.', more)]
-    better = diffs[diffs.verdict.isin(['helps', 'above']) & ~diffs.confounded]
-    kept = _highest(mean, _compared(diffs)[0])
-    named, why = 'the baseline' if kept[0] == 'baseline' else kept[0], 'nothing is shown to be better'
+    taken, kept, better = advised_cell(mean, diffs), _compared(diffs)[0], _better(diffs)
+    if taken not in kept: return [(f'Take {taken[0]}, if it is worth what it costs.', _export(commands, run))]
+    named, why = 'the baseline' if taken[0] == 'baseline' else taken[0], 'nothing is shown to be better'
     if len(better):
         best = _highest(mean, zip(better.variant, better.strategy, strict=True))
-        if mean[best] > mean[kept]:
-            return [(f'Take {best[0]}, if it is worth what it costs.', _export(commands, best_run(best)))]
-        why = f'under {kept[1]} it lies above {best[0]} under {best[1]}'
-    steps = [(f'Keep {named}: {why}.', _export(commands, best_run(kept)))]
+        why = f'under {taken[1]} it lies above {best[0]} under {best[1]}'
+    steps = [(f'Keep {named}: {why}.', _export(commands, run))]
     undecided = diffs.verdict.isin(['open', 'perhaps', 'one seed']).any()
     return [*steps, ('Train more seeds, if smaller differences matter.', more)] if undecided else steps
 

@@ -29,7 +29,7 @@ from simam_ema_fastai.experiments.results import (
 from ..experiments.runs import failures
 from ..experiments.search import Search, load_search
 from ..models.cost_table import load_costs
-from .answers import absolute_figures, detection_limits, headline, next_steps
+from .answers import absolute_figures, advised_cell, detection_limits, headline, next_steps
 from .calibration import Calibration, Selective, calibration, selective
 from .checks import Finding, void_reason
 from .differences import differences, factor_effects, teacher_references
@@ -248,12 +248,16 @@ class Evidence:
         return '' if self.void else absolute_figures(self._means, self.diffs, self.metric_label)
 
     @property
+    def advised_run(self) -> str|None:
+        "The best run of what to take after the comparison; None where nothing can be said."
+        if not (cell := advised_cell(self._means, self.diffs)): return None
+        of_cell = self.runs[(self.runs.variant == cell[0]) & (self.runs.strategy == cell[1])]
+        return self.folders(of_cell.loc[of_cell[self.metric].idxmax(), 'run'])[0]
+
+    @property
     def steps(self) -> list[tuple[str,str]]:
         "What to do now, each in words and as a command where there is one."
-        def best_run(cell):
-            of_cell = self.runs[(self.runs.variant == cell[0]) & (self.runs.strategy == cell[1])]
-            return self.folders(of_cell.loc[of_cell[self.metric].idxmax(), 'run'])[0]
-        return next_steps(self._means, self.diffs, best_run, self.commands)
+        return next_steps(self._means, self.diffs, self.advised_run, self.commands)
 
     @cached_property
     def environments(self) -> list[dict]:
