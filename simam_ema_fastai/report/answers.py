@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from .differences import format_margin
-from .intervals import format_p, format_points
+from .differences import StartEffects, format_margin
+from .intervals import format_p, format_points, over_seeds_and_images
 
 # %% auto #0
 __all__ = ['and_more', 'explain_verdict', 'describe_differences', 'headline', 'detection_limits', 'absolute_figures',
@@ -87,12 +87,14 @@ def headline(
     diffs:pd.DataFrame, # From `differences`
     effects:pd.DataFrame=None, # From `factor_effects`: then the effect of the training strategy is reported too
     void:str='', # From `void_reason`: what voids it
-    metric:str='Top-1' # What is judged, in words
+    metric:str='Top-1', # What is judged, in words
+    starts:StartEffects=None # What is shown of the two starts
 ) -> str:
     "The answer in a few words."
     if void: return f'No verdict: the runs are not comparable ({void}).'
     if len(diffs) and (diffs.verdict=='void').any(): return 'No verdict: the runs are not comparable.'
-    return ' '.join([_modules_headline(diffs), *([] if effects is None else _strategy_headlines(effects, metric)),
+    of_strategy = [] if effects is None else _strategy_headlines(effects, metric)
+    return ' '.join([_modules_headline(diffs), *_starts_headline(starts), *of_strategy,
                      *([] if metric == 'Top-1' or diffs.empty else [f'Judged by {metric}.'])])
 
 def _strategy_headlines(effects:pd.DataFrame, metric:str) -> list[str]:
@@ -101,6 +103,12 @@ def _strategy_headlines(effects:pd.DataFrame, metric:str) -> list[str]:
         perhaps, raises = 'perhaps ' if r.verdict=='perhaps' else '', 'raises' if r.value > 0 else 'lowers'
         return f'The training strategy {r.strategy} by itself {perhaps}{raises} {metric} by {abs(r.value):.1f} points.'
     return [sentence(r) for r in shown.itertuples()]
+
+def _starts_headline(starts:StartEffects|None) -> list[str]:
+    if not starts or not starts.brought_back or starts.published.about != over_seeds_and_images: return []
+    lost = f'Over all modules, the published start costs {-starts.published.value:.1f} points'
+    if starts.brought_back == 'all': return [f'{lost}; the identity start brings {starts.step.value:.1f} of them back.']
+    return [f'{lost}; that the identity start brings them back is not shown.']
 
 def _is(df:pd.DataFrame) -> str: return 'is' if df.variant.nunique()==1 else 'are'
 
@@ -214,7 +222,8 @@ def next_steps(
     mean:pd.Series, # What is judged, in percent, by (variant, strategy)
     diffs:pd.DataFrame, # From `differences`
     run:str|None, # The best run of what `advised_cell` says
-    commands:Sequence[str]=() # What trained the runs, where that is known
+    commands:Sequence[str]=(), # What trained the runs, where that is known
+    regained:bool=False # Whether the identity start is shown to bring back what the published one costs
 ) -> list[tuple[str,str]]: # Each in words, and as a command where there is one
     "What to do after a comparison, for what it says."
     if diffs.empty or (diffs.verdict=='void').any(): return []
@@ -229,6 +238,7 @@ def next_steps(
         best = _highest(mean, zip(better.variant, better.strategy, strict=True))
         why = f'under {taken[1]} it lies above {best[0]} under {best[1]}'
     steps = [(f'Keep {named}: {why}.', _export(commands, run))]
+    if regained: steps.append(('Where a gate is wanted all the same, start it as the identity (--start identity).', ''))
     undecided = diffs.verdict.isin(['open', 'perhaps', 'one seed']).any()
     return [*steps, ('Train more seeds, if smaller differences matter.', more)] if undecided else steps
 

@@ -6,21 +6,23 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from ..experiments.identity import split_label
 from .factorial import factorial
-from .intervals import contrast, over_seeds_and_images
+from .intervals import Effect, contrast, over_seeds_and_images
 from .outcomes import Outcomes
-from .significance import difference, holm, minimum_detectable, noninferiority
+from .significance import Difference, difference, holm, minimum_detectable, noninferiority
 from ..training.metrics import check_margin
 
 # %% auto #0
 __all__ = ['verdict_labels', 'reference_of', 'teacher_references', 'format_margin', 'verdict_label', 'differences',
-           'factor_effects']
+           'factor_effects', 'published_start', 'compare_starts', 'StartEffects', 'start_effects']
 
 # %% ../../nbs/report/10_differences.ipynb #6c99ba84
 def reference_of(
@@ -86,6 +88,11 @@ def _taught_otherwise(a:str, b:str) -> bool:
     (network, taught), (network_b, taught_b) = map(split_label, (a, b))
     return network != network_b and taught != taught_b
 
+def _difference(o:Outcomes, r:Outcomes, metric:str) -> Difference:
+    "The first less the second."
+    right = None if metric in ('top1', 'top5') else (o.top1, r.top1)
+    return difference(o.values(metric), r.values(metric), right=right)
+
 def _compare(cell, ref, outcomes, metric, margin) -> dict:
     "A row of `differences`, without what depends on the other rows."
     o, r = outcomes[cell], outcomes[ref]
@@ -94,8 +101,7 @@ def _compare(cell, ref, outcomes, metric, margin) -> dict:
                'teacher': _taught_otherwise(cell[0], ref[0])}
     mixed = ' and '.join(what for what,differs in changed.items() if differs)
     values, reference_values = o.values(metric), r.values(metric)
-    right = None if metric in ('top1', 'top5') else (o.top1, r.top1)
-    d = difference(values, reference_values, right=right)
+    d = _difference(o, r, metric)
     ninety = contrast([values, reference_values], [1, -1], level=.9, n_boot=1)
     return dict(variant=cell[0], strategy=cell[1], reference=ref[0], reference_strategy=ref[1], **vars(d),
                 confounded=bool(mixed), mixed=mixed, left=100 - 100*float(reference_values.mean()), margin=margin,
@@ -146,3 +152,65 @@ def _effect_verdict(r, fewest_seeds:int) -> str:
     if r.p_holm >= .05: return 'open'
     if fewest_seeds < 3: return 'perhaps'
     return 'raises' if r.value > 0 else 'lowers'
+
+# %% ../../nbs/report/10_differences.ipynb #74c58962
+def published_start(
+    variant:str # Its name, or a spec
+) -> str|None: # None for a variant that does not start as the identity
+    "Name the same variant with the published start."
+    bare = re.sub(r"\bstart='identity',?|,?start='identity'", '', variant).replace('()', '')
+    bare = bare.removesuffix('_identity')
+    return None if bare == variant else bare
+
+# %% ../../nbs/report/10_differences.ipynb #e54f35a1
+def _start_verdict(r, void:bool) -> str:
+    "A key of `verdict_labels`."
+    if void: return 'void'
+    if r.about != over_seeds_and_images: return 'one seed'
+    if r.p_holm >= .05: return 'open'
+    if min(r.seeds) < 3: return 'perhaps'
+    return 'helps' if r.value > 0 else 'hurts'
+
+def compare_starts(
+    outcomes:dict[tuple[str,str],Outcomes], # From `load_outcomes`
+    metric:str='top1', # A name in `training.metrics`
+    void:bool=False # Whether a finding voids them, see `void_reason`
+) -> pd.DataFrame: # A row per variant and strategy that was trained with both starts
+    """The identity start less the published one, in points.
+
+    Columns: variant (with the published start), identity, strategy, the fields of `Difference`, p_holm and verdict."""
+    pairs = [(bare, v, s) for v,s in outcomes if (bare := published_start(v)) and (bare, s) in outcomes]
+    found = [_difference(outcomes[b,s], outcomes[a,s], metric) for a,b,s in pairs]
+    df = pd.DataFrame([dict(variant=a, identity=b, strategy=s, **vars(d)) for (a,b,s),d in zip(pairs, found)])
+    if df.empty: return df
+    df['p_holm'] = holm(df.p.tolist())
+    return df.assign(verdict=[_start_verdict(r, void) for r in df.itertuples()])
+
+class StartEffects(NamedTuple):
+    "Mean changes over all pairs of `compare_starts`."
+    published:Effect # The published start against the baseline
+    identity:Effect # The identity start against the baseline
+    step:Effect # The one against the other
+
+    @property
+    def brought_back(self) -> str:
+        "What the identity start brings back: 'all', 'none' or 'open'; empty where the published start shows no loss."
+        if self.published.high >= 0: return ''
+        if self.step.low > 0: return 'all'
+        return 'none' if self.step.high < -self.published.value/2 else 'open'
+
+def start_effects(
+    outcomes:dict[tuple[str,str],Outcomes], # From `load_outcomes`
+    starts:pd.DataFrame, # From `compare_starts`
+    metric:str='top1' # As there
+) -> StartEffects|None: # None for fewer than two pairs, where they are void, or the baseline was trained otherwise
+    "Compare the starts with each other and with the baseline, over all pairs together."
+    if len(starts) < 2 or (starts.verdict=='void').any(): return None
+    published, identity = (list(zip(starts[k], starts.strategy)) for k in ('variant', 'identity'))
+    bare = [reference_of(c, outcomes) for c in published]
+    if any(b is None or b[1] != c[1] for b,c in zip(bare, published)): return None
+    def change(cells, reference):
+        weights = Counter(cells)
+        weights.subtract(reference)
+        return contrast([outcomes[c].values(metric) for c in weights], [n/len(cells) for n in weights.values()])
+    return StartEffects(change(published, bare), change(identity, bare), change(identity, published))

@@ -32,7 +32,14 @@ from ..models.cost_table import load_costs
 from .answers import absolute_figures, advised_cell, detection_limits, headline, next_steps
 from .calibration import Calibration, Selective, calibration, selective
 from .checks import Finding, void_reason
-from .differences import differences, factor_effects, teacher_references
+from simam_ema_fastai.report.differences import (
+    StartEffects,
+    compare_starts,
+    differences,
+    factor_effects,
+    start_effects,
+    teacher_references,
+)
 from .factorial import describe_split
 from .figures import ReportFigure, draw_figures
 from .findings import findings
@@ -131,6 +138,16 @@ class Evidence:
         return load_costs(self.folder)
 
     @cached_property
+    def starts(self) -> pd.DataFrame:
+        "The identity start against the published one, see `compare_starts`; empty where no variant had both."
+        return compare_starts(self.outcomes, self.metric, bool(self.void))
+
+    @cached_property
+    def start_effects(self) -> StartEffects|None:
+        "Both starts against the baseline, over all pairs together, see `start_effects`."
+        return start_effects(self.outcomes, self.starts, self.metric)
+
+    @cached_property
     def gates(self) -> tuple[pd.DataFrame,pd.DataFrame]:
         "What the gates of the finished runs did, see `load_gates`; empty where no run says."
         return load_gates(self.folder, self.runs)
@@ -225,7 +242,8 @@ class Evidence:
         "The answer in a few words, the same in every form of the report."
         if not len(self.runs) and self.failures: return 'No answer: no run could be finished.'
         if not len(self.runs): return 'No answer yet: no run is finished.'
-        if not self.single or self.void: return headline(self.diffs, self.effects, self.void, self.metric_label)
+        if not self.single or self.void:
+            return headline(self.diffs, self.effects, self.void, self.metric_label, self.start_effects)
         r = comparison_table(self.runs, self.metric).iloc[0]
         trainings = 'one training' if len(self.runs)==1 else f'{len(self.runs)} trainings'
         value, n = r[f'{self.metric_label} % [95%]'], int(self.runs.n.iloc[0])
@@ -257,7 +275,8 @@ class Evidence:
     @property
     def steps(self) -> list[tuple[str,str]]:
         "What to do now, each in words and as a command where there is one."
-        return next_steps(self._means, self.diffs, self.advised_run, self.commands)
+        regained = bool(self.start_effects) and self.start_effects.brought_back == 'all'
+        return next_steps(self._means, self.diffs, self.advised_run, self.commands, regained)
 
     @cached_property
     def environments(self) -> list[dict]:

@@ -5,17 +5,14 @@
 # %% ../../nbs/report/24_why.ipynb #490d25a1
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import pandas as pd
 from scipy import stats
 
 from ..experiments.gates import gate_rows
 from .answers import and_more
-from .differences import reference_of, verdict_labels
+from .differences import StartEffects, published_start, verdict_labels
 from .evidence import Evidence
 from .figures import ReportFigure, report_figure
 from simam_ema_fastai.report.gates import (
@@ -27,97 +24,35 @@ from simam_ema_fastai.report.gates import (
     off,
     plot_gains,
 )
-from .intervals import Effect, contrast, format_p, format_points, over_seeds_and_images
+from .intervals import format_p, format_points, over_seeds_and_images
 from .sections import section
-from .significance import Difference, difference, holm
 
 # %% auto #0
-__all__ = ['published_start', 'compare_starts', 'explain_harm', 'describe_cell', 'describe_gates', 'describe_untrained']
+__all__ = ['explain_harm', 'describe_cell', 'describe_gates', 'describe_untrained']
 
-# %% ../../nbs/report/24_why.ipynb #3987395d
+# %% ../../nbs/report/24_why.ipynb #3bdd818f
 _cell = ['variant', 'strategy']
 
 def _of(df:pd.DataFrame, cell:tuple[str,str]) -> pd.DataFrame:
     return df[(df.variant == cell[0]) & (df.strategy == cell[1])]
 
-def published_start(
-    variant:str # Its name, or a spec
-) -> str|None: # None for a variant that does not start as the identity
-    "Name the same variant with the published start."
-    bare = re.sub(r"\bstart='identity',?|,?start='identity'", '', variant).replace('()', '')
-    bare = bare.removesuffix('_identity')
-    return None if bare == variant else bare
-
-# %% ../../nbs/report/24_why.ipynb #97216207
-def _start_verdict(r, void:bool) -> str:
-    "A key of `verdict_labels`."
-    if void: return 'void'
-    if r.about != over_seeds_and_images: return 'one seed'
-    if r.p_holm >= .05: return 'open'
-    if min(r.seeds) < 3: return 'perhaps'
-    return 'helps' if r.value > 0 else 'hurts'
-
-def _difference(e:Evidence, *cells:tuple[str,str]) -> Difference:
-    "The first of two cells less the second, by the metric of the report."
-    a, b = (e.outcomes[c] for c in cells)
-    right = None if e.metric in ('top1', 'top5') else (a.top1, b.top1)
-    return difference(a.values(e.metric), b.values(e.metric), right=right)
-
-def compare_starts(
-    e:Evidence
-) -> pd.DataFrame: # A row per variant and strategy that was trained with both starts
-    """The identity start less the published one, in points of what the report is about.
-
-    Columns: variant (with the published start), identity, strategy, the fields of `significance.Difference`, p_holm and
-    verdict."""
-    pairs = [((bare, s), (v, s)) for v,s in e.outcomes
-             if (bare := published_start(v)) and (bare, s) in e.outcomes]
-    df = pd.DataFrame([dict(variant=a[0], identity=b[0], strategy=a[1], **vars(_difference(e, b, a))) for a,b in pairs])
-    if df.empty: return df
-    df['p_holm'] = holm(df.p.tolist())
-    return df.assign(verdict=[_start_verdict(r, bool(e.void)) for r in df.itertuples()])
-
 def _interval(r) -> str: return f'{format_points(r.value)} [{format_points(r.low)}, {format_points(r.high)}]'
 
-class _Overall(NamedTuple):
-    "Mean changes over all pairs of `compare_starts`: three questions, which find what no single pair can show."
-    published:Effect # The published start against the baseline
-    identity:Effect # The identity start against the baseline
-    step:Effect # The one against the other
-
-def _over_all(
-    e:Evidence,
-    starts:pd.DataFrame # From `compare_starts`
-) -> _Overall|None: # None for fewer than two pairs, and where the baseline was trained otherwise
-    if len(starts) < 2 or e.void: return None
-    published, identity = (list(zip(starts[k], starts.strategy)) for k in ('variant', 'identity'))
-    bare = [reference_of(c, e.outcomes) for c in published]
-    if any(b is None or b[1] != c[1] for b,c in zip(bare, published)): return None
-    def change(cells, reference):
-        weights = Counter(cells)
-        weights.subtract(reference)
-        return contrast([e.outcomes[c].values(e.metric) for c in weights], [n/len(cells) for n in weights.values()])
-    return _Overall(change(published, bare), change(identity, bare), change(identity, published))
-
-def _describe_overall(found:_Overall, n:int, metric:str) -> str:
+def _describe_overall(found:StartEffects, n:int, metric:str) -> str:
     def said(r): return f'{_interval(r)} points (p = {format_p(r.p)})'.replace('= <', '< ')
     return (f'Over all {n} pairs of variants and strategies, the published start lies {said(found.published)} from the '
             f'baseline in {metric}, the identity start {said(found.identity)}, and the step from the one to the other '
             f'is {said(found.step)}.')
 
-def _describe_starts(
-    e:Evidence,
-    starts:pd.DataFrame # From `compare_starts`
-) -> list[str]:
+def _describe_starts(e:Evidence) -> list[str]:
     "Say what the identity start changes: over all pairs, and in every one."
-    if starts.empty: return []
     def one(r):
         p = f'p = {format_p(r.p_holm)}'.replace('= <', '< ')
         return (f'{r.variant}, {r.strategy}: the identity start changes {e.metric_label} by {_interval(r)} points '
                 f'({p}, Holm-corrected: {verdict_labels[r.verdict]}).')
-    overall = _over_all(e, starts)
-    first = [_describe_overall(overall, len(starts), e.metric_label)] if overall else []
-    return [*first, *(one(r) for r in starts.itertuples())]
+    found = e.start_effects
+    first = [_describe_overall(found, len(e.starts), e.metric_label)] if found else []
+    return [*first, *(one(r) for r in e.starts.itertuples())]
 
 # %% ../../nbs/report/24_why.ipynb #682c7871
 def _losses(e:Evidence) -> pd.DataFrame:
@@ -162,11 +97,6 @@ _conclusions = {
     'some': 'The data support only in part that fresh gates do harm because they rescale pretrained branches.',
     'open': 'Whether fresh gates do harm because they rescale pretrained branches is left open by these data.'}
 
-def _of_all_pairs(overall:_Overall|None) -> str:
-    "What the identity start brings back over all pairs: 'all', 'none' or 'open'; empty where they show no loss."
-    if not overall or overall.published.high >= 0: return ''
-    return 'all' if overall.step.low > 0 else 'none' if overall.step.high < -overall.published.value/2 else 'open'
-
 def _concluded(together:str, kinds:set[str]) -> str: # A key of `_conclusions`
     "What all pairs come to, which find more than one does, unless one of them contradicts."
     if together in ('all', 'none'): return 'some' if kinds & {'all', 'none'} - {together} else together
@@ -174,20 +104,20 @@ def _concluded(together:str, kinds:set[str]) -> str: # A key of `_conclusions`
     return next(iter(kinds)) if len(kinds) == 1 else in_part
 
 def explain_harm(
-    e:Evidence,
-    starts:pd.DataFrame # From `compare_starts`
+    e:Evidence
 ) -> list[str]: # The conclusion first
     "Say whether fresh gates do harm because they rescale pretrained branches, as far as the runs tell."
     if e.void: return ['The runs are not comparable, so nothing follows from what their gates do.']
-    losses, rank, together = _losses(e), _rank(e), _of_all_pairs(_over_all(e, starts))
+    losses, rank = _losses(e), _rank(e)
+    together = e.start_effects.brought_back if e.start_effects else ''
     if losses.empty and not together:
         known = len(e.diffs) and (e.diffs.about == over_seeds_and_images).any()
         none = 'No variant with the published start is shown to be below the baseline, so there is no harm to explain.'
         once = 'With one seed no variant is shown to be below the baseline, so there is no harm to explain yet.'
         return [none if known else once, *filter(None, [rank])]
-    found = [_brought_back(r, starts) for r in losses.itertuples()]
+    found = [_brought_back(r, e.starts) for r in losses.itertuples()]
     alone = 'No variant with the published start is shown to be below the baseline by itself; all together are.'
-    hint = '' if len(starts) else '`simam_ema ablate --grid start` trains both starts.'
+    hint = '' if len(e.starts) else '`simam_ema ablate --grid start` trains both starts.'
     conclusion = _conclusions[_concluded(together, {kind for kind,_ in found})]
     return [conclusion, *([text for _,text in found[:6]] or [alone]), *filter(None, [hint, rank])]
 
@@ -238,11 +168,10 @@ def _stage_table(e:Evidence) -> pd.DataFrame: # Formatted
 def _why(e):
     gates, networks = e.gates
     if not len(gates): return
-    starts = compare_starts(e)
     cells = _diagnosed(e)
     diagnosed = set(gates.run)
     undiagnosed = [r for r in e.runs.run[e.runs.variant.isin(gates.variant)] if r not in diagnosed]
-    return dict(harm=explain_harm(e, starts), starts=_describe_starts(e, starts),
+    return dict(harm=explain_harm(e), starts=_describe_starts(e),
                 images=int(networks.images.min()),
                 cells=[(e.name(c), describe_cell(e, c)) for c in cells], stages=_stage_table(e), few=len(cells) <= 8,
                 undiagnosed=and_more(undiagnosed) if undiagnosed else '')
@@ -252,9 +181,8 @@ def describe_gates(
 ) -> list[str]: # Empty where no run tells what its gates did
     "What the section says, in sentences: whether rescaling does harm, the starts compared, and a line per variant."
     if not len(e.gates[0]): return []
-    starts = compare_starts(e)
     lines = [f'{e.name(c)}: {" ".join(describe_cell(e, c))}' for c in _diagnosed(e)]
-    return [' '.join(explain_harm(e, starts)), *_describe_starts(e, starts), *lines]
+    return [' '.join(explain_harm(e)), *_describe_starts(e), *lines]
 
 def describe_untrained(
     found:dict, # From `experiments.diagnoses.diagnose_start`
