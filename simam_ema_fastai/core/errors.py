@@ -11,7 +11,7 @@ import importlib.util
 from collections.abc import Iterable
 
 # %% auto #0
-__all__ = ['UserError', 'one_of', 'import_extra', 'first_line', 'disk_full']
+__all__ = ['UserError', 'one_of', 'import_extra', 'first_line', 'and_more', 'disk_full']
 
 # %% ../../nbs/core/01_errors.ipynb #5a9921cc
 class UserError(Exception):
@@ -52,6 +52,16 @@ def first_line(
 ) -> str: # The type's name if it says nothing
     "Return the first line of what an exception says."
     return (str(e).strip().splitlines() or [type(e).__name__])[0][:most]
+
+# %% ../../nbs/core/01_errors.ipynb #0bf2f7d4
+def and_more(
+    names:Iterable[str],
+    most:int=6 # Names that are written out
+) -> str: # E.g. 'a, b and 3 more'
+    "Names in a list, each once, as many as a reader can take in."
+    names = list(dict.fromkeys(names))
+    *first, last = names if len(names) <= most else [*names[:most], f'{len(names) - most} more']
+    return f'{", ".join(first)} and {last}' if first else last
 
 # %% ../../nbs/core/01_errors.ipynb #83539c57
 _full = errno.ENOSPC, errno.EDQUOT, errno.EFBIG

@@ -13,7 +13,7 @@ from fastai.torch_core import rank_distrib
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
-from ..core.errors import UserError
+from ..core.errors import UserError, and_more
 from .backbones import set_activation
 from .insert import Placement, gate_modules, insert_gates
 from .libraries import find_arch
@@ -38,10 +38,6 @@ def _gates_and_head(model:nn.Module) -> dict[str,set[str]]:
         if names := {k for k in tensors if k.startswith(f'{p}.')}: parts[p] = names
     return parts
 
-def _and_more(items:Sequence[str], n:int) -> str:
-    rest = f' and {len(items) - n} more' if len(items) > n else ''
-    return ', '.join(items[:n]) + rest
-
 def _check_fit(sd:dict[str,Tensor], own:dict[str,Tensor], optional:set[str], arch:str):
     "Raise a `UserError` if `sd` lacks a tensor of `own` that is not `optional`, or holds others or other shapes."
     wrong = {'missing': [k for k in own if k not in sd and k not in optional],
@@ -53,7 +49,7 @@ def _check_fit(sd:dict[str,Tensor], own:dict[str,Tensor], optional:set[str], arc
     if sd and all(k[:2] in ('0.', '1.') for k in sd):
         hint = (' They look like those of a fastai vision_learner, whose names (0.…, 1.…) are its own: '
                 'save the state dict of the backbone.')
-    said = '; '.join(f'{what}: {_and_more(names, 3)}' for what,names in wrong.items() if names)
+    said = '; '.join(f'{what}: {and_more(names, 3)}' for what,names in wrong.items() if names)
     raise UserError(f"the weights do not fit {arch}: {said}.{hint}")
 
 def _load(model:nn.Module, sd:dict[str,Tensor], arch:str):
@@ -72,7 +68,7 @@ def _load(model:nn.Module, sd:dict[str,Tensor], arch:str):
     if fresh and (cut or gates_filled) and not rank_distrib():
         names = [p + ' (of which the weights hold only a part)'*(p in cut) for p in fresh]
         print(f"{len(parts) - len(fresh)} of {len(parts)} gates and heads come from the weights; "
-              f"newly initialized: {_and_more(names, 4)}.")
+              f"newly initialized: {and_more(names, 4)}.")
 
 # %% ../../nbs/models/15_create.ipynb #638023cd
 def get_head(model:nn.Module) -> nn.Module:

@@ -10,23 +10,14 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
+from ..core.errors import and_more
 from .differences import StartEffects, format_margin
 from .intervals import format_p, format_points, over_seeds_and_images
 
 # %% auto #0
-__all__ = ['and_more', 'explain_verdict', 'describe_differences', 'headline', 'detection_limits', 'absolute_figures',
-           'advised_cell', 'next_steps']
+__all__ = ['explain_verdict', 'in_words', 'headline', 'detection_limits', 'absolute_figures', 'advise', 'next_steps']
 
 # %% ../../nbs/report/11_answers.ipynb #46a944b4
-def and_more(
-    names:Sequence[str],
-    most:int=6
-) -> str:
-    "Names in a list, as many as a reader can take in."
-    names = list(dict.fromkeys(names))
-    *first, last = names if len(names) <= most else [*names[:most], f'{len(names) - most} more']
-    return f'{", ".join(first)} and {last}' if first else last
-
 def explain_verdict(
     r # A row of `differences`
 ) -> str:
@@ -70,7 +61,7 @@ def _open(r, p:str) -> str:
                    'and only a larger difference would be detected reliably.')
     return f'no difference shown ({p}).{alone} {found}'
 
-def describe_differences(
+def in_words(
     diffs:pd.DataFrame, # From `differences`
     metric:str='Top-1' # What they are differences of, in words
 ) -> list[str]:
@@ -209,7 +200,7 @@ def absolute_figures(
 def _better(diffs:pd.DataFrame) -> pd.DataFrame:
     return diffs[diffs.verdict.isin(['helps', 'above']) & ~diffs.confounded]
 
-def advised_cell(
+def advise(
     mean:pd.Series, # What is judged, in percent, by (variant, strategy)
     diffs:pd.DataFrame # From `differences`
 ) -> tuple[str,str]|None: # Variant and strategy; None where nothing can be said
@@ -221,7 +212,7 @@ def advised_cell(
 def next_steps(
     mean:pd.Series, # What is judged, in percent, by (variant, strategy)
     diffs:pd.DataFrame, # From `differences`
-    run:str|None, # The best run of what `advised_cell` says
+    run:str|None, # The best run of what `advise` says
     commands:Sequence[str]=(), # What trained the runs, where that is known
     regained:bool=False # Whether the identity start is shown to bring back what the published one costs
 ) -> list[tuple[str,str]]: # Each in words, and as a command where there is one
@@ -231,7 +222,7 @@ def next_steps(
     more = _with_seeds(commands, 3 if seeds < 2 else 2*seeds)
     if (diffs.verdict=='one seed').all():
         return [('Train more seeds: what one of each shows may be chance.', more)]
-    taken, kept, better = advised_cell(mean, diffs), _compared(diffs)[0], _better(diffs)
+    taken, kept, better = advise(mean, diffs), _compared(diffs)[0], _better(diffs)
     if taken not in kept: return [(f'Take {taken[0]}, if it is worth what it costs.', _export(commands, run))]
     named, why = 'the baseline' if taken[0] == 'baseline' else taken[0], 'nothing is shown to be better'
     if len(better):

@@ -13,14 +13,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core.errors import one_of
+from ..core.errors import and_more, one_of
 from ..core.files import read_json
 from ..experiments.environment import environments
 from ..experiments.identity import distill_only, identity, unequal_settings
 from ..experiments.results import folders_of, load_grid, load_progress
 from ..experiments.runs import failures
 from ..models.cost_table import load_costs
-from .answers import and_more
 from .outcomes import Outcomes, load_outcomes
 
 # %% auto #0

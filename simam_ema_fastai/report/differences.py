@@ -145,13 +145,13 @@ def factor_effects(
     if void or min(len(variants), len(strategies)) < 2 or any(c not in outcomes for c in grid): return None
     effects = factorial({c: outcomes[c].values(metric) for c in grid})
     fewest = min(len(o.runs) for o in outcomes.values())
-    return effects.assign(verdict=[_effect_verdict(r, fewest) for r in effects.itertuples()])
+    return effects.assign(verdict=[_change_verdict(r, fewest, 'raises', 'lowers') for r in effects.itertuples()])
 
-def _effect_verdict(r, fewest_seeds:int) -> str:
+def _change_verdict(r, fewest_seeds:int, up:str, down:str) -> str:
     if r.about != over_seeds_and_images: return 'one seed'
     if r.p_holm >= .05: return 'open'
     if fewest_seeds < 3: return 'perhaps'
-    return 'raises' if r.value > 0 else 'lowers'
+    return up if r.value > 0 else down
 
 # %% ../../nbs/report/10_differences.ipynb #74c58962
 def published_start(
@@ -163,14 +163,6 @@ def published_start(
     return None if bare == variant else bare
 
 # %% ../../nbs/report/10_differences.ipynb #e54f35a1
-def _start_verdict(r, void:bool) -> str:
-    "A key of `verdict_labels`."
-    if void: return 'void'
-    if r.about != over_seeds_and_images: return 'one seed'
-    if r.p_holm >= .05: return 'open'
-    if min(r.seeds) < 3: return 'perhaps'
-    return 'helps' if r.value > 0 else 'hurts'
-
 def compare_starts(
     outcomes:dict[tuple[str,str],Outcomes], # From `load_outcomes`
     metric:str='top1', # A name in `training.metrics`
@@ -184,7 +176,8 @@ def compare_starts(
     df = pd.DataFrame([dict(variant=a, identity=b, strategy=s, **vars(d)) for (a,b,s),d in zip(pairs, found)])
     if df.empty: return df
     df['p_holm'] = holm(df.p.tolist())
-    return df.assign(verdict=[_start_verdict(r, void) for r in df.itertuples()])
+    return df.assign(verdict=['void' if void else _change_verdict(r, min(r.seeds), 'helps', 'hurts')
+                              for r in df.itertuples()])
 
 class StartEffects(NamedTuple):
     "Mean changes over all pairs of `compare_starts`."

@@ -29,7 +29,7 @@ from simam_ema_fastai.experiments.results import (
 from ..experiments.runs import failures
 from ..experiments.search import Search, load_search
 from ..models.cost_table import load_costs
-from .answers import absolute_figures, advised_cell, detection_limits, headline, next_steps
+from .answers import absolute_figures, advise, detection_limits, headline, next_steps
 from .calibration import Calibration, Selective, calibration, selective
 from .checks import Finding, void_reason
 from simam_ema_fastai.report.differences import (
@@ -268,7 +268,7 @@ class Evidence:
     @property
     def advised_run(self) -> str|None:
         "The best run of what to take after the comparison; None where nothing can be said."
-        if not (cell := advised_cell(self._means, self.diffs)): return None
+        if not (cell := advise(self._means, self.diffs)): return None
         of_cell = self.runs[(self.runs.variant == cell[0]) & (self.runs.strategy == cell[1])]
         return self.folders(of_cell.loc[of_cell[self.metric].idxmax(), 'run'])[0]
 

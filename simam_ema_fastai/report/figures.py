@@ -14,7 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 import simam_ema_fastai.report.plots as plots
-from .answers import and_more
+from ..core.errors import and_more
 from .differences import format_margin, verdict_label
 from .intervals import format_points, over_seeds_and_images
 from .style import inline_svg, legend_height, to_svg

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..core.errors import and_more
 from ..core.files import read_json
 from ..data.datasets import datasets
 from ..experiments.results import folders_of, read_per_class, read_table
 from ..models.cost_table import busy_elsewhere, describe_machine, failed_costs
 from ..models.terms import flops_convention
-from .answers import and_more
 from .checks import Finding, FinishedRuns, check, checks, describe_spread
 from .differences import reference_of
 from .outcomes import Outcomes

@@ -16,7 +16,7 @@ from ..core.files import atomic_path, remove_leftovers, write_text
 from ..experiments.environment import environments, provenance
 from ..experiments.results import folders_of
 from ..models.cost_table import describe_machine
-from .answers import describe_differences
+from .answers import in_words
 from .changes import explain_changes
 from .evidence import Evidence
 from .formats import one_line, to_latex, to_markdown
@@ -142,7 +142,7 @@ def _markdown(e:Evidence) -> str:
                 metrics=to_markdown(imbalance_table(e.runs)),
                 costs=list(map(to_markdown, _cost_tables(e))),
                 sure=list(map(to_markdown, selection_tables(e.selections))) if e.selections else [],
-                answers=describe_differences(e.diffs, e.metric_label),
+                answers=in_words(e.diffs, e.metric_label),
                 why=describe_gates(e), tuning=describe_search(e),
                 best=to_markdown(search_table(e.search)) if e.search else '',
                 machines=list(dict.fromkeys(map(provenance, envs))),

@@ -12,8 +12,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..core.errors import and_more
 from ..experiments.search import Search, n_first
-from .answers import and_more
 from .differences import verdict_label
 from .evidence import Evidence
 from .figures import ReportFigure, report_figure

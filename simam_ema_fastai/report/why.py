@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pandas as pd
 from scipy import stats
 
+from ..core.errors import and_more
 from ..experiments.gates import gate_rows
-from .answers import and_more
 from .differences import StartEffects, published_start, verdict_labels
 from .evidence import Evidence
 from .figures import ReportFigure, report_figure
