@@ -70,7 +70,8 @@ def busy_elsewhere(
     if not len(worst) or not worst.share.iloc[0] > .1: return ''
     r = worst.iloc[0]
     return (f'The machine was busy while costs were measured: other programs took {r.others:.1f} of its {r.cores:.0f} '
-            'cores. Of ratios, taken in turns, the intervals say how much they suffered; milliseconds are too many.')
+            'cores. The ratios were taken in turns, and their intervals show how much they suffered; the '
+            'milliseconds are too high.')
 
 def describe_machine(
     costs:pd.DataFrame # From `load_costs`
