@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 
 from ..core.errors import and_more
+from ..models.terms import backbone_names
 from .differences import StartEffects, format_margin
 from .intervals import format_p, format_points, over_seeds_and_images
 
@@ -119,7 +120,7 @@ def _modules_headline(diffs:pd.DataFrame) -> str:
     if rest := [v for v in dict.fromkeys(diffs.variant) if v not in shown]:
         parts.append(f'No difference from {to} is shown for {and_more(rest, 4)}.' if parts else
                      f'Inconclusive: no difference from {to} is established for {and_more(rest, 4)}.')
-    if 'baseline' not in {*diffs.reference}:
+    if {*diffs.reference}.isdisjoint(['baseline', *backbone_names]):
         parts.append('No baseline was trained, so whether attention helps remains unknown.')
     return ' '.join(parts)
 
